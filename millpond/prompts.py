@@ -1,0 +1,107 @@
+"""From a request to the token ids that the model reads, under the preset's limits.
+
+The API runs this at submit to refuse what cannot be served; the worker runs the same code to build
+the rows. Both need the same answer, so there is one function.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from millpond.errors import InvalidRequestError, PromptTooLongError, UnknownModelError
+from millpond.messages import JobRequest, Message, Truncation
+from millpond.presets import Preset
+from millpond.tokenization import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompt:
+    token_ids: list[int]
+    max_tokens: int
+    truncated: bool
+
+    @property
+    def budget_tokens(self) -> int:
+        """The most tokens of KV cache the job can need: its prompt and all it may write."""
+        return len(self.token_ids) + self.max_tokens
+
+
+def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) -> PreparedPrompt:
+    """Encode the request's input and hold it to the preset's limits.
+
+    Raises InvalidRequestError (or a child of it) naming the field and the limit.
+    """
+    if request.model not in (None, preset.name):
+        raise UnknownModelError("model", f"{request.model!r} is not served here; {preset.name} is")
+    max_tokens = request.max_tokens if request.max_tokens is not None else preset.max_tokens
+    if max_tokens > preset.max_output_tokens:
+        raise InvalidRequestError(
+            "max_tokens",
+            f"{max_tokens} is above this model's limit of {preset.max_output_tokens}",
+            limit=preset.max_output_tokens,
+        )
+    _check_vocabulary(request, tokenizer)
+    field, token_ids = _encode(request, preset, tokenizer)
+    limit = min(preset.max_prompt_tokens, preset.context_tokens - max_tokens)
+    if limit < 1:
+        raise InvalidRequestError(
+            "max_tokens",
+            f"{max_tokens} leaves no room for a prompt in a context of {preset.context_tokens}",
+            limit=preset.context_tokens - 1,
+        )
+    if len(token_ids) <= limit:
+        return PreparedPrompt(token_ids, max_tokens, truncated=False)
+    if request.truncate is Truncation.ERROR:
+        raise PromptTooLongError(
+            field,
+            f"{len(token_ids)} tokens, the limit is {limit}; shorten it or set truncate to "
+            "left, right or middle",
+            limit=limit,
+        )
+    return PreparedPrompt(truncate(token_ids, limit, request.truncate), max_tokens, truncated=True)
+
+
+def truncate(token_ids: Sequence[int], limit: int, policy: Truncation) -> list[int]:
+    """Cut to ``limit`` tokens: LEFT drops the beginning, RIGHT the end, MIDDLE the middle."""
+    assert policy is not Truncation.ERROR and limit >= 1
+    if len(token_ids) <= limit:
+        return list(token_ids)
+    if policy is Truncation.LEFT:
+        return list(token_ids[len(token_ids) - limit :])
+    if policy is Truncation.RIGHT:
+        return list(token_ids[:limit])
+    head = (limit + 1) // 2
+    tail = limit - head
+    return [*token_ids[:head], *token_ids[len(token_ids) - tail :]]
+
+
+def _encode(request: JobRequest, preset: Preset, tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    if request.token_ids is not None:
+        return "token_ids", list(request.token_ids)
+    if request.messages is not None:
+        messages = list(request.messages)
+        if preset.system_prompt and messages[0].role != "system":
+            messages.insert(0, Message(role="system", content=preset.system_prompt))
+        return "messages", tokenizer.encode_chat(messages)
+    assert request.prompt is not None
+    if request.raw:
+        token_ids = tokenizer.encode(request.prompt)
+    else:
+        system = preset.system_prompt if request.system is None else request.system
+        turns = [Message(role="user", content=request.prompt)]
+        if system:
+            turns.insert(0, Message(role="system", content=system))
+        token_ids = tokenizer.encode_chat(turns)
+    if not token_ids:
+        raise InvalidRequestError("prompt", "encodes to no tokens", limit=1)
+    return "prompt", token_ids
+
+
+def _check_vocabulary(request: JobRequest, tokenizer: Tokenizer) -> None:
+    for field in ("token_ids", "stop_token_ids"):
+        for i, token_id in enumerate(getattr(request, field) or ()):
+            if token_id >= tokenizer.vocab_size:
+                raise InvalidRequestError(
+                    f"{field}.{i}",
+                    f"{token_id} is outside the vocabulary of {tokenizer.vocab_size} tokens",
+                    limit=tokenizer.vocab_size - 1,
+                )
