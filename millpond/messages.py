@@ -116,7 +116,7 @@ class Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     def to_json(self) -> bytes:
-        return orjson.dumps(self.model_dump(mode="json", exclude_none=True))
+        return self.model_dump_json(exclude_none=True).encode()
 
 
 class Message(Frozen):
@@ -146,9 +146,7 @@ class SamplingParams(Frozen):
     @model_validator(mode="after")
     def _min_below_max(self) -> Self:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(
-                f"min_tokens: {self.min_tokens} is above max_tokens {self.max_tokens}"
-            )
+            raise ValueError(f"min_tokens: {self.min_tokens} is above max_tokens {self.max_tokens}")
         return self
 
 
@@ -210,7 +208,9 @@ class JobRequest(SamplingParams):
         fields = orjson.loads(body)
         version = fields.pop("v", None) if isinstance(fields, dict) else None
         if version != PROTOCOL_VERSION:
-            raise ValueError(f"v: protocol version {version!r}, this side speaks {PROTOCOL_VERSION}")
+            raise ValueError(
+                f"v: protocol version {version!r}, this side speaks {PROTOCOL_VERSION}"
+            )
         return cls.model_validate(fields)
 
 
@@ -261,7 +261,7 @@ class JobResult(Stored):
     error: JobError | None = None
     metadata: dict[str, str] = {}
     receipt: Receipt | None = None
-    finished_ms: int = Field(default=0, description="The server's clock, set on commit.")
+    finished_ms: int | None = Field(default=None, description="The server's clock, set on commit.")
 
 
 class EventType(StrEnum):

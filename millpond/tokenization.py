@@ -100,8 +100,7 @@ class FolderTokenizer:
         self._config = _read_json(folder / "tokenizer_config.json")
         self._template = _compile_template(_chat_template(folder, self._config))
         self.vocab_size = int(
-            _read_json(folder / "config.json").get("vocab_size")
-            or self._tokenizer.get_vocab_size()
+            _read_json(folder / "config.json").get("vocab_size") or self._tokenizer.get_vocab_size()
         )
         self.eos_token_ids = frozenset(self._find_eos(folder))
 

@@ -1,0 +1,24 @@
+"""The engines by name. Importing this package loads no torch."""
+
+from millpond.errors import ModelLoadError
+from millpond.tokenization import Tokenizer
+from worker.engines.base import Engine, EngineConfig
+from worker.engines.simulated import SimulatedConfig, SimulatedEngine
+
+ENGINES = ("transformers", "simulated")
+
+
+def build_engine(
+    config: EngineConfig, tokenizer: Tokenizer, *, simulated: SimulatedConfig | None = None
+) -> Engine:
+    """Build the engine that ``config.engine`` names; the torch engine loads its model here.
+
+    Raises ModelLoadError when there is no such engine or its model cannot be served.
+    """
+    if config.engine == "simulated":
+        return SimulatedEngine(config, tokenizer, simulated)
+    if config.engine == "transformers":
+        from worker.engines.transformers.engine import TransformersEngine
+
+        return TransformersEngine.load(config, tokenizer)
+    raise ModelLoadError(f"engine {config.engine!r} is none of {', '.join(ENGINES)}")

@@ -6,16 +6,40 @@ For each id that `Engine.admit` takes, exactly one `Finished` comes out of `Engi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol
 
 from millpond.messages import FinishReason
+from millpond.presets import Preset
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine is built from.
+
+    ``model_folder`` is None for engines without weights. ``slots`` bounds the rows of the batch,
+    ``kv_tokens`` the tokens of KV cache that all rows may reserve; None lets the engine choose.
+    """
+
+    engine: str
+    model_folder: Path | None
+    preset: Preset
+    dtype: DType = "auto"
+    device: Device = "auto"
+    slots: int = 64
+    kv_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one row is sampled and when it ends. Nothing here is optional: defaults are resolved.
+    """How one row is sampled and when it ends, with all defaults resolved.
 
-    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 and ``min_p`` 0 switch those filters off.
+    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 and ``min_p`` 0 switch those filters
+    off. Before ``min_tokens`` no token and no stop string ends the row.
     """
 
     max_tokens: int
@@ -68,18 +92,29 @@ class RowStats:
     batch_rows: float
 
 
+class RejectionCode(StrEnum):
+    """``NO_CAPACITY`` alone is worth another try: there is no room at this moment."""
+
+    INVALID = "invalid_request"
+    DOES_NOT_FIT = "does_not_fit"
+    NO_CAPACITY = "no_capacity"
+
+
 @dataclass(frozen=True, slots=True)
 class Rejection:
     """A request that was not admitted, and why; it will have no `Finished`."""
 
     id: str
-    code: str
+    code: RejectionCode
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New text of a row: whole characters, never past a stop string. May be empty text, new tokens."""
+    """New text of a row: whole characters, never past a stop string. May be empty text, new tokens.
+
+    A row's deltas, joined, are the text and the tokens of its `Finished`.
+    """
 
     id: str
     text: str
@@ -88,7 +123,11 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a row: all of its text and tokens. ``error`` is set exactly when reason is ERROR."""
+    """The end of a row: all of its text and tokens. ``error`` is set exactly when reason is ERROR.
+
+    ``token_ids`` holds every generated token, the one that ended the row included; ``text`` holds
+    neither that token nor the stop string.
+    """
 
     id: str
     reason: FinishReason
@@ -124,7 +163,11 @@ class Engine(Protocol):
         """End these rows at the next step with reason CANCELLED; unknown ids are ignored."""
 
     def step(self) -> list[EngineEvent]:
-        """One forward pass: the prefill of a waiting group, else a decode step of the batch."""
+        """One forward pass: the prefill of a waiting group, else a decode step of the batch.
+
+        What goes wrong with single rows ends those rows. An exception means that the engine itself
+        is broken: no further step is possible.
+        """
 
     def close(self) -> None:
         """Free the model and the cache. The engine cannot be used after."""

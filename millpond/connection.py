@@ -1,0 +1,31 @@
+"""One way to connect to Redis, used by every process."""
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError
+
+# Longer than any blocking call (see MAX_BLOCK_S), short enough to notice a server that hangs.
+SOCKET_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 3.0
+MAX_BLOCK_S = 5.0
+MAX_CONNECTIONS = 64
+RETRIES = 2
+
+
+def connect(url: str) -> Redis:
+    """A client whose commands are tried again on a broken connection: every script is safe to repeat.
+
+    Does not touch the network yet. Callers past `MAX_CONNECTIONS` wait for a free connection.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=MAX_CONNECTIONS,
+        timeout=SOCKET_TIMEOUT_S,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        retry=Retry(
+            ExponentialBackoff(cap=0.5, base=0.05), RETRIES, supported_errors=(ConnectionError,)
+        ),
+    )
+    return Redis(connection_pool=pool)

@@ -1,0 +1,79 @@
+"""Every Redis key and channel of a queue. Nothing else in the project spells one.
+
+All carry the hash tag ``{queue}``, so one queue lives in one slot of a Redis Cluster and each script
+touches one slot only. Scripts get these names through ``KEYS`` (see `millpond.scripts`); where a name
+below ends in a colon it is a prefix, and the script appends a job id.
+"""
+
+from millpond.errors import InvalidRequestError
+from millpond.messages import TENANT_PATTERN, Priority
+
+# Each name that a script may ask for in its ``keys:`` line, and what lies there.
+QUEUE_KEYS: dict[str, str] = {
+    # Lists of job ids, oldest at the head. Ids of jobs that ended while queued stay as tombstones
+    # and are skipped by the claim that meets them.
+    "pending_interactive": "pending:interactive",
+    "pending_normal": "pending:normal",
+    "pending_batch": "pending:batch",
+    # Sorted set, job id -> server time in ms at which the running job's lease ends.
+    "leases": "leases",
+    # Sorted set, job id -> server time in ms at which a failed attempt is to be queued again.
+    "delayed": "delayed",
+    # Sorted set, job id -> server time in ms at which the unfinished job expires.
+    "deadlines": "deadlines",
+    # List of ids of jobs that ran out of attempts, newest last.
+    "dead": "dead",
+    # Hash of integers: queued:PRIORITY and running (now), seq:PRIORITY (jobs ever accepted),
+    # done:STATUS (ended, for ever), fence and turn (see claim.lua).
+    "counts": "counts",
+    # List of at most one token; idle workers block on it.
+    "wake": "wake",
+    # Hash, worker id -> "BEAT_MS JSON".
+    "workers": "workers",
+    # Channel: one message for every change of state of any job; small, without results.
+    "channel": "events",
+    # Hash: the job record (status, priority, tenant, attempts, fence, ...), always small.
+    "job": "job:",
+    # String: the request as JSON; gone when the job has ended.
+    "body": "body:",
+    # String with a time to live: the result as JSON.
+    "result": "result:",
+    # Stream of events with a length limit and, once ended, a time to live. The channel of the same
+    # name carries the same events as they happen.
+    "events": "events:",
+}
+
+
+class Keys:
+    """The names of one queue. Raises InvalidRequestError for a queue name that cannot be a hash tag."""
+
+    def __init__(self, queue: str) -> None:
+        if not TENANT_PATTERN.fullmatch(queue):
+            raise InvalidRequestError(
+                "queue", f"{queue!r} must match {TENANT_PATTERN.pattern}", limit=32
+            )
+        self._base = f"mp:{{{queue}}}:"
+        self.counts = self["counts"]
+        self.wake = self["wake"]
+        self.workers = self["workers"]
+        self.dead = self["dead"]
+        self.channel = self["channel"]
+
+    def __getitem__(self, name: str) -> str:
+        return self._base + QUEUE_KEYS[name]
+
+    def pending(self, priority: Priority) -> str:
+        return self[f"pending_{priority}"]
+
+    def job(self, job_id: str) -> str:
+        return self["job"] + job_id
+
+    def body(self, job_id: str) -> str:
+        return self["body"] + job_id
+
+    def result(self, job_id: str) -> str:
+        return self["result"] + job_id
+
+    def events(self, job_id: str) -> str:
+        """The event stream of a job; also the name of its channel."""
+        return self["events"] + job_id

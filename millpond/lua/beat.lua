@@ -1,0 +1,19 @@
+-- keys: workers
+-- ARGV: worker, JSON or '' to sign off, forget_after_ms
+-- -> now. Entries of workers silent for longer are dropped.
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+if ARGV[2] == '' then
+  redis.call('HDEL', K.workers, ARGV[1])
+else
+  redis.call('HSET', K.workers, ARGV[1], string.format('%.0f', now) .. ' ' .. ARGV[2])
+end
+local all = redis.call('HGETALL', K.workers)
+for i = 1, #all, 2 do
+  local beat = tonumber(string.match(all[i + 1], '^%d+'))
+  if beat + tonumber(ARGV[3]) < now then
+    redis.call('HDEL', K.workers, all[i])
+  end
+end
+return now

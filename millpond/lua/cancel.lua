@@ -1,0 +1,19 @@
+-- keys: job body result events channel counts leases delayed deadlines dead wake pending_interactive pending_normal pending_batch
+-- uses: records
+-- ARGV: id, tenant or '' for any, options
+-- -> the status now, or false when there is no such job. A running job is flagged: its worker ends it.
+
+local id = ARGV[1]
+local record = redis.call('HMGET', K.job .. id, 'status', 'tenant')
+if not record[1] or (ARGV[2] ~= '' and record[2] ~= ARGV[2]) then
+  return false
+end
+if record[1] == 'queued' then
+  finish(id, 'queued', 'cancelled', bare_result(id, 'cancelled', 'cancelled', 'cancelled',
+    'cancelled by the client'), clock_ms(), false)
+  return 'cancelled'
+end
+if record[1] == 'running' then
+  redis.call('HSET', K.job .. id, 'cancel', '1')
+end
+return record[1]

@@ -1,0 +1,89 @@
+-- keys: job body result events channel counts leases delayed deadlines dead wake pending_interactive pending_normal pending_batch
+-- uses: records sweep
+-- ARGV: worker, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
+-- -> {now, ids left in the lanes, {{id, fence, attempt, created, body}, ...}}
+-- Takes up to `count` jobs whose tokens fit the budget, in arrival order within each priority. A job
+-- that claims to need more than the worker's whole capacity counts as needing all of it: the worker
+-- gets to see it when it is empty, and refuses it.
+
+-- Sixteen turns: a backlogged lane gets at least its share of them, so nothing starves. A turn whose
+-- lane is empty goes to the highest lane that is not.
+local TURNS = 'iiiniiiiniiiinib'
+local LANES = { i = K.pending_interactive, n = K.pending_normal, b = K.pending_batch }
+local TOMBSTONES_A_CALL = 1000
+
+local worker, count, budget = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local capacity, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local now = clock_ms()
+sweep(now, tonumber(ARGV[6]))
+
+local function pop(turn)
+  local at = turn % #TURNS + 1
+  local wanted = LANES[string.sub(TURNS, at, at)]
+  for _, lane in ipairs({ wanted, LANES.i, LANES.n, LANES.b }) do
+    local id = redis.call('LPOP', lane)
+    if id then
+      return id, lane
+    end
+  end
+end
+
+local turn = tonumber(redis.call('HGET', K.counts, 'turn') or 0)
+local claimed, streams, leases, taken = {}, {}, {}, { interactive = 0, normal = 0, batch = 0 }
+local tombstones = 0
+while #claimed < count and tombstones < TOMBSTONES_A_CALL do
+  local id, lane = pop(turn)
+  if not id then
+    break
+  end
+  local job = K.job .. id
+  local record = redis.call('HMGET', job, 'status', 'tokens', 'deadline', 'attempts', 'created', 'priority',
+    'stream', 'due')
+  local body = record[1] == 'queued' and redis.call('GET', K.body .. id)
+  local need = math.min(tonumber(record[2] or 0), capacity)
+  if record[1] ~= 'queued' or record[8] then
+    tombstones = tombstones + 1
+  elseif record[3] and tonumber(record[3]) <= now then
+    end_expired(id, 'queued', now)
+  elseif not body then
+    bury(id, 'queued', bare_result(id, 'failed', 'error', 'body_missing', 'the stored request is gone'), now)
+  elseif need > budget then
+    redis.call('LPUSH', lane, id)
+    break
+  else
+    budget = budget - need
+    turn = turn + 1
+    local attempt = tonumber(record[4]) + 1
+    taken[record[6]] = taken[record[6]] + 1
+    claimed[#claimed + 1] = { id, 0, attempt, record[5], body }
+    leases[#leases + 1] = int(now + lease_ms)
+    leases[#leases + 1] = id
+    streams[#streams + 1] = record[7]
+  end
+end
+
+local left = 0
+if #claimed > 0 then
+  local fence = redis.call('HINCRBY', K.counts, 'fence', #claimed) - #claimed
+  for i, item in ipairs(claimed) do
+    item[2] = fence + i
+    redis.call('HSET', K.job .. item[1], 'status', 'running', 'worker', worker, 'fence', item[2],
+      'attempts', item[3], 'claimed', int(now))
+    tell(item[1], 'started', item[3], streams[i], '', '')
+  end
+  redis.call('ZADD', K.leases, unpack(leases))
+  for priority, number in pairs(taken) do
+    if number > 0 then
+      redis.call('HINCRBY', K.counts, 'queued:' .. priority, -number)
+    end
+  end
+  redis.call('HINCRBY', K.counts, 'running', #claimed)
+  redis.call('HSET', K.counts, 'turn', turn % #TURNS)
+end
+for _, lane in pairs(LANES) do
+  left = left + redis.call('LLEN', lane)
+end
+if left > 0 then
+  wake_worker()
+end
+return { now, left, claimed }

@@ -1,0 +1,5 @@
+-- keys: job body result events channel counts leases delayed deadlines dead wake pending_interactive pending_normal pending_batch
+-- uses: records sweep
+-- ARGV: limit, options
+-- -> {leases reaped, retries promoted, deadlines expired}
+return sweep(clock_ms(), tonumber(ARGV[1]))

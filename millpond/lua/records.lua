@@ -1,0 +1,121 @@
+-- The life of one job record. Prepended to every script that changes a job's state.
+--
+-- status:  queued -> running -> succeeded | failed | cancelled | expired
+--                 \-> cancelled | expired          (never claimed)
+--          running -> queued                       (retry, release, lost lease)
+-- The first terminal status wins: `finish` is reached only from queued and running.
+--
+-- Options, the same for every script, come last in ARGV as one JSON object:
+--   result_ttl_ms  event_ttl_ms  event_maxlen  max_attempts  dead_max
+
+local OPTIONS = cjson.decode(ARGV[#ARGV])
+
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- The server's clock in ms; no other clock decides anything.
+local function clock_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+local function lane_of(priority)
+  return K['pending_' .. priority]
+end
+
+-- One token wakes one idle worker; a claim that leaves jobs behind passes it on.
+local function wake_worker()
+  if redis.call('EXISTS', K.wake) == 0 then
+    redis.call('LPUSH', K.wake, '1')
+  end
+end
+
+-- Tell both channels, and the job's stream if it keeps one. `rest` is JSON members after the common
+-- ones, `light` replaces it on the queue's channel; both begin with a comma or are empty.
+local function tell(id, kind, attempt, streams, rest, light)
+  local head = '{"v":1,"type":"' .. kind .. '","id":"' .. id .. '","attempt":' .. attempt
+  local body = head .. rest .. '}'
+  if streams == '1' then
+    local entry = redis.call('XADD', K.events .. id, 'MAXLEN', '~', int(OPTIONS.event_maxlen), '*', 'event', body)
+    body = head .. ',"event_id":"' .. entry .. '"' .. rest .. '}'
+  end
+  redis.call('PUBLISH', K.events .. id, body)
+  redis.call('PUBLISH', K.channel, head .. light .. '}')
+end
+
+-- A result for a job that ends without a worker's word.
+local function bare_result(id, status, reason, code, message)
+  local metadata = ''
+  local body = redis.call('GET', K.body .. id)
+  if body and string.find(body, '"metadata"', 1, true) then
+    local ok, request = pcall(cjson.decode, body)
+    if ok and type(request.metadata) == 'table' and next(request.metadata) then
+      metadata = ',"metadata":' .. cjson.encode(request.metadata)
+    end
+  end
+  return '{"v":1,"id":"' .. id .. '","status":"' .. status .. '","finish_reason":"' .. reason ..
+    '","error":{"code":"' .. code .. '","message":"' .. message .. '"}' .. metadata .. '}'
+end
+
+-- End a queued or running job for ever: record, result, event, publish, and all its claims at once.
+-- `was` is the status it has now. The body stays for a dead letter, else it goes.
+local function finish(id, was, status, result, now, keep_body)
+  local job = K.job .. id
+  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream')
+  result = '{"finished_ms":' .. int(now) .. ',' .. string.sub(result, 2)
+  redis.call('HSET', job, 'status', status, 'finished', int(now))
+  redis.call('PEXPIRE', job, int(OPTIONS.result_ttl_ms))
+  redis.call('SET', K.result .. id, result, 'PX', int(OPTIONS.result_ttl_ms))
+  if keep_body then
+    redis.call('PEXPIRE', K.body .. id, int(OPTIONS.result_ttl_ms))
+  else
+    redis.call('UNLINK', K.body .. id)
+  end
+  redis.call('ZREM', K.deadlines, id)
+  if was == 'running' then
+    redis.call('ZREM', K.leases, id)
+    redis.call('HINCRBY', K.counts, 'running', -1)
+  else
+    redis.call('ZREM', K.delayed, id)
+    redis.call('HINCRBY', K.counts, 'queued:' .. record[1], -1)
+  end
+  redis.call('HINCRBY', K.counts, 'done:' .. status, 1)
+  tell(id, 'finished', record[2], record[3], ',"result":' .. result, ',"status":"' .. status .. '"')
+  if record[3] == '1' then
+    redis.call('PEXPIRE', K.events .. id, int(OPTIONS.event_ttl_ms))
+  end
+end
+
+-- Put a running job back. `due` nil: at the head of its lane; else at that time. The attempt's text
+-- is void, so readers are told to forget it.
+local function requeue(id, due, refund, why)
+  local job = K.job .. id
+  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'deadline')
+  redis.call('ZREM', K.leases, id)
+  if record[4] then
+    redis.call('ZADD', K.deadlines, record[4], id)
+  end
+  redis.call('HSET', job, 'status', 'queued')
+  redis.call('HDEL', job, 'worker', 'claimed')
+  redis.call('HINCRBY', K.counts, 'running', -1)
+  redis.call('HINCRBY', K.counts, 'queued:' .. record[1], 1)
+  tell(id, 'reset', record[2], record[3], ',"reason":"' .. why .. '"', ',"reason":"' .. why .. '"')
+  if refund then
+    redis.call('HINCRBY', job, 'attempts', -1)
+  end
+  if due then
+    redis.call('HSET', job, 'due', int(due))
+    redis.call('ZADD', K.delayed, int(due), id)
+  else
+    redis.call('LPUSH', lane_of(record[1]), id)
+    wake_worker()
+  end
+end
+
+-- No attempt is left: a stored failure and an entry in the dead-letter list.
+local function bury(id, was, result, now)
+  redis.call('RPUSH', K.dead, id)
+  redis.call('LTRIM', K.dead, int(-OPTIONS.dead_max), -1)
+  finish(id, was, 'failed', result, now, true)
+end

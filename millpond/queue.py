@@ -1,0 +1,324 @@
+"""The write side of a queue: submit, claim, renew, complete, fail, release, cancel, reap.
+
+Every method is one atomic script on the server, whose clock is the only one that counts. The methods
+raise QueueUnavailableError when Redis cannot serve; repeating any of them is safe.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from millpond.errors import IdempotencyConflictError, InvalidRequestError, QueueFullError
+from millpond.keys import Keys
+from millpond.messages import (
+    JOB_ID_PATTERN,
+    TENANT_PATTERN,
+    JobEvent,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    Priority,
+    new_job_id,
+)
+from millpond.scripts import Arg, Scripts, unavailable
+
+DEFAULT_TENANT = "default"
+SWEEP_LIMIT = 100  # bounds the work of one call; more waits for the next
+FORGET_WORKER_AFTER_MS = 60_000
+# A rough count for submitters that cannot tokenize; the worker counts exactly before it runs the job.
+BYTES_PER_TOKEN = 4
+ASSUMED_OUTPUT_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """What the queue promises. Use the same values on every side of one queue."""
+
+    lease_s: float = 15.0
+    max_attempts: int = 3
+    retry_delay_s: float = 1.0
+    retry_delay_max_s: float = 60.0
+    result_ttl_s: float = 24 * 3600.0
+    event_ttl_s: float = 600.0
+    event_maxlen: int = 10_000
+    max_depth: int = 100_000
+    dead_max: int = 10_000
+
+    def to_json(self) -> bytes:
+        """The part that the scripts read."""
+        return orjson.dumps(
+            {
+                "result_ttl_ms": round(self.result_ttl_s * 1000),
+                "event_ttl_ms": round(self.event_ttl_s * 1000),
+                "event_maxlen": self.event_maxlen,
+                "max_attempts": self.max_attempts,
+                "dead_max": self.dead_max,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What `JobQueue.submit` answers. ``created`` is false when the job was known already."""
+
+    id: str
+    status: JobStatus
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """One job to submit. ``tokens`` is its prompt and output together, at most; None is a guess."""
+
+    request: JobRequest
+    id: str | None = None
+    tenant: str = DEFAULT_TENANT
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """One job in a worker's hands, for as long as its lease lasts. ``body`` is a stored JobRequest."""
+
+    id: str
+    fence: int
+    attempt: int
+    queue_wait_ms: int
+    body: bytes
+
+    @property
+    def row(self) -> str:
+        """A name for this very claim: a job that comes back is another row."""
+        return f"{self.id}/{self.fence}"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A window's worth of jobs, and how many ids were left in the lanes behind them."""
+
+    jobs: list[ClaimedJob]
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What became of held leases: ids that are no longer ours, and ids that are to be ended."""
+
+    lost: frozenset[str]
+    cancelled: frozenset[str]
+    expired: frozenset[str]
+
+
+class Commit(StrEnum):
+    """What came of a fenced write. LOST: another holder has the job, and nothing was written."""
+
+    STORED = "stored"
+    KNOWN = "known"
+    RETRY = "retry"
+    BURIED = "buried"
+    LOST = "lost"
+
+
+class JobQueue:
+    def __init__(self, redis: Redis, queue: str, options: QueueOptions | None = None) -> None:
+        self.keys = Keys(queue)
+        self.options = options or QueueOptions()
+        self._redis = redis
+        self._scripts = Scripts(redis, self.keys)
+        self._options_json = self.options.to_json()
+
+    async def submit(
+        self,
+        request: JobRequest,
+        *,
+        id: str | None = None,
+        tenant: str = DEFAULT_TENANT,
+        tokens: int | None = None,
+    ) -> Submission:
+        """Store the job and put it into its lane. Returns once Redis has answered.
+
+        A known ``id`` with the same request returns the job that is there. Raises
+        IdempotencyConflictError for a known id with another request, QueueFullError at the depth
+        limit, InvalidRequestError for a malformed id or tenant.
+        """
+        [answer] = await self.submit_many([NewJob(request, id, tenant, tokens)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def submit_many(
+        self, jobs: Sequence[NewJob]
+    ) -> list[Submission | IdempotencyConflictError | QueueFullError]:
+        """Submit each on its own, in one round trip; a refused one does not stop the others."""
+        ids = [job.id or new_job_id() for job in jobs]
+        calls = [self._submit_args(id, job) for id, job in zip(ids, jobs, strict=True)]
+        if len(calls) == 1:
+            answers = [await self._scripts.run("submit", *calls[0])]
+        else:
+            answers = await self._scripts.run_many("submit", calls)
+        return [self._submission(id, answer) for id, answer in zip(ids, answers, strict=True)]
+
+    def _submit_args(self, id: str, job: NewJob) -> list[Arg]:
+        if not JOB_ID_PATTERN.fullmatch(id):
+            raise InvalidRequestError("id", f"must match {JOB_ID_PATTERN.pattern}", limit=64)
+        if not TENANT_PATTERN.fullmatch(job.tenant):
+            raise InvalidRequestError("tenant", f"must match {TENANT_PATTERN.pattern}", limit=32)
+        request = job.request
+        body = request.to_json()
+        tokens = job.tokens
+        if tokens is None:
+            tokens = len(body) // BYTES_PER_TOKEN + (request.max_tokens or ASSUMED_OUTPUT_TOKENS)
+        deadline_ms = "" if request.deadline_s is None else round(request.deadline_s * 1000)
+        return [
+            id,
+            body,
+            hashlib.sha256(job.tenant.encode() + b"\0" + body).hexdigest()[:32],
+            request.priority,
+            job.tenant,
+            tokens,
+            deadline_ms,
+            "1" if request.stream else "0",
+            self.options.max_depth,
+        ]
+
+    def _submission(
+        self, id: str, answer: list[Any]
+    ) -> Submission | IdempotencyConflictError | QueueFullError:
+        match answer:
+            case [b"accepted" | b"known" as kind, status]:
+                return Submission(id, JobStatus(status.decode()), created=kind == b"accepted")
+            case [b"conflict", _]:
+                return IdempotencyConflictError(id)
+            case [b"full", depth]:
+                return QueueFullError(depth, self.options.max_depth)
+            case _:
+                raise AssertionError(f"submit.lua answered {answer!r}")
+
+    async def claim(
+        self, worker: str, count: int, *, budget_tokens: int, capacity_tokens: int
+    ) -> Claim:
+        """Take up to ``count`` jobs that fit ``budget_tokens`` together, each with a lease and a fence.
+
+        ``capacity_tokens`` is the budget of a worker that runs nothing. A lost answer is survivable:
+        the leases end and the jobs come back.
+        """
+        now, left, jobs = await self._scripts.run(
+            "claim",
+            worker,
+            count,
+            budget_tokens,
+            capacity_tokens,
+            self._lease_ms,
+            SWEEP_LIMIT,
+            self._options_json,
+        )
+        return Claim(
+            [
+                ClaimedJob(id.decode(), fence, attempt, max(0, now - int(created)), body)
+                for id, fence, attempt, created, body in jobs
+            ],
+            left,
+        )
+
+    async def renew(self, held: Sequence[tuple[str, int]]) -> Renewal:
+        """Prolong the leases of all held (id, fence) pairs in one call, and learn what befell them."""
+        args = [arg for pair in held for arg in pair]
+        lost, cancelled, expired = await self._scripts.run("renew", self._lease_ms, *args)
+        return Renewal(
+            *(frozenset(id.decode() for id in ids) for ids in (lost, cancelled, expired))
+        )
+
+    async def complete(self, results: Sequence[tuple[int, JobResult]]) -> list[Commit]:
+        """Store the terminal results of (fence, result) pairs: state, event and publish at once."""
+        calls: list[list[Arg]] = [
+            [result.id, fence, result.status, result.to_json(), self._options_json]
+            for fence, result in results
+        ]
+        answers = await self._scripts.run_many("complete", calls)
+        return [Commit(answer.decode()) for answer in answers]
+
+    async def fail(self, fence: int, attempt: int, result: JobResult) -> Commit:
+        """Give up this attempt: the job is tried again after a delay that doubles with each attempt.
+
+        After the last attempt ``result`` is stored and the job joins the dead-letter list.
+        """
+        assert result.status is JobStatus.FAILED
+        delay_s = min(
+            self.options.retry_delay_s * 2 ** (attempt - 1), self.options.retry_delay_max_s
+        )
+        answer = await self._scripts.run(
+            "fail", result.id, fence, round(delay_s * 1000), result.to_json(), self._options_json
+        )
+        return Commit(answer.decode())
+
+    async def release(self, held: Sequence[tuple[str, int]]) -> int:
+        """Put jobs back at the head of their lanes, the attempt refunded. Returns how many."""
+        if not held:
+            return 0
+        args = [arg for pair in held for arg in pair]
+        return int(await self._scripts.run("release", *args, self._options_json))
+
+    async def cancel(self, id: str, *, tenant: str | None = None) -> JobStatus | None:
+        """End a queued job, flag a running one. Returns the status after it; None: no such job."""
+        answer = await self._scripts.run("cancel", id, tenant or "", self._options_json)
+        return None if answer is None else JobStatus(answer.decode())
+
+    async def reap(self) -> tuple[int, int, int]:
+        """Do what time has brought about: (leases reaped, retries promoted, deadlines expired)."""
+        reaped, promoted, expired = await self._scripts.run("reap", SWEEP_LIMIT, self._options_json)
+        return reaped, promoted, expired
+
+    async def emit(self, deltas: Sequence[tuple[int, JobEvent]]) -> frozenset[str]:
+        """Append (fence, delta) pairs to their jobs' streams; returns ids whose lease is lost."""
+        args: list[Arg] = [self.options.event_maxlen]
+        for fence, event in deltas:
+            args += [event.id, fence, event.to_json()]
+        return frozenset(id.decode() for id in await self._scripts.run("emit", *args))
+
+    async def beat(self, worker: str, state: dict[str, Any] | None) -> None:
+        """Sign the worker registry with its present state; None signs off."""
+        text = b"" if state is None else orjson.dumps(state)
+        await self._scripts.run("beat", worker, text, FORGET_WORKER_AFTER_MS)
+
+    async def depth(self) -> int:
+        """Jobs queued now, retries that wait for their time included."""
+        fields = [f"queued:{priority}" for priority in Priority]
+        try:
+            values = await self._redis.hmget(self.keys.counts, fields)
+        except Exception as error:
+            raise unavailable(error) or error from error
+        return sum(int(value or 0) for value in values)
+
+    async def waiting(self) -> int:
+        """Ids in the lanes now: what a claim could take, and tombstones that it would clear away."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for priority in Priority:
+                    pipe.llen(self.keys.pending(priority))
+                return sum(await pipe.execute())
+        except Exception as error:
+            raise unavailable(error) or error from error
+
+    async def wait_for_work(self, timeout_s: float) -> bool:
+        """Block until something is queued or the time is over. May wake without cause."""
+        try:
+            token = await self._redis.blpop([self.keys.wake], timeout=timeout_s)
+        except Exception as error:
+            raise unavailable(error) or error from error
+        return token is not None
+
+    @property
+    def _lease_ms(self) -> int:
+        return round(self.options.lease_s * 1000)
+
+    async def wake_another(self) -> None:
+        """Pass a wake-up on that this worker has no use for."""
+        try:
+            await self._redis.lpush(self.keys.wake, "1")
+        except Exception as error:
+            raise unavailable(error) or error from error

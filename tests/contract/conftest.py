@@ -1,0 +1,95 @@
+"""The queue's back-ends: one suite runs over all of them.
+
+``cluster`` is a server in cluster mode that owns every slot: it refuses a script whose keys lie in
+more than one slot.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import fakeredis
+import pytest
+from redis.asyncio import Redis
+
+from millpond.connection import connect
+from millpond.queue import JobQueue, QueueOptions
+from millpond.results import Results
+from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.subscriptions import Subscriptions
+from tests.conftest import debian_server, skip_or_fail
+
+BACKENDS = ("fakeredis", "valkey", "redis7", "cluster")
+
+
+@pytest.fixture(scope="session")
+def server_urls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Filled as back-ends are first asked for; the processes end with the session."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def running_servers(tmp_path_factory: pytest.TempPathFactory):
+    """Start each kind of server once for the session, on an event loop of its own."""
+    loop = asyncio.new_event_loop()
+    servers: dict[str, RedisServer] = {}
+
+    def server(kind: str) -> RedisServer:
+        if kind not in servers:
+            binary: Path | None = debian_server() if kind == "redis7" else bundled_server()
+            if binary is None:
+                skip_or_fail(f"no server binary for the back-end {kind}")
+            options = ServerOptions(
+                tmp_path_factory.mktemp(kind), free_port(), cluster=kind == "cluster"
+            )
+            servers[kind] = RedisServer(options, binary)
+            loop.run_until_complete(servers[kind].start())
+            if kind == "cluster":
+                loop.run_until_complete(_own_all_slots(servers[kind].url))
+        return servers[kind]
+
+    yield server
+    for started in servers.values():
+        loop.run_until_complete(started.stop())
+    loop.close()
+
+
+async def _own_all_slots(url: str) -> None:
+    redis = Redis.from_url(url)
+    await redis.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    async with asyncio.timeout(10):
+        while b"cluster_state:ok" not in await redis.execute_command("CLUSTER", "INFO"):
+            await asyncio.sleep(0.02)
+    await redis.aclose()
+
+
+@pytest.fixture(params=BACKENDS)
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+    if request.param == "fakeredis":
+        client: Redis = fakeredis.FakeAsyncRedis()
+    else:
+        # pytest runs an async test's fixtures on the test's loop; the server starts on its own.
+        running = request.getfixturevalue("running_servers")
+        client = connect(await asyncio.to_thread(lambda: running(request.param).url))
+        await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def options() -> QueueOptions:
+    return QueueOptions(
+        lease_s=30.0, max_attempts=3, retry_delay_s=0.02, result_ttl_s=60.0, max_depth=1_000
+    )
+
+
+@pytest.fixture
+def queue(redis: Redis, options: QueueOptions) -> JobQueue:
+    return JobQueue(redis, "test", options)
+
+
+@pytest.fixture
+async def results(redis: Redis) -> AsyncIterator[Results]:
+    subscriptions = Subscriptions(redis)
+    yield Results(redis, "test", subscriptions)
+    await subscriptions.close()

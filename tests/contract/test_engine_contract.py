@@ -1,0 +1,334 @@
+"""What every engine promises, run over the simulated engine and a tiny random Llama."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from millpond.messages import FinishReason
+from millpond.presets import Preset
+from millpond.tokenization import ByteTokenizer
+from worker.engines import build_engine
+from worker.engines.base import (
+    Delta,
+    Engine,
+    EngineConfig,
+    Finished,
+    GenerationRequest,
+    RejectionCode,
+    Sampling,
+)
+from worker.engines.simulated import SimulatedConfig, SimulatedCosts
+
+TOKENIZER = ByteTokenizer()
+CONTEXT_TOKENS = 256
+
+Build = Callable[..., Engine]
+
+
+def _preset() -> Preset:
+    return Preset(name="tiny", source="", context_tokens=CONTEXT_TOKENS)
+
+
+def _build_simulated(*, slots: int, kv_tokens: int | None) -> Engine:
+    config = EngineConfig("simulated", None, _preset(), slots=slots, kv_tokens=kv_tokens)
+    return build_engine(config, TOKENIZER, simulated=SimulatedConfig(costs=SimulatedCosts.free()))
+
+
+@pytest.fixture(scope="module")
+def tiny_llama() -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=ByteTokenizer.vocab_size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT_TOKENS,
+            initializer_range=0.3,
+            bos_token_id=None,
+            eos_token_id=ByteTokenizer.EOS,
+        )
+    ).eval()
+
+
+@pytest.fixture(params=["simulated", "transformers"])
+def build(request: pytest.FixtureRequest) -> Build:
+    if request.param == "simulated":
+        return lambda slots=8, kv_tokens=None: _build_simulated(slots=slots, kv_tokens=kv_tokens)
+    model = request.getfixturevalue("tiny_llama")
+
+    def build_tiny(slots: int = 8, kv_tokens: int | None = None) -> Engine:
+        from worker.engines.transformers.engine import TransformersEngine
+        from worker.engines.transformers.loading import adopt
+
+        config = EngineConfig("transformers", None, _preset(), slots=slots, kv_tokens=kv_tokens)
+        return TransformersEngine(adopt(model), config, TOKENIZER)
+
+    return build_tiny
+
+
+@pytest.fixture
+def engine(build: Build) -> Iterator[Engine]:
+    engine = build()
+    yield engine
+    engine.close()
+
+
+def request(row_id: str, prompt: str = "", **sampling: Any) -> GenerationRequest:
+    values = {"max_tokens": 12, "seed": 1, "ignore_eos": True, **sampling}
+    return GenerationRequest(row_id, TOKENIZER.encode(prompt or row_id), Sampling(**values))
+
+
+@dataclass
+class Rows:
+    """Collects events and checks, as they come, what holds for every engine."""
+
+    finished: dict[str, Finished] = field(default_factory=dict)
+    deltas: dict[str, list[Delta]] = field(default_factory=dict)
+
+    def take(self, engine: Engine) -> None:
+        for event in engine.step():
+            assert event.id not in self.finished, "an event after the end"
+            if isinstance(event, Delta):
+                self.deltas.setdefault(event.id, []).append(event)
+            else:
+                self._check_end(event)
+                self.finished[event.id] = event
+
+    def _check_end(self, end: Finished) -> None:
+        deltas = self.deltas.get(end.id, [])
+        assert "".join(d.text for d in deltas) == end.text
+        assert tuple(t for d in deltas for t in d.token_ids) == end.token_ids
+        assert (end.error is not None) == (end.reason is FinishReason.ERROR)
+
+
+def run(engine: Engine, *requests: GenerationRequest) -> dict[str, Finished]:
+    """Admit as one group and run dry."""
+    assert engine.admit(requests) == []
+    return drain(engine)
+
+
+def drain(engine: Engine) -> dict[str, Finished]:
+    rows = Rows()
+    for _ in range(10_000):
+        if not engine.num_rows:
+            return rows.finished
+        rows.take(engine)
+    raise AssertionError("the engine does not end its rows")
+
+
+def same_row(one: Finished, other: Finished) -> bool:
+    return (one.text, one.token_ids, one.reason) == (other.text, other.token_ids, other.reason)
+
+
+def test_each_admitted_row_ends_once_and_the_engine_is_empty_again(engine: Engine) -> None:
+    before = engine.capacity()
+    finished = run(engine, *(request(f"r{i}", "x" * (i + 1)) for i in range(8)))
+    assert set(finished) == {f"r{i}" for i in range(8)}
+    assert engine.num_rows == 0
+    assert engine.capacity() == before
+    assert engine.step() == []
+
+
+def test_rows_stop_at_their_own_max_tokens(engine: Engine) -> None:
+    finished = run(engine, *(request(f"r{n}", max_tokens=n) for n in (1, 2, 9)))
+    for n in (1, 2, 9):
+        assert len(finished[f"r{n}"].token_ids) == n
+        assert finished[f"r{n}"].reason is FinishReason.LENGTH
+
+
+def test_stats_tell_how_the_row_was_made(engine: Engine) -> None:
+    finished = run(engine, request("a", max_tokens=3), request("b", max_tokens=5))
+    stats = finished["b"].stats
+    assert stats.group_rows == 2
+    assert 0 <= stats.padding_share < 1
+    assert stats.batch_rows == pytest.approx((2 + 2 + 1 + 1) / 4)
+
+
+def test_capacity_counts_rows_and_reserved_tokens(engine: Engine) -> None:
+    before = engine.capacity()
+    engine.admit([request("a", "x" * 10, max_tokens=20)])
+    after = engine.capacity()
+    assert before.free_slots - after.free_slots == 1
+    assert before.free_tokens - after.free_tokens == 30
+
+
+def test_a_cancelled_row_ends_at_the_next_step_waiting_or_running(build: Build) -> None:
+    engine = build(slots=3)
+    rows = Rows()
+    engine.admit([request("running", max_tokens=100), request("stays", max_tokens=100)])
+    rows.take(engine)
+    rows.take(engine)
+    engine.admit([request("waiting", max_tokens=100)])
+    engine.cancel(["running", "waiting", "unknown"])
+    rows.take(engine)
+    assert {i: f.reason for i, f in rows.finished.items()} == {
+        "running": FinishReason.CANCELLED,
+        "waiting": FinishReason.CANCELLED,
+    }
+    assert len(rows.finished["running"].token_ids) == 2
+    assert rows.finished["waiting"].token_ids == ()
+    engine.cancel(["running"])
+    while engine.num_rows:
+        rows.take(engine)
+    assert rows.finished["stays"].reason is FinishReason.LENGTH
+
+
+def test_a_freed_slot_goes_to_the_next_row_while_others_run(build: Build) -> None:
+    engine = build(slots=2)
+    rows = Rows()
+    engine.admit([request("long", max_tokens=30), request("short", max_tokens=2)])
+    while "short" not in rows.finished:
+        rows.take(engine)
+    assert engine.capacity().free_slots == 1
+    assert engine.admit([request("next", max_tokens=2)]) == []
+    while "next" not in rows.finished:
+        rows.take(engine)
+    assert "long" not in rows.finished
+
+
+def test_stop_strings_end_the_row_and_stay_out_of_the_text(build: Build) -> None:
+    reference = run(build(), request("r", max_tokens=24))["r"]
+    stop = reference.text[6:9]
+    cut = run(build(), request("r", max_tokens=24, stop=(stop, "never there")))["r"]
+    assert cut.reason is FinishReason.STOP
+    assert cut.text == reference.text[: reference.text.index(stop)]
+    assert cut.token_ids == reference.token_ids[: len(cut.token_ids)]
+
+
+def test_stop_tokens_and_the_end_token_end_the_row(build: Build) -> None:
+    reference = run(build(), request("r", max_tokens=24))["r"].token_ids
+    token = reference[10]
+    first = reference.index(token)
+    cut = run(build(), request("r", max_tokens=24, stop_token_ids=(token,)))["r"]
+    assert cut.reason is FinishReason.STOP
+    assert cut.token_ids == reference[: first + 1]
+    assert cut.text == TOKENIZER.decode(reference[:first])
+
+
+def test_nothing_ends_a_row_before_min_tokens(build: Build) -> None:
+    everything = tuple(range(ByteTokenizer.vocab_size - 1))
+    row = run(build(), request("r", stop=tuple("abcdefghijklmnopqrstuvwxyz "), min_tokens=5))["r"]
+    assert len(row.token_ids) >= 5
+    row = run(build(), request("r", max_tokens=9, stop_token_ids=everything))["r"]
+    assert len(row.token_ids) == 1
+
+
+def test_bad_requests_are_rejected_and_touch_no_other(engine: Engine) -> None:
+    good = request("good")
+    rejections = engine.admit(
+        [
+            replace(request("empty"), prompt_token_ids=[]),
+            replace(request("vocabulary"), prompt_token_ids=[1, 257]),
+            replace(request("negative"), prompt_token_ids=[-1]),
+            request("stop ids", stop_token_ids=(999,)),
+            request("no tokens", max_tokens=0),
+            good,
+            good,
+        ]
+    )
+    assert [r.code for r in rejections] == [RejectionCode.INVALID] * 6
+    assert all(r.message for r in rejections)
+    assert set(drain(engine)) == {"good"}
+
+
+def test_a_row_that_never_fits_is_told_what_would(build: Build) -> None:
+    engine = build(kv_tokens=100)
+    too_much, too_long = engine.admit(
+        [request("a", "x" * 40, max_tokens=61), request("b", "x" * 100, max_tokens=1)]
+    )
+    assert too_much.code is too_long.code is RejectionCode.DOES_NOT_FIT
+    assert "max_tokens 60 would fit" in too_much.message
+    assert "99 tokens would fit" in too_long.message
+    assert engine.admit([request("a", "x" * 40, max_tokens=60)]) == []
+
+
+def test_a_row_without_room_now_is_told_so_and_fits_later(build: Build) -> None:
+    engine = build(slots=2, kv_tokens=100)
+    assert engine.admit([request("a", "x" * 40, max_tokens=20)]) == []
+    (tokens,) = engine.admit([request("b", "x" * 40, max_tokens=20)])
+    assert tokens.code is RejectionCode.NO_CAPACITY
+    assert engine.admit([request("c", max_tokens=2)]) == []
+    (slots,) = engine.admit([request("d", max_tokens=2)])
+    assert slots.code is RejectionCode.NO_CAPACITY
+    drain(engine)
+    assert engine.admit([request("b", "x" * 40, max_tokens=20)]) == []
+
+
+def test_a_seed_gives_the_same_text_in_any_company(build: Build) -> None:
+    row = request("r", "the same prompt", temperature=0.9, top_p=0.95, seed=5)
+    alone = run(build(), row)["r"]
+    others: Sequence[GenerationRequest] = [
+        request("a", "x" * 90, temperature=1.5, seed=6),
+        request("b", "y", top_k=3, temperature=0.5),
+        request("c", "zz"),
+    ]
+    assert same_row(run(build(), others[0], row, *others[1:])["r"], alone)
+    late = build()
+    rows = Rows()
+    late.admit(others)
+    rows.take(late)
+    rows.take(late)
+    late.admit([row])
+    while late.num_rows:
+        rows.take(late)
+    assert same_row(rows.finished["r"], alone)
+    other_seed = replace(row, sampling=replace(row.sampling, seed=6))
+    assert not same_row(run(build(), other_seed)["r"], alone)
+
+
+def test_greedy_text_needs_no_seed(build: Build) -> None:
+    one = run(build(), request("r", seed=1))["r"]
+    assert same_row(run(build(), request("r", seed=2))["r"], one)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_arrivals_and_cancels_leave_the_other_rows_alone(build: Build, seed: int) -> None:
+    rng = random.Random(seed)
+    requests = [
+        request(
+            f"r{i}",
+            "p" * rng.randint(1, 120),
+            max_tokens=rng.randint(1, 40),
+            temperature=rng.choice([0.0, 0.8]),
+            seed=i,
+            ignore_eos=rng.random() < 0.5,
+        )
+        for i in range(24)
+    ]
+    to_cancel = set(rng.sample([r.id for r in requests], 5))
+    waiting, rows, engine = list(requests), Rows(), build(slots=5)
+    while waiting or engine.num_rows:
+        group = waiting[: rng.randint(0, engine.capacity().free_slots)]
+        del waiting[: len(group)]
+        if group:
+            assert engine.admit(group) == []
+        if rng.random() < 0.2:
+            engine.cancel(sorted(to_cancel))
+        rows.take(engine)
+    assert set(rows.finished) == {r.id for r in requests}
+    alone = build(slots=1)
+    for r in requests:
+        end = rows.finished[r.id]
+        reference = run(alone, r)[r.id]
+        if end.reason is FinishReason.CANCELLED:
+            assert r.id in to_cancel
+            assert end.token_ids == reference.token_ids[: len(end.token_ids)]
+        else:
+            assert same_row(end, reference)
+
+
+def test_warm_up_leaves_nothing_behind(engine: Engine) -> None:
+    before = engine.capacity()
+    engine.warm_up()
+    assert engine.capacity() == before
+    assert engine.step() == []
+    assert engine.info.slots == 8

@@ -1,0 +1,138 @@
+"""Writes what rows produce back to Redis while the next steps run: streamed text, then results.
+
+One task does all writing, so a job's deltas come before its result. While Redis is away it keeps
+everything and tries again; the fence makes a late write harmless.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from millpond.errors import QueueUnavailableError
+from millpond.messages import EventType, JobEvent, JobResult
+from millpond.queue import ClaimedJob, Commit, JobQueue
+from worker.held import HeldJob
+
+log = structlog.get_logger("millpond.committer")
+
+RETRY_DELAY_S = 0.25
+# Bounds one pipeline, so that one write holds neither the server nor this loop for long.
+RESULTS_A_WRITE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A claim's last word. ``retry``: this attempt failed and another may do better."""
+
+    claimed: ClaimedJob
+    result: JobResult
+    retry: bool = False
+
+
+class Committer:
+    """``on_committed`` hears of each claim that is out of the worker's hands."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        on_committed: Callable[[Ending, Commit], None],
+        delta_interval_s: float,
+    ) -> None:
+        self._queue = queue
+        self._on_committed = on_committed
+        self._interval_s = delta_interval_s
+        self._texts: dict[str, HeldJob] = {}
+        self._endings: list[Ending] = []
+        self._changed = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+
+    def add_text(self, job: HeldJob, text: str) -> None:
+        """Streamed text of a job; it is written soon, together with what comes until then."""
+        if not text or not job.request.stream:
+            return
+        job.unwritten += text
+        self._texts[job.row] = job
+        self._note()
+
+    def add_ending(self, ending: Ending) -> None:
+        self._endings.append(ending)
+        self._note()
+
+    async def settled(self) -> None:
+        """Wait until everything added so far is written."""
+        await self._settled.wait()
+
+    async def run(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._write()
+            except QueueUnavailableError as error:
+                log.warning("write_failed", error=str(error), endings=len(self._endings))
+                await asyncio.sleep(RETRY_DELAY_S)
+                self._changed.set()
+            if not self._texts and not self._endings:
+                self._settled.set()
+
+    async def _write(self) -> None:
+        endings = self._endings[:RESULTS_A_WRITE]
+        await self._write_texts({e.claimed.row for e in endings})
+        final = [e for e in endings if not e.retry]
+        if final:
+            commits = await self._queue.complete([(e.claimed.fence, e.result) for e in final])
+            for ending, commit in zip(final, commits, strict=True):
+                self._done(ending, commit)
+        for ending in endings:
+            if ending.retry:
+                claimed = ending.claimed
+                commit = await self._queue.fail(claimed.fence, claimed.attempt, ending.result)
+                self._done(ending, commit)
+        if self._endings:
+            self._changed.set()
+
+    async def _write_texts(self, ending_rows: set[str]) -> None:
+        """Write the text that is due: by its interval, or because its job ends with this write."""
+        now = asyncio.get_running_loop().time()
+        due = [
+            job
+            for row, job in self._texts.items()
+            if row in ending_rows or now - job.written_s >= self._interval_s
+        ]
+        if due:
+            texts = [job.unwritten for job in due]
+            await self._queue.emit(
+                [(j.claimed.fence, _delta(j, t)) for j, t in zip(due, texts, strict=True)]
+            )
+            for job, text in zip(due, texts, strict=True):
+                job.unwritten = job.unwritten[len(text) :]
+                job.written_chars += len(text)
+                job.written_s = now
+                if not job.unwritten:
+                    del self._texts[job.row]
+        if self._texts:
+            soonest = min(job.written_s for job in self._texts.values()) + self._interval_s
+            asyncio.get_running_loop().call_at(max(soonest, now), self._changed.set)
+
+    def _done(self, ending: Ending, commit: Commit) -> None:
+        self._endings.remove(ending)
+        if commit is Commit.LOST:
+            log.warning("late_write_refused", job=ending.claimed.id, fence=ending.claimed.fence)
+        self._on_committed(ending, commit)
+
+    def _note(self) -> None:
+        self._settled.clear()
+        self._changed.set()
+
+
+def _delta(job: HeldJob, text: str) -> JobEvent:
+    return JobEvent(
+        type=EventType.DELTA,
+        id=job.id,
+        attempt=job.claimed.attempt,
+        text=text,
+        offset=job.written_chars,
+    )

@@ -1,0 +1,85 @@
+"""The one thread that owns the engine. Everything else talks to it in turns."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from worker.engines.base import (
+    Capacity,
+    Engine,
+    EngineEvent,
+    EngineInfo,
+    GenerationRequest,
+    Rejection,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one turn brought about, and how the engine stands after it."""
+
+    rejections: list[Rejection]
+    events: list[EngineEvent]
+    stepped_rows: int
+    num_rows: int
+    capacity: Capacity
+
+
+class EngineThread:
+    """Builds the engine in the thread that will use it; call `start` first and `close` last."""
+
+    def __init__(self, build: Callable[[], Engine]) -> None:
+        self._build = build
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._engine: Engine | None = None
+
+    async def start(self) -> tuple[EngineInfo, Capacity]:
+        """Load and warm up; also after a broken turn, which leaves no engine behind."""
+        return await self._run(self._load)
+
+    async def turn(
+        self, groups: Sequence[Sequence[GenerationRequest]], cancelled: Sequence[str]
+    ) -> Turn:
+        """End rows, admit groups, take one step. An exception means that the engine is broken."""
+        return await self._run(lambda: self._turn(groups, cancelled))
+
+    async def close(self, timeout_s: float) -> bool:
+        """Free the engine. False: a turn has not returned in time, and the thread is left behind."""
+        try:
+            await asyncio.wait_for(self._run(self._unload), timeout_s)
+        except TimeoutError:
+            return False
+        finally:
+            self._executor.shutdown(wait=False)
+        return True
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    def _load(self) -> tuple[EngineInfo, Capacity]:
+        self._unload()
+        engine = self._build()
+        engine.warm_up()
+        self._engine = engine
+        return engine.info, engine.capacity()
+
+    def _unload(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def _turn(
+        self, groups: Sequence[Sequence[GenerationRequest]], cancelled: Sequence[str]
+    ) -> Turn:
+        engine = self._engine
+        assert engine is not None, "turn() needs start()"
+        if cancelled:
+            engine.cancel(cancelled)
+        rejections = [r for group in groups for r in engine.admit(group)]
+        rows = engine.num_rows
+        events = engine.step() if rows else []
+        return Turn(rejections, events, rows, engine.num_rows, engine.capacity())

@@ -1,0 +1,120 @@
+"""One job's tokens and progress inside an engine."""
+
+from collections.abc import Collection
+
+from millpond.messages import FinishReason
+from millpond.tokenization import Tokenizer
+from worker.engines.base import Delta, Finished, GenerationRequest, RowStats
+from worker.engines.row_text import RowText
+
+
+class Sequence:
+    """Owns a row's tokens, its text and the conditions that end it.
+
+    Tokens go in by `append` until `finish_reason` is set, by a token or by `end`; after every step
+    `take_delta` gives what is new. ``decode_steps`` and ``decode_rows`` count the steps that this
+    row took part in and the rows of all those steps.
+    """
+
+    __slots__ = (
+        "_end_token_ids",
+        "_new_text",
+        "_row_text",
+        "_taken_tokens",
+        "decode_rows",
+        "decode_steps",
+        "error",
+        "finish_reason",
+        "group_rows",
+        "id",
+        "padding_share",
+        "prompt_token_ids",
+        "sampling",
+        "token_ids",
+    )
+
+    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer) -> None:
+        sampling = request.sampling
+        self.id = request.id
+        self.prompt_token_ids = list(request.prompt_token_ids)
+        self.sampling = sampling
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
+        self.group_rows = 0
+        self.padding_share = 0.0
+        self.decode_steps = 0
+        self.decode_rows = 0
+        end_ids: Collection[int] = () if sampling.ignore_eos else tokenizer.eos_token_ids
+        self._end_token_ids = frozenset((*end_ids, *sampling.stop_token_ids))
+        self._row_text = RowText(tokenizer, sampling.stop, min_tokens=sampling.min_tokens)
+        self._new_text: list[str] = []
+        self._taken_tokens = 0
+
+    @property
+    def reserved_tokens(self) -> int:
+        """The most tokens of KV cache that this row can come to need."""
+        return len(self.prompt_token_ids) + self.sampling.max_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.token_ids)
+
+    @property
+    def suppressed_token_ids(self) -> Collection[int]:
+        """Tokens that must not be generated next: those that would end the row too early."""
+        return self._end_token_ids if len(self.token_ids) + 1 < self.sampling.min_tokens else ()
+
+    def append(self, token_id: int) -> None:
+        """Take the next generated token; sets `finish_reason` if it ends the row."""
+        assert self.finish_reason is None
+        self.token_ids.append(token_id)
+        num_generated = len(self.token_ids)
+        if token_id in self._end_token_ids and num_generated >= self.sampling.min_tokens:
+            self.end(FinishReason.STOP)
+            return
+        text = self._row_text.push(token_id)
+        if text:
+            self._new_text.append(text)
+        if self._row_text.stopped:
+            self.end(FinishReason.STOP)
+        elif num_generated >= self.sampling.max_tokens:
+            self.end(FinishReason.LENGTH)
+
+    def end(self, reason: FinishReason, error: str | None = None) -> None:
+        """End the row. ``error`` is given exactly with reason ERROR."""
+        assert self.finish_reason is None
+        assert (reason is FinishReason.ERROR) == (error is not None)
+        rest = self._row_text.finish()
+        if rest:
+            self._new_text.append(rest)
+        if reason is FinishReason.LENGTH and self._row_text.stopped:
+            reason = FinishReason.STOP
+        self.finish_reason = reason
+        self.error = error
+
+    def take_delta(self) -> Delta | None:
+        """Tokens and text since the last call, None if there are none."""
+        new_ids = tuple(self.token_ids[self._taken_tokens :])
+        if not new_ids and not self._new_text:
+            return None
+        text = "".join(self._new_text)
+        self._new_text.clear()
+        self._taken_tokens = len(self.token_ids)
+        return Delta(self.id, text, new_ids)
+
+    def finished(self) -> Finished:
+        assert self.finish_reason is not None
+        assert not self._new_text
+        return Finished(
+            id=self.id,
+            reason=self.finish_reason,
+            text=self._row_text.text,
+            token_ids=tuple(self.token_ids),
+            stats=RowStats(
+                group_rows=self.group_rows,
+                padding_share=self.padding_share,
+                batch_rows=self.decode_rows / self.decode_steps if self.decode_steps else 0.0,
+            ),
+            error=self.error,
+        )

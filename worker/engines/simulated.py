@@ -1,0 +1,230 @@
+"""An engine without a model: deterministic text, a cost for each step, failures on demand.
+
+It shares scheduling, finish conditions and text handling with the torch engine, so that the worker
+is tested against the same behaviour at any speed, up to no cost at all.
+"""
+
+import hashlib
+import os
+import signal
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from millpond.messages import FinishReason
+from millpond.tokenization import ByteTokenizer, Tokenizer
+from worker.engines import sequence as sequences
+from worker.engines.base import (
+    Capacity,
+    EngineConfig,
+    EngineEvent,
+    EngineInfo,
+    GenerationRequest,
+    Rejection,
+    RejectionCode,
+)
+from worker.engines.scheduler import Scheduler
+
+_WORDS = tuple(
+    (
+        b"a all and any are as at be but by can do each even find first five for four from get "
+        b"give has have hence here heron how if in into is it its less let line make many mill "
+        b"more most must next no not now odd of off on once one only or other our out over part "
+        b"plus point pond prime prove reed river same see set seven show side since six so some "
+        b"square step stone such sum take ten term than that the then there this three thus time "
+        b"to total true two under up use value water we well what wheel when where which while "
+        b"with yes zero"
+    ).split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedCosts:
+    """Seconds that a step takes. The defaults resemble a small model on one small GPU."""
+
+    prefill_s_per_token: float = 2e-5
+    decode_s_per_step: float = 5e-3
+    decode_s_per_row: float = 1e-4
+
+    @classmethod
+    def free(cls) -> "SimulatedCosts":
+        return cls(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedFaults:
+    """Failures, each off by default. A ``*_marker`` acts on rows whose prompt text contains it.
+
+    ``reject_marker``: refused at admission. ``error_marker``: the row ends with an error at its
+    first token. ``kill_marker``: the process dies of SIGKILL in the row's prefill. ``hang_marker``:
+    the row's prefill takes ``hang_s`` seconds more. ``raise_at_step``: that step (from 1) raises
+    RuntimeError instead of running.
+    """
+
+    reject_marker: str | None = None
+    error_marker: str | None = None
+    kill_marker: str | None = None
+    hang_marker: str | None = None
+    hang_s: float = 60.0
+    raise_at_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedConfig:
+    """``tokens_per_step`` makes large loads cheap: each decode step gives each row so many."""
+
+    costs: SimulatedCosts = SimulatedCosts()
+    faults: SimulatedFaults = SimulatedFaults()
+    tokens_per_step: int = 1
+    sleep: Callable[[float], None] = time.sleep
+
+
+class SimulatedEngine:
+    """Text of a row is a hash of its prompt tokens, and of its seed when temperature is not 0."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        tokenizer: Tokenizer | None = None,
+        simulated: SimulatedConfig | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer or ByteTokenizer()
+        self._simulated = simulated or SimulatedConfig()
+        context_tokens = config.preset.context_tokens
+        kv_tokens = config.kv_tokens or config.slots * context_tokens
+        self._scheduler = Scheduler(
+            self._tokenizer,
+            slots=config.slots,
+            kv_tokens=kv_tokens,
+            context_tokens=context_tokens,
+        )
+        self._planned: dict[str, bytes] = {}
+        self._num_steps = 0
+        self._info = EngineInfo(
+            engine="simulated",
+            model=config.preset.name,
+            dtype="none",
+            device="none",
+            slots=config.slots,
+            context_tokens=context_tokens,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def num_rows(self) -> int:
+        return self._scheduler.num_rows
+
+    def warm_up(self) -> None:
+        """Nothing here gets faster by use."""
+
+    def capacity(self) -> Capacity:
+        return self._scheduler.capacity()
+
+    def admit(self, requests: Sequence[GenerationRequest]) -> list[Rejection]:
+        marker = self._simulated.faults.reject_marker
+        rejections: list[Rejection] = []
+        if marker is not None:
+            refused = [r for r in requests if self._contains(r.prompt_token_ids, marker)]
+            rejections = [
+                Rejection(r.id, RejectionCode.INVALID, "refused by the simulated engine")
+                for r in refused
+            ]
+            requests = [r for r in requests if r not in refused]
+        return rejections + self._scheduler.admit(requests)
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        self._scheduler.cancel(ids)
+
+    def step(self) -> list[EngineEvent]:
+        self._num_steps += 1
+        if self._num_steps == self._simulated.faults.raise_at_step:
+            raise RuntimeError(f"the simulated engine fails at step {self._num_steps}")
+        scheduler = self._scheduler
+        ended = scheduler.end_cancelled()
+        scheduler.retire()
+        group = scheduler.next_group()
+        if group:
+            self._prefill(group)
+            scheduler.start(group)
+            touched = group
+        else:
+            touched = list(scheduler.running)
+            self._decode(touched)
+        scheduler.retire()
+        for sequence in (*ended, *touched):
+            if sequence.finish_reason is not None:
+                self._planned.pop(sequence.id, None)
+        return scheduler.collect((*ended, *touched))
+
+    def close(self) -> None:
+        self._planned.clear()
+
+    def _prefill(self, group: list[sequences.Sequence]) -> None:
+        longest = max(len(s.prompt_token_ids) for s in group)
+        padded_tokens = longest * len(group)
+        real_tokens = sum(len(s.prompt_token_ids) for s in group)
+        self._spend(self._simulated.costs.prefill_s_per_token * padded_tokens)
+        for sequence in group:
+            sequence.group_rows = len(group)
+            sequence.padding_share = 1.0 - real_tokens / padded_tokens
+            self._act_out_faults(sequence)
+            if sequence.finish_reason is None:
+                self._planned[sequence.id] = _plan(sequence)
+                self._advance(sequence, 1)
+
+    def _decode(self, rows: list[sequences.Sequence]) -> None:
+        costs = self._simulated.costs
+        if rows:
+            self._spend(costs.decode_s_per_step + costs.decode_s_per_row * len(rows))
+        for sequence in rows:
+            sequence.decode_steps += 1
+            sequence.decode_rows += len(rows)
+            self._advance(sequence, self._simulated.tokens_per_step)
+
+    def _advance(self, sequence: sequences.Sequence, count: int) -> None:
+        plan = self._planned[sequence.id]
+        done = len(sequence.token_ids)
+        for position in range(done, done + count):
+            sequence.append(plan[position] if position < len(plan) else ByteTokenizer.EOS)
+            if sequence.finish_reason is not None:
+                return
+
+    def _spend(self, seconds: float) -> None:
+        if seconds > 0:
+            self._simulated.sleep(seconds)
+
+    def _act_out_faults(self, sequence: sequences.Sequence) -> None:
+        faults = self._simulated.faults
+        prompt = sequence.prompt_token_ids
+        if faults.kill_marker is not None and self._contains(prompt, faults.kill_marker):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if faults.hang_marker is not None and self._contains(prompt, faults.hang_marker):
+            self._simulated.sleep(faults.hang_s)
+        if faults.error_marker is not None and self._contains(prompt, faults.error_marker):
+            sequence.end(FinishReason.ERROR, "the simulated engine fails this row")
+
+    def _contains(self, prompt_token_ids: Iterable[int], marker: str) -> bool:
+        return marker in self._tokenizer.decode(list(prompt_token_ids))
+
+
+def _plan(sequence: sequences.Sequence) -> bytes:
+    """All bytes that the row would write, the end token left out; ASCII words with spaces.
+
+    A row that heeds the end token stops somewhere between a quarter and all of ``max_tokens``.
+    """
+    sampling = sequence.sampling
+    seed = sampling.seed if sampling.temperature > 0 else 0
+    source = hashlib.shake_256(array("q", (seed, *sequence.prompt_token_ids)).tobytes())
+    length = sampling.max_tokens
+    if not sampling.ignore_eos:
+        draw = int.from_bytes(source.digest(4))
+        shortest = max(1, sampling.min_tokens, length // 4)
+        length = shortest + draw % (length - shortest + 1)
+    # A word and its space are at least two bytes.
+    choices = source.digest(4 + length // 2 + 1)[4:]
+    text = b" ".join([_WORDS[choice % len(_WORDS)] for choice in choices])
+    return text[:length]

@@ -1,0 +1,1 @@
+"""The torch engine: transformers models over a slot KV cache."""

@@ -1,0 +1,236 @@
+"""Attention over packed prompts and over shelves, behind transformers' attention interface.
+
+A forward pass carries a plan: `PrefillPlan` or `DecodePlan`. The model's own layers hand their
+rotated keys and values to `PlanCache.update`, which writes them where the plan says, and their
+queries to `attend`, which reads what the plan says. No mask of transformers' making is involved.
+"""
+
+from collections.abc import Sequence as Items
+from typing import Any, Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+from millpond.errors import UnsupportedModelError
+from worker.engines.sequence import Sequence
+from worker.engines.transformers.kv_cache import KVCache, Shelf
+
+ATTENTION_NAME = "millpond"
+# What some models ask of attention and this one does not do.
+_REFUSED_ARGUMENTS = ("softcap", "s_aux", "sinks", "position_bias", "head_mask")
+
+
+class Plan(Protocol):
+    """Where one forward pass writes its keys and values, and what its queries may see.
+
+    ``windows`` holds each layer's sliding window, None for full attention.
+    """
+
+    windows: Items[int | None]
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store ``[batch, kv_heads, queries, head_dim]``."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+    ) -> torch.Tensor:
+        """From ``[batch, heads, queries, head_dim]`` to ``[batch, queries, heads, head_dim]``."""
+
+
+class PrefillPlan:
+    """Prompts end to end in one row of tokens: no padding, each attends to itself alone."""
+
+    def __init__(self, rows: Items[Sequence], cache: KVCache, windows: Items[int | None]) -> None:
+        self.windows = windows
+        self._segments: list[tuple[int, int, Shelf, int]] = []
+        start = 0
+        for row in rows:
+            shelf, slot = cache.place_of(row)
+            self._segments.append((start, start + row.num_tokens, shelf, slot))
+            start += row.num_tokens
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        for start, stop, shelf, slot in self._segments:
+            keys, values = shelf.layer(layer)
+            keys[slot, :, : stop - start] = key[0, :, start:stop]
+            values[slot, :, : stop - start] = value[0, :, start:stop]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+    ) -> torch.Tensor:
+        _, num_heads, num_tokens, head_dim = query.shape
+        out = query.new_empty((1, num_tokens, num_heads, head_dim))
+        window = self.windows[layer]
+        grouped = num_heads != key.shape[1]
+        for start, stop, _, _ in self._segments:
+            length = stop - start
+            mask = None
+            if window is not None and window < length:
+                mask = self._window_mask(length, window, query.device)
+            result = scaled_dot_product_attention(
+                query[:, :, start:stop],
+                key[:, :, start:stop],
+                value[:, :, start:stop],
+                attn_mask=mask,
+                is_causal=mask is None and length > 1,
+                scale=scale,
+                enable_gqa=grouped,
+            )
+            out[:, start:stop] = result.transpose(1, 2)
+        return out
+
+    def _window_mask(self, length: int, window: int, device: torch.device) -> torch.Tensor:
+        mask = self._masks.get((length, window))
+        if mask is None:
+            place = torch.arange(length, device=device)
+            distance = place[:, None] - place[None, :]
+            mask = self._masks[length, window] = (distance >= 0) & (distance < window)
+        return mask
+
+
+class DecodePlan:
+    """One new token for each row of the cache, shelf by shelf."""
+
+    def __init__(self, cache: KVCache, windows: Items[int | None]) -> None:
+        self.windows = windows
+        self.rows: list[Sequence] = []
+        self._spans: list[_Span] = []
+        for shelf in cache.shelves():
+            start = len(self.rows)
+            self.rows += shelf.rows
+            self._spans.append(_Span(shelf, start, cache.layout.device))
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        for span in self._spans:
+            keys, values = span.shelf.layer(layer)
+            keys[span.slots, :, span.positions] = key[span.start : span.stop, :, 0]
+            values[span.slots, :, span.positions] = value[span.start : span.stop, :, 0]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+    ) -> torch.Tensor:
+        num_rows, num_heads, _, head_dim = query.shape
+        num_kv_heads = key.shape[1]
+        # The heads that share keys stand in the place of query tokens, so keys are not repeated.
+        folded = query.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        results = []
+        for span in self._spans:
+            keys, values = span.shelf.layer(layer)
+            size = span.stop - span.start
+            results.append(
+                scaled_dot_product_attention(
+                    folded[span.start : span.stop],
+                    keys[:size, :, : span.length],
+                    values[:size, :, : span.length],
+                    attn_mask=span.mask(self.windows[layer]),
+                    scale=scale,
+                )
+            )
+        out = results[0] if len(results) == 1 else torch.cat(results)
+        return out.reshape(num_rows, 1, num_heads, head_dim)
+
+
+class _Span:
+    """One shelf's rows within the batch: rows ``start`` to ``stop``."""
+
+    def __init__(self, shelf: Shelf, start: int, device: torch.device) -> None:
+        lengths = [row.num_tokens for row in shelf.rows]
+        self.shelf = shelf
+        self.start = start
+        self.stop = start + len(lengths)
+        self.length = max(lengths)
+        self.slots = torch.arange(len(lengths), device=device)
+        self.positions = torch.tensor(lengths, device=device) - 1
+        self._even = min(lengths) == self.length
+        self._masks: dict[int | None, torch.Tensor | None] = {}
+
+    def mask(self, window: int | None) -> torch.Tensor | None:
+        """What each row may see, ``[rows, 1, 1, length]``; None where all see everything."""
+        if window is not None and window >= self.length:
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._make_mask(window)
+        return self._masks[window]
+
+    def _make_mask(self, window: int | None) -> torch.Tensor | None:
+        if window is None and self._even:
+            return None
+        place = torch.arange(self.length, device=self.positions.device)
+        position = self.positions[:, None]
+        seen = place <= position
+        if window is not None:
+            seen &= place > position - window
+        return seen[:, None, None, :]
+
+
+class PlanCache(Cache):  # type: ignore[misc]
+    """What the model takes for its cache during one forward pass."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(layers=[])
+        self._plan = plan
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write at each row's own position; the states go on to `attend` as they are."""
+        self._plan.write(layer_idx, key_states, value_states)
+        return key_states, value_states
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    plan: Plan,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The function that the model's attention layers call.
+
+    Raises UnsupportedModelError when a layer asks for what is not done here.
+    """
+    layer: Any = module.layer_idx
+    asked = [name for name in _REFUSED_ARGUMENTS if kwargs.get(name) is not None]
+    if attention_mask is not None:
+        asked.append("attention_mask")
+    if sliding_window != plan.windows[layer]:
+        asked.append(f"sliding_window={sliding_window}")
+    if asked:
+        raise UnsupportedModelError(
+            f"attention layer {layer} of {type(module).__name__} wants {', '.join(asked)}, "
+            "which this engine does not do"
+        )
+    return plan.attend(layer, query, key, value, scaling), None
+
+
+def register() -> None:
+    """Make `attend` known to transformers under `ATTENTION_NAME`; harmless if repeated."""
+    AttentionInterface.register(ATTENTION_NAME, attend)

@@ -1,0 +1,220 @@
+"""The torch engine: transformers models over shelves of keys and values."""
+
+import os
+from collections.abc import Sequence as Items
+
+import torch
+
+from millpond.errors import ModelLoadError
+from millpond.messages import FinishReason
+from millpond.tokenization import Tokenizer
+from worker.engines.base import (
+    Capacity,
+    EngineConfig,
+    EngineEvent,
+    EngineInfo,
+    Finished,
+    GenerationRequest,
+    Rejection,
+    Sampling,
+)
+from worker.engines.scheduler import Scheduler
+from worker.engines.sequence import Sequence
+from worker.engines.transformers import loading
+from worker.engines.transformers.attention import DecodePlan
+from worker.engines.transformers.kv_cache import SHELF_OVERHEAD, KVCache, KVLayout
+from worker.engines.transformers.model_runner import ModelRunner
+from worker.engines.transformers.sampling import sample
+
+# Of the memory that is free once the weights are loaded; the rest is for activations and others.
+_KV_SHARE_CPU = 0.5
+_KV_SHARE_CUDA = 0.8
+
+_NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this row"
+
+
+class TransformersEngine:
+    """Owns the model, its cache and the schedule. Each `step` reads: schedule, run, postprocess."""
+
+    def __init__(
+        self, loaded: loading.LoadedModel, config: EngineConfig, tokenizer: Tokenizer
+    ) -> None:
+        context_tokens = min(config.preset.context_tokens, loaded.context_tokens)
+        kv_tokens = config.kv_tokens or _affordable_tokens(
+            loaded.layout, config.slots * context_tokens
+        )
+        self._scheduler = Scheduler(
+            tokenizer, slots=config.slots, kv_tokens=kv_tokens, context_tokens=context_tokens
+        )
+        self._cache = KVCache(loaded.layout)
+        self._runner = ModelRunner(loaded.model, loaded.windows, loaded.device)
+        self._info = EngineInfo(
+            engine="transformers",
+            model=config.preset.name,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=str(loaded.device),
+            slots=config.slots,
+            context_tokens=context_tokens,
+        )
+
+    @classmethod
+    def load(cls, config: EngineConfig, tokenizer: Tokenizer) -> "TransformersEngine":
+        """Load the model of ``config.model_folder``. Raises ModelLoadError."""
+        if config.model_folder is None:
+            raise ModelLoadError("the transformers engine needs a model folder")
+        loaded = loading.load(config.model_folder, config.dtype, config.device)
+        return cls(loaded, config, tokenizer)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def num_rows(self) -> int:
+        return self._scheduler.num_rows
+
+    def warm_up(self) -> None:
+        assert self.num_rows == 0
+        rows = [
+            GenerationRequest(
+                f"warm-up-{i}", [0] * 8, Sampling(4, i, temperature=i, ignore_eos=True)
+            )
+            for i in range(min(2, self.capacity().free_slots))
+        ]
+        rejections = self.admit(rows)
+        assert not rejections
+        while self.num_rows:
+            for event in self.step():
+                if isinstance(event, Finished) and event.error is not None:
+                    raise ModelLoadError(f"the model fails its first request: {event.error}")
+
+    def capacity(self) -> Capacity:
+        return self._scheduler.capacity()
+
+    def admit(self, requests: Items[GenerationRequest]) -> list[Rejection]:
+        return self._scheduler.admit(requests)
+
+    def cancel(self, ids: Items[str]) -> None:
+        self._scheduler.cancel(ids)
+
+    @torch.inference_mode()
+    def step(self) -> list[EngineEvent]:
+        scheduler = self._scheduler
+        ended = scheduler.end_cancelled()
+        self._release(ended)
+        group = scheduler.next_group()
+        touched = self._prefill(group) if group else self._decode()
+        self._release([s for s in touched if s.finish_reason is not None])
+        return scheduler.collect((*ended, *touched))
+
+    def close(self) -> None:
+        self._cache.clear()
+        del self._runner
+
+    def _prefill(self, group: list[Sequence]) -> list[Sequence]:
+        """Read the group's prompts and draw each row's first token.
+
+        Out of memory, the group waits again in two halves; a row that fails alone ends.
+        """
+        try:
+            self._cache.allocate(group)
+            tokens = sample(self._runner.prefill(group, self._cache), group)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._release(group)
+            self._recover_memory()
+            return self._split(group, error)
+        for row in group:
+            row.group_rows = len(group)
+        self._scheduler.start(group)
+        _append(group, tokens)
+        return group
+
+    def _split(self, group: list[Sequence], error: BaseException) -> list[Sequence]:
+        if len(group) > 1:
+            half = len(group) // 2
+            self._scheduler.put_back(group[half:])
+            self._scheduler.put_back(group[:half])
+            return []
+        row = group[0]
+        if self._scheduler.running:
+            # Others hold memory that will come free; the row waits for it.
+            self._scheduler.put_back(group)
+            return self._decode()
+        row.end(
+            FinishReason.ERROR,
+            f"out of memory on a prompt of {len(row.prompt_token_ids)} tokens with nothing else "
+            f"running; send a shorter one ({error})",
+        )
+        return group
+
+    def _decode(self) -> list[Sequence]:
+        """One more token for each running row. Out of memory, the youngest row waits again."""
+        if not self._scheduler.running:
+            return []
+        try:
+            self._cache.make_room()
+            plan = DecodePlan(self._cache, self._runner.windows)
+            tokens = sample(self._runner.decode(plan), plan.rows)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return self._preempt(error)
+        for row in plan.rows:
+            row.decode_steps += 1
+            row.decode_rows += len(plan.rows)
+        _append(plan.rows, tokens)
+        return plan.rows
+
+    def _preempt(self, error: BaseException) -> list[Sequence]:
+        alone = len(self._scheduler.running) == 1
+        row = self._scheduler.running[0] if alone else self._scheduler.preempt_youngest()
+        self._cache.free(row)
+        self._recover_memory()
+        if not alone:
+            return []
+        row.end(
+            FinishReason.ERROR,
+            f"out of memory at {row.num_tokens} tokens with nothing else running; ask for fewer "
+            f"({error})",
+        )
+        return [row]
+
+    def _release(self, rows: list[Sequence]) -> None:
+        for row in rows:
+            self._cache.free(row)
+        if rows:
+            self._scheduler.retire()
+
+    def _recover_memory(self) -> None:
+        self._cache.trim()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _append(rows: list[Sequence], tokens: list[int | None]) -> None:
+    for row, token in zip(rows, tokens, strict=True):
+        if token is None:
+            row.end(FinishReason.ERROR, _NOT_FINITE)
+        else:
+            row.append(token)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _affordable_tokens(layout: KVLayout, wanted: int) -> int:
+    """As many tokens of KV cache as are wanted, or as the free memory holds."""
+    if layout.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(layout.device)
+        share = _KV_SHARE_CUDA
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        share = _KV_SHARE_CPU
+    affordable = int(free * share / (layout.bytes_per_token * SHELF_OVERHEAD))
+    return max(1, min(wanted, affordable))

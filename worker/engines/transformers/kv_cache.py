@@ -1,0 +1,182 @@
+"""Keys and values of the running rows, on shelves of like length.
+
+A shelf is one tensor for each layer, ``[slots, kv_heads, length, head_dim]``, with its rows kept
+compact in slots 0 to n-1. A row begins on the shelf that just holds it and moves to the next as it
+grows. So short rows pay, in memory and in attention, for nobody's length but their own class's, and
+a decode step reads each shelf through views.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from worker.engines.sequence import Sequence
+
+# Lengths of the shelves, in tokens; doubling from there would waste up to half of a row's place.
+_SHORTEST_SHELF_TOKENS = 128
+# What a shelf wastes at the worst: a row of 129 tokens lies in 192, a row of 193 in 256.
+SHELF_OVERHEAD = 1.5
+_FIRST_SLOTS = 4
+
+
+def shelf_length(num_tokens: int) -> int:
+    """Length of the shortest shelf that holds a row of that many tokens: 128, 192, 256, 384, ..."""
+    length = _SHORTEST_SHELF_TOKENS
+    while length < num_tokens:
+        if length + length // 2 >= num_tokens:
+            return length + length // 2
+        length *= 2
+    return length
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of keys and values over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class Shelf:
+    """Owns the tensors of one length class and which row is in which slot."""
+
+    def __init__(self, length: int, layout: KVLayout) -> None:
+        self.length = length
+        self.rows: list[Sequence] = []
+        self._layout = layout
+        self._num_slots = 0
+        self._keys = [self._empty(0) for _ in range(layout.num_layers)]
+        self._values = [self._empty(0) for _ in range(layout.num_layers)]
+
+    @property
+    def num_slots(self) -> int:
+        return self._num_slots
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, each ``[slots, kv_heads, length, head_dim]``."""
+        return self._keys[index], self._values[index]
+
+    def reserve(self, num_slots: int) -> None:
+        """Hold at least so many slots. May run out of memory, and then nothing has changed for
+        readers: the slots count only once every layer has them."""
+        if num_slots <= self._num_slots:
+            return
+        self._resize(max(num_slots, _FIRST_SLOTS, self._num_slots + self._num_slots // 2))
+
+    def trim(self) -> None:
+        """Give back the slots that no row uses."""
+        if self._num_slots > len(self.rows):
+            self._resize(len(self.rows))
+
+    def copy_row(self, slot: int, target: "Shelf", target_slot: int, num_tokens: int) -> None:
+        for tensors, targets in ((self._keys, target._keys), (self._values, target._values)):
+            for source, destination in zip(tensors, targets, strict=True):
+                destination[target_slot, :, :num_tokens] = source[slot, :, :num_tokens]
+
+    def _resize(self, num_slots: int) -> None:
+        kept = min(num_slots, len(self.rows))
+        for tensors in (self._keys, self._values):
+            for index, old in enumerate(tensors):
+                if old.shape[0] == num_slots:  # an earlier attempt got this far
+                    continue
+                new = self._empty(num_slots)
+                new[:kept] = old[:kept]
+                tensors[index] = new
+        self._num_slots = num_slots
+
+    def _empty(self, num_slots: int) -> torch.Tensor:
+        # Zeros, since a masked place still takes part in a product, and 0 * NaN is NaN.
+        layout = self._layout
+        return torch.zeros(
+            (num_slots, layout.num_kv_heads, self.length, layout.head_dim),
+            dtype=layout.dtype,
+            device=layout.device,
+        )
+
+
+class KVCache:
+    """Owns the shelves and where each row lies."""
+
+    def __init__(self, layout: KVLayout) -> None:
+        self.layout = layout
+        self._shelves: dict[int, Shelf] = {}
+        self._places: dict[str, tuple[Shelf, int]] = {}
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._places)
+
+    @property
+    def allocated_bytes(self) -> int:
+        tokens = sum(s.num_slots * s.length for s in self._shelves.values())
+        return tokens * self.layout.bytes_per_token
+
+    def shelves(self) -> list[Shelf]:
+        """The shelves with rows on them, shortest first. The batch is their rows in this order."""
+        return [self._shelves[n] for n in sorted(self._shelves) if self._shelves[n].rows]
+
+    def place_of(self, row: Sequence) -> tuple[Shelf, int]:
+        """The row's shelf and slot."""
+        return self._places[row.id]
+
+    def allocate(self, rows: list[Sequence]) -> None:
+        """Give each row a slot for its tokens; all of them or, out of memory, none."""
+        wanted: dict[int, list[Sequence]] = {}
+        for row in rows:
+            wanted.setdefault(shelf_length(row.num_tokens), []).append(row)
+        for length, group in wanted.items():
+            shelf = self._shelf(length)
+            shelf.reserve(len(shelf.rows) + len(group))
+        for length, group in wanted.items():
+            for row in group:
+                self._put(row, self._shelves[length])
+
+    def make_room(self) -> None:
+        """Move each row whose next token has no place on its shelf to the next one.
+
+        Out of memory, the rows moved so far have moved and nothing is lost; it may be called again.
+        """
+        for shelf in self.shelves():
+            for row in [r for r in shelf.rows if r.num_tokens > shelf.length]:
+                target = self._shelf(shelf_length(row.num_tokens))
+                target.reserve(len(target.rows) + 1)
+                _, slot = self._places[row.id]
+                shelf.copy_row(slot, target, len(target.rows), shelf.length)
+                self.free(row)
+                self._put(row, target)
+
+    def free(self, row: Sequence) -> None:
+        """Give the row's slot back; the shelf's last row takes it. Unknown rows are ignored."""
+        place = self._places.pop(row.id, None)
+        if place is None:
+            return
+        shelf, slot = place
+        last = shelf.rows.pop()
+        if last is not row:
+            shelf.copy_row(len(shelf.rows), shelf, slot, min(last.num_tokens, shelf.length))
+            shelf.rows[slot] = last
+            self._places[last.id] = (shelf, slot)
+
+    def trim(self) -> None:
+        """Give all unused memory back."""
+        for shelf in self._shelves.values():
+            shelf.trim()
+
+    def clear(self) -> None:
+        self._shelves.clear()
+        self._places.clear()
+
+    def _put(self, row: Sequence, shelf: Shelf) -> None:
+        self._places[row.id] = (shelf, len(shelf.rows))
+        shelf.rows.append(row)
+
+    def _shelf(self, length: int) -> Shelf:
+        if length not in self._shelves:
+            self._shelves[length] = Shelf(length, self.layout)
+        return self._shelves[length]

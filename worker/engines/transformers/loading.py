@@ -1,0 +1,166 @@
+"""Load a model folder for this engine, and refuse what it would serve wrongly."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from millpond.errors import ModelLoadError, UnsupportedModelError
+from worker.engines.base import Device, DType
+from worker.engines.transformers import attention
+from worker.engines.transformers.kv_cache import KVLayout
+
+_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+# Set to anything true, each of these changes attention in a way that the engine does not follow.
+_REFUSED_SETTINGS = (
+    "attn_logit_softcapping",
+    "use_bidirectional_attention",
+    "is_encoder_decoder",
+    "num_kv_shared_layers",
+    "attention_chunk_size",
+    "alibi",
+)
+# These rotate by the longest row of the batch, so beyond this length a row would depend on company.
+_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """``windows``: each layer's sliding window, None for full attention."""
+
+    model: Any
+    dtype: torch.dtype
+    device: torch.device
+    layout: KVLayout
+    windows: tuple[int | None, ...]
+    context_tokens: int
+
+
+def choose_device(device: Device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError("device cuda: torch sees no CUDA device")
+    return torch.device(device)
+
+
+def choose_dtype(dtype: DType, device: torch.device) -> torch.dtype:
+    """``auto`` is the fastest type that the device computes natively."""
+    if dtype != "auto":
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    if device.type == "cuda":
+        # Not is_bf16_supported(): it says yes on a T4, which only emulates bfloat16.
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= 8 else torch.float16
+    flags = _cpu_flags()
+    return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else torch.float32
+
+
+def load(folder: Path, dtype: DType, device: Device) -> LoadedModel:
+    """Load the folder's weights (safetensors only, no code of the model's own) onto the device.
+
+    Raises ModelLoadError, and UnsupportedModelError for an architecture that cannot be served.
+    """
+    attention.register()
+    transformers_logging.disable_progress_bar()
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_config(config)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=chosen_dtype,
+            attn_implementation=attention.ATTENTION_NAME,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except ModelLoadError:
+        raise
+    except Exception as error:  # transformers raises many kinds
+        raise ModelLoadError(f"{folder}: {error}") from error
+    return adopt(model.to(chosen_device))
+
+
+def adopt(model: Any) -> LoadedModel:
+    """Take a model in memory as it is, its attention switched to ours."""
+    attention.register()
+    config = model.config
+    check_config(config)
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModelError(f"{_name(config)}: transformers cannot switch its attention")
+    model.set_attn_implementation(attention.ATTENTION_NAME)
+    model.eval()
+    num_heads = config.num_attention_heads
+    layout = KVLayout(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    return LoadedModel(
+        model=model,
+        dtype=model.dtype,
+        device=model.device,
+        layout=layout,
+        windows=layer_windows(config),
+        context_tokens=context_limit(config),
+    )
+
+
+def check_config(config: Any) -> None:
+    """Raise UnsupportedModelError for what the attention here does not do."""
+    name = _name(config)
+    if config.get_text_config() is not config:
+        raise UnsupportedModelError(f"{name}: only models of text alone are served")
+    for setting in _REFUSED_SETTINGS:
+        if getattr(config, setting, None):
+            raise UnsupportedModelError(f"{name}: {setting} is not supported")
+    unknown = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
+    if unknown:
+        raise UnsupportedModelError(
+            f"{name}: layers of type {', '.join(sorted(unknown))} are not supported"
+        )
+
+
+def layer_windows(config: Any) -> tuple[int | None, ...]:
+    """Each layer's sliding window, None for full attention."""
+    window: int | None = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:
+        return (window,) * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+
+
+def context_limit(config: Any) -> int:
+    """The most tokens of a row that the model's positions serve."""
+    limit = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+        original = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        limit = min(limit, int(original or limit))
+    return limit
+
+
+def _name(config: Any) -> str:
+    return str((getattr(config, "architectures", None) or [config.model_type])[0])
+
+
+def _cpu_flags() -> set[str]:
+    """What the processor says it can do; empty where the system does not tell."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return set()
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("flags"):
+            return set(line.split())
+    return set()

@@ -1,0 +1,61 @@
+"""The one place that calls the model: prefill of a group, a decode step of the batch."""
+
+from collections.abc import Sequence as Items
+from typing import Any
+
+import torch
+
+from worker.engines.sequence import Sequence
+from worker.engines.transformers.attention import DecodePlan, Plan, PlanCache, PrefillPlan
+from worker.engines.transformers.kv_cache import KVCache
+
+
+class ModelRunner:
+    """``model`` is a transformers causal language model that uses our attention."""
+
+    def __init__(self, model: Any, windows: Items[int | None], device: torch.device) -> None:
+        self._model = model
+        self.windows = tuple(windows)
+        self._device = device
+
+    def prefill(self, rows: Items[Sequence], cache: KVCache) -> torch.Tensor:
+        """Read all tokens of these rows, which have their slots already.
+
+        Returns the logits after each row's last token, ``[rows, vocab]``.
+        """
+        token_ids: list[int] = []
+        positions: list[int] = []
+        last: list[int] = []
+        for row in rows:
+            token_ids += row.prompt_token_ids
+            token_ids += row.token_ids
+            positions += range(row.num_tokens)
+            last.append(len(token_ids) - 1)
+        plan = PrefillPlan(rows, cache, self.windows)
+        return self._forward([token_ids], [positions], plan, torch.tensor(last))[0]
+
+    def decode(self, plan: DecodePlan) -> torch.Tensor:
+        """Read each row's newest token. Returns ``[rows, vocab]`` in the order of ``plan.rows``."""
+        token_ids = [[row.token_ids[-1]] for row in plan.rows]
+        positions = [[row.num_tokens - 1] for row in plan.rows]
+        return self._forward(token_ids, positions, plan, 1)[:, 0]
+
+    def _forward(
+        self,
+        token_ids: list[list[int]],
+        positions: list[list[int]],
+        plan: Plan,
+        logits_to_keep: int | torch.Tensor,
+    ) -> torch.Tensor:
+        if isinstance(logits_to_keep, torch.Tensor):
+            logits_to_keep = logits_to_keep.to(self._device)
+        output = self._model(
+            input_ids=torch.tensor(token_ids, device=self._device),
+            position_ids=torch.tensor(positions, device=self._device),
+            past_key_values=PlanCache(plan),
+            use_cache=True,
+            logits_to_keep=logits_to_keep,
+            plan=plan,
+        )
+        logits: torch.Tensor = output.logits
+        return logits

@@ -1,0 +1,128 @@
+"""The next token of each row: greedy and sampled rows mixed, each row by its own parameters.
+
+Filters follow transformers' logits processors, in its order: temperature, top_k, top_p, min_p. A
+draw depends on the row's logits, its seed and its step alone: each row turns one uniform number of
+its own into a token through the cumulative distribution in vocabulary order.
+"""
+
+from collections.abc import Sequence as Items
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worker.engines.base import Sampling
+from worker.engines.sequence import Sequence
+
+# How many of the likeliest tokens are looked at first; most filters end well within.
+_FIRST_CANDIDATES = 256
+
+
+def sample(logits: torch.Tensor, rows: Items[Sequence]) -> list[int | None]:
+    """The next token of each row from ``[rows, vocab]`` logits.
+
+    None for a row whose logits are not finite. Reads the device once.
+    """
+    _suppress_ends(logits, rows)
+    top, tokens = logits.max(dim=-1)
+    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
+    if drawn:
+        picked = [rows[i] for i in drawn]
+        index = torch.tensor(drawn, device=logits.device)
+        tokens[index] = _draw(logits[index].float(), top[index].float(), picked)
+    read = torch.stack((tokens, torch.isfinite(top).to(tokens.dtype))).tolist()
+    return [token if finite else None for token, finite in zip(*read, strict=True)]
+
+
+def uniforms(seeds: Items[int], steps: Items[int]) -> npt.NDArray[np.float64]:
+    """One number in [0, 1) for each (seed, step), by SplitMix64; no state, no order."""
+    seed = np.asarray(seeds, dtype=np.uint64)
+    step = np.asarray(steps, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = _splitmix64(_splitmix64(seed) + step)
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _suppress_ends(logits: torch.Tensor, rows: Items[Sequence]) -> None:
+    """Below min_tokens, take the row's end tokens out of the running, in place."""
+    at = [(i, t) for i, row in enumerate(rows) for t in row.suppressed_token_ids]
+    if at:
+        where = torch.tensor(at, device=logits.device)
+        logits[where[:, 0], where[:, 1]] = -torch.inf
+
+
+def _draw(logits: torch.Tensor, top: torch.Tensor, rows: Items[Sequence]) -> torch.Tensor:
+    """Sampled tokens of ``[rows, vocab]`` float32 logits with their maxima ``[rows]``."""
+    device = logits.device
+    params = [row.sampling for row in rows]
+    temperature = torch.tensor([p.temperature for p in params], device=device)
+    # Less the maximum first: nothing overflows however small the temperature, and sums start at 1.
+    scores = (logits - top[:, None]) / temperature[:, None]
+    uniform = torch.tensor(
+        uniforms([p.seed for p in params], [len(r.token_ids) for r in rows]),
+        dtype=torch.float64,
+    ).to(device)
+    filtered = [i for i, p in enumerate(params) if p.top_k or p.top_p < 1 or p.min_p > 0]
+    if not filtered:
+        return _invert(scores, uniform)
+    if len(filtered) == len(rows):
+        return _draw_filtered(scores, uniform, params)
+    tokens = _invert(scores, uniform)
+    some = torch.tensor(filtered, device=device)
+    tokens[some] = _draw_filtered(scores[some], uniform[some], [params[i] for i in filtered])
+    return tokens
+
+
+def _draw_filtered(
+    scores: torch.Tensor, uniform: torch.Tensor, params: Items[Sampling]
+) -> torch.Tensor:
+    candidates, token_ids = _candidates(scores, params)
+    place = _invert(candidates, uniform)
+    return token_ids.gather(1, place[:, None])[:, 0]
+
+
+def _invert(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Where the cumulative distribution of softmax(scores) first passes each row's number."""
+    cumulative = scores.exp().cumsum(dim=-1, dtype=torch.float64)
+    target = uniform[:, None] * cumulative[:, -1:]
+    place = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return place.clamp_(max=scores.shape[-1] - 1)
+
+
+def _candidates(scores: torch.Tensor, params: Items[Sampling]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scores that the rows' filters leave, -inf elsewhere, and whose they are.
+
+    Both are ``[rows, n]`` in vocabulary order, for the least n of a few that holds what every row
+    keeps. A row's cut is a score, so tokens of equal score are kept or dropped together.
+    """
+    device = scores.device
+    vocab_size = scores.shape[-1]
+    count = min(vocab_size, max(_FIRST_CANDIDATES, *(p.top_k + 1 for p in params)))
+    top_k = torch.tensor([min(p.top_k, vocab_size) or vocab_size for p in params], device=device)
+    top_p = torch.tensor([p.top_p for p in params], device=device, dtype=torch.float64)
+    min_p = torch.tensor([p.min_p for p in params], device=device)
+    total = scores.exp().sum(dim=-1, dtype=torch.float64)
+    while True:
+        best, token_ids = scores.topk(count, dim=-1)
+        rank = torch.arange(count, device=device)
+        weight = best.exp().double()
+        within_k = rank < top_k[:, None]
+        mass = torch.where(top_k < vocab_size, (weight * within_k).sum(-1), total)
+        above = weight.cumsum(-1) - weight
+        kept = within_k & (above < top_p[:, None] * mass[:, None])
+        kept &= best >= min_p.log()[:, None]
+        kept[:, 0] = True
+        if count == vocab_size or not bool(kept[:, -1].any()):
+            break
+        count = min(vocab_size, count * 16)
+    cut = torch.where(kept, best, torch.inf).amin(dim=-1, keepdim=True)
+    token_ids, order = token_ids.sort(dim=-1)
+    best = best.gather(1, order)
+    return best.masked_fill(best < cut, -torch.inf), token_ids

@@ -1,0 +1,144 @@
+"""One job in the worker's hands: what was claimed, how far it is, and the result it will have."""
+
+import time
+from dataclasses import dataclass, field
+
+from millpond.messages import (
+    FinishReason,
+    JobError,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    Receipt,
+    Usage,
+    seed_from_id,
+)
+from millpond.presets import Preset
+from millpond.prompts import PreparedPrompt
+from millpond.queue import ClaimedJob
+from worker.engines.base import EngineInfo, Finished, GenerationRequest, Sampling
+
+_MESSAGES = {
+    JobStatus.CANCELLED: ("cancelled", "cancelled by the client"),
+    JobStatus.EXPIRED: ("deadline_exceeded", "the deadline passed before the job was finished"),
+}
+
+
+@dataclass(slots=True)
+class HeldJob:
+    """Owned by the Worker from claim to commit; the LeaseKeeper only sets ``end_as`` and ``lost``.
+
+    ``claimed_s`` and ``first_token_s`` are this process's monotonic clock.
+    """
+
+    claimed: ClaimedJob
+    request: JobRequest
+    prompt: PreparedPrompt
+    window_jobs: int
+    claimed_s: float = field(default_factory=time.monotonic)
+    first_token_s: float | None = None
+    # Set when the job is to end early, and how it then counts.
+    end_as: JobStatus | None = None
+    lost: bool = False
+    # Its last word is with the Committer; the lease is kept, but what befalls it matters no more.
+    ended: bool = False
+    # Streamed text: what waits to be written, and how many characters were written before.
+    unwritten: str = ""
+    written_chars: int = 0
+    written_s: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return self.claimed.id
+
+    @property
+    def row(self) -> str:
+        return self.claimed.row
+
+    @property
+    def seed(self) -> int:
+        return self.request.seed if self.request.seed is not None else seed_from_id(self.id)
+
+    def generation_request(self, preset: Preset) -> GenerationRequest:
+        """The row for the engine, every default resolved by the preset."""
+        request = self.request
+
+        def chosen(value: float | None, default: float) -> float:
+            return default if value is None else value
+
+        return GenerationRequest(
+            id=self.row,
+            prompt_token_ids=self.prompt.token_ids,
+            sampling=Sampling(
+                max_tokens=self.prompt.max_tokens,
+                min_tokens=min(request.min_tokens, self.prompt.max_tokens),
+                seed=self.seed,
+                temperature=chosen(request.temperature, preset.temperature),
+                top_p=chosen(request.top_p, preset.top_p),
+                top_k=preset.top_k if request.top_k is None else request.top_k,
+                min_p=chosen(request.min_p, preset.min_p),
+                stop=tuple(request.stop),
+                stop_token_ids=tuple(request.stop_token_ids),
+                ignore_eos=request.ignore_eos,
+            ),
+        )
+
+    def result(self, finished: Finished, worker: str, info: EngineInfo) -> JobResult:
+        """The stored result of a row that ended."""
+        status, error = self._outcome(finished)
+        first_s = self.first_token_s if self.first_token_s is not None else time.monotonic()
+        return JobResult(
+            id=self.id,
+            status=status,
+            finish_reason=finished.reason,
+            text=finished.text,
+            token_ids=list(finished.token_ids) if self.request.return_token_ids else None,
+            usage=Usage(
+                prompt_tokens=len(self.prompt.token_ids),
+                completion_tokens=len(finished.token_ids),
+            ),
+            error=error,
+            metadata=self.request.metadata,
+            receipt=Receipt(
+                attempt=self.claimed.attempt,
+                worker=worker,
+                model=info.model,
+                engine=info.engine,
+                dtype=info.dtype,
+                device=info.device,
+                seed=self.seed,
+                queue_wait_ms=self.claimed.queue_wait_ms,
+                window_jobs=self.window_jobs,
+                group_rows=finished.stats.group_rows,
+                padding_share=round(finished.stats.padding_share, 4),
+                batch_rows=round(finished.stats.batch_rows, 2),
+                first_token_ms=_ms_since(self.claimed_s, first_s),
+                run_ms=_ms_since(self.claimed_s, time.monotonic()),
+                prompt_truncated=self.prompt.truncated,
+            ),
+        )
+
+    def _outcome(self, finished: Finished) -> tuple[JobStatus, JobError | None]:
+        if finished.reason is FinishReason.ERROR:
+            message = finished.error or "the row failed"
+            return JobStatus.FAILED, JobError(code="generation_failed", message=message)
+        if finished.reason is FinishReason.CANCELLED:
+            status = self.end_as or JobStatus.CANCELLED
+            code, message = _MESSAGES[status]
+            return status, JobError(code=code, message=message)
+        return JobStatus.SUCCEEDED, None
+
+
+def failure(claimed: ClaimedJob, code: str, message: str, request: JobRequest | None) -> JobResult:
+    """The stored result of a job that never became a row."""
+    return JobResult(
+        id=claimed.id,
+        status=JobStatus.FAILED,
+        finish_reason=FinishReason.ERROR,
+        error=JobError(code=code, message=message),
+        metadata={} if request is None else request.metadata,
+    )
+
+
+def _ms_since(start_s: float, end_s: float) -> float:
+    return round(max(0.0, end_s - start_s) * 1000, 1)

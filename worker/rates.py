@@ -1,0 +1,51 @@
+"""Rates and shares over the last while, for the worker registry. Pure but for the clock it is given."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+WINDOW_S = 30.0
+
+
+@dataclass(slots=True)
+class Rates:
+    """Sums over a sliding window of `WINDOW_S`. Times are any one monotonic clock in seconds."""
+
+    started_s: float
+    _ended: deque[tuple[float, int]] = field(default_factory=deque)
+    jobs_total: int = 0
+    tokens_total: int = 0
+    padded_tokens_total: int = 0
+    prefill_tokens_total: int = 0
+    row_steps_total: int = 0
+    slot_steps_total: int = 0
+
+    def job_ended(self, now_s: float, output_tokens: int) -> None:
+        self._ended.append((now_s, output_tokens))
+        self.jobs_total += 1
+        self.tokens_total += output_tokens
+
+    def group_admitted(self, lengths: list[int]) -> None:
+        self.prefill_tokens_total += sum(lengths)
+        self.padded_tokens_total += len(lengths) * max(lengths)
+
+    def stepped(self, rows: int, slots: int) -> None:
+        self.row_steps_total += rows
+        self.slot_steps_total += slots
+
+    def snapshot(self, now_s: float) -> dict[str, float | int]:
+        """``jobs_per_s`` and ``tokens_per_s`` are recent; shares and totals are since the start."""
+        while self._ended and self._ended[0][0] < now_s - WINDOW_S:
+            self._ended.popleft()
+        span_s = max(1.0, min(WINDOW_S, now_s - self.started_s))
+        return {
+            "jobs_per_s": round(len(self._ended) / span_s, 3),
+            "tokens_per_s": round(sum(n for _, n in self._ended) / span_s, 1),
+            "jobs_total": self.jobs_total,
+            "tokens_total": self.tokens_total,
+            "padding_share": round(
+                1 - self.prefill_tokens_total / max(1, self.padded_tokens_total), 4
+            )
+            if self.padded_tokens_total
+            else 0.0,
+            "slot_share": round(self.row_steps_total / max(1, self.slot_steps_total), 4),
+        }

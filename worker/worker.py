@@ -1,0 +1,297 @@
+"""The worker: drain -> group -> admit -> step ... step -> commit.
+
+One asyncio loop does all I/O; one thread owns the engine and takes one turn at a time. While a turn
+runs, the Committer writes what the turns before it produced.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+
+from millpond.errors import QueueUnavailableError
+from millpond.messages import JobResult
+from millpond.presets import Preset
+from millpond.queue import Commit, JobQueue
+from millpond.tokenization import Tokenizer
+from worker.committer import Committer, Ending
+from worker.engine_thread import EngineThread, Turn
+from worker.engines.base import Delta, Engine, EngineInfo, Finished
+from worker.held import HeldJob, failure
+from worker.intake import Intake, Window
+from worker.lease import LeaseKeeper
+from worker.rates import Rates
+from worker.window import WindowPolicy
+
+log = structlog.get_logger("millpond.worker")
+
+# An engine that breaks this often in a row is not worth building again.
+MAX_ENGINE_FAILURES = 3
+# For storing what has ended and releasing the rest, on top of the grace time.
+WIND_DOWN_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    worker_id: str
+    window: WindowPolicy
+    group_padded_tokens: int = 4096
+    heartbeat_s: float = 1.0
+    grace_s: float = 20.0
+    delta_interval_s: float = 0.05
+
+
+class EngineFailedError(Exception):
+    """The engine broke `MAX_ENGINE_FAILURES` times in a row; the process should end."""
+
+
+class Worker:
+    """Owns the table of held jobs: every claimed job is in it until its last word is stored."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        build_engine: Callable[[], Engine],
+        tokenizer: Tokenizer,
+        preset: Preset,
+        options: WorkerOptions,
+    ) -> None:
+        self._queue = queue
+        self._tokenizer = tokenizer
+        self._preset = preset
+        self._options = options
+        self._engine = EngineThread(build_engine)
+        self._held: dict[str, HeldJob] = {}
+        self._admitting: list[list[HeldJob]] = []
+        self._ending: list[str] = []
+        self._num_rows = 0
+        self._engine_failures = 0
+        self._stopping = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._state = "loading"
+        self._rates = Rates(time.monotonic())
+        self._committer = Committer(queue, self._on_committed, options.delta_interval_s)
+        self._leases = LeaseKeeper(queue, self._held, self._ending.extend, options.heartbeat_s)
+        self._info: EngineInfo
+        self._intake: Intake | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine is loaded and warm and the worker takes jobs."""
+        return self._state == "ready"
+
+    def stop(self) -> None:
+        """First call: claim no more, finish what fits in the grace time. Second: release at once."""
+        if self._stopping.is_set():
+            self._stop_now.set()
+        self._stopping.set()
+        if self._intake is not None:
+            self._intake.close()
+
+    async def run(self) -> bool:
+        """Work until `stop`. False: the engine's thread hangs in a turn, so end the process hard.
+
+        Raises EngineFailedError, and whatever building the engine raises.
+        """
+        background = [
+            asyncio.create_task(self._committer.run(), name="committer"),
+            asyncio.create_task(self._leases.run(), name="leases"),
+            asyncio.create_task(self._beat_forever(), name="registry"),
+        ]
+        work = asyncio.create_task(self._work(), name="work")
+        try:
+            await self._until_done_or_out_of_grace(work)
+        finally:
+            work.cancel()
+            clean = await self._wind_down(background)
+        return clean
+
+    async def _work(self) -> None:
+        intake = await self._start_engine()
+        listener = asyncio.create_task(intake.listen(), name="intake")
+        try:
+            self._state = "ready"
+            await self._beat_once()
+            log.info("ready", worker=self._options.worker_id, **asdict(self._info))
+            while not self._stopping.is_set():
+                await self._drain()
+                await self._take_turn()
+        finally:
+            listener.cancel()
+        self._state = "draining"
+        while self._busy:
+            await self._take_turn()
+
+    async def _until_done_or_out_of_grace(self, work: asyncio.Task[None]) -> None:
+        await _first(work, self._stopping.wait())
+        if not work.done():
+            await _first(work, self._stop_now.wait(), timeout_s=self._options.grace_s)
+        if work.done():
+            work.result()
+
+    async def _start_engine(self) -> Intake:
+        self._info, self._capacity = await self._engine.start()
+        self._intake = Intake(
+            self._queue,
+            self._tokenizer,
+            self._preset,
+            worker_id=self._options.worker_id,
+            policy=self._options.window,
+            group_padded_tokens=self._options.group_padded_tokens,
+            full=self._capacity,
+        )
+        return self._intake
+
+    # -- drain and admit
+
+    async def _drain(self) -> None:
+        """Get jobs for the free slots: a window if nothing runs, else what is there right now."""
+        assert self._intake is not None
+        if self._busy:
+            window = await self._intake.refill(self._capacity)
+        else:
+            window = await self._intake.next_window()
+        if window is not None:
+            self._accept(window)
+
+    def _accept(self, window: Window) -> None:
+        for group in window.groups:
+            self._held.update((job.row, job) for job in group)
+            self._admitting.append(group)
+            self._rates.group_admitted([len(job.prompt.token_ids) for job in group])
+        for claimed, result in window.refused:
+            self._committer.add_ending(Ending(claimed, result))
+
+    @property
+    def _busy(self) -> bool:
+        return self._num_rows > 0 or bool(self._admitting)
+
+    # -- step and commit
+
+    async def _take_turn(self) -> None:
+        if not self._busy:
+            return
+        groups, self._admitting = self._admitting, []
+        ending = list(self._ending)
+        self._ending.clear()
+        requests = [[job.generation_request(self._preset) for job in group] for group in groups]
+        try:
+            turn = await self._engine.turn(requests, ending)
+        except Exception as error:
+            log.exception("engine_broke", rows=self._num_rows)
+            await self._recover(error)
+            return
+        self._engine_failures = 0
+        self._num_rows, self._capacity = turn.num_rows, turn.capacity
+        self._rates.stepped(turn.stepped_rows, self._info.slots)
+        self._commit(turn)
+
+    def _commit(self, turn: Turn) -> None:
+        now_s = time.monotonic()
+        for rejection in turn.rejections:
+            job = self._held[rejection.id]
+            self._end(job, failure(job.claimed, rejection.code, rejection.message, job.request))
+        for event in turn.events:
+            job = self._held[event.id]
+            if job.first_token_s is None and event.token_ids:
+                job.first_token_s = now_s
+            match event:
+                case Delta(text=text) if not job.lost:
+                    self._committer.add_text(job, text)
+                case Finished() if not job.lost:
+                    self._end(job, job.result(event, self._options.worker_id, self._info))
+                    self._rates.job_ended(now_s, len(event.token_ids))
+                case Finished():
+                    del self._held[job.row]
+
+    def _end(self, job: HeldJob, result: JobResult, *, retry: bool = False) -> None:
+        job.ended = True
+        self._committer.add_ending(Ending(job.claimed, result, retry))
+
+    def _on_committed(self, ending: Ending, commit: Commit) -> None:
+        self._held.pop(ending.claimed.row, None)
+        if commit is not Commit.LOST:
+            log.debug("committed", job=ending.claimed.id, commit=commit)
+
+    async def _recover(self, error: Exception) -> None:
+        """The engine and all its rows are gone: give every job another attempt, build it anew."""
+        self._engine_failures += 1
+        self._num_rows = 0
+        message = f"the engine broke: {type(error).__name__}: {error}"
+        for job in self._held.values():
+            if not job.lost and not job.ended:
+                result = failure(job.claimed, "engine_failed", message, job.request)
+                self._end(job, result, retry=True)
+        await self._committer.settled()
+        self._held.clear()
+        if self._engine_failures >= MAX_ENGINE_FAILURES:
+            raise EngineFailedError(message) from error
+        self._state = "loading"
+        _, self._capacity = await self._engine.start()
+        self._state = "ready"
+
+    # -- stop
+
+    async def _wind_down(self, background: list[asyncio.Task[None]]) -> bool:
+        """Store what has ended, release the rest unspent, sign off, free the engine."""
+        with contextlib.suppress(QueueUnavailableError, TimeoutError):
+            async with asyncio.timeout(WIND_DOWN_S):
+                await self._committer.settled()
+                left = [(job.id, job.claimed.fence) for job in self._held.values() if not job.lost]
+                released = await self._queue.release(left)
+                await self._queue.beat(self._options.worker_id, None)
+                log.info("stopped", worker=self._options.worker_id, released=released)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        return await self._engine.close(WIND_DOWN_S)
+
+    # -- registry
+
+    async def _beat_forever(self) -> None:
+        while True:
+            await self._beat_once()
+            await asyncio.sleep(self._options.heartbeat_s)
+
+    async def _beat_once(self) -> None:
+        with contextlib.suppress(QueueUnavailableError):
+            await self._queue.beat(self._options.worker_id, self._registry_entry())
+            await self._queue.reap()
+
+    def _registry_entry(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "state": self._state,
+            "model": self._preset.name,
+            "rows": self._num_rows,
+            "held": len(self._held),
+            "window": {
+                "close_jobs": self._options.window.close_jobs,
+                "max_jobs": self._options.window.max_jobs,
+                "max_wait_ms": None
+                if self._options.window.max_wait_s is None
+                else self._options.window.max_wait_s * 1000,
+            },
+            **self._rates.snapshot(time.monotonic()),
+        }
+        if self._state != "loading":
+            state |= {
+                "engine": self._info.engine,
+                "dtype": self._info.dtype,
+                "device": self._info.device,
+                "slots": self._info.slots,
+                "context_tokens": self._info.context_tokens,
+            }
+        return state
+
+
+async def _first(
+    work: asyncio.Task[None], other: Coroutine[Any, Any, Any], timeout_s: float | None = None
+) -> None:
+    """Wait for whichever ends first; ``work`` goes on if it is not the one."""
+    event = asyncio.ensure_future(other)
+    await asyncio.wait({work, event}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    event.cancel()
