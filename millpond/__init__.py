@@ -1,0 +1,65 @@
+"""Millpond: a durable Redis queue and a batching worker for LLM inference.
+
+The public surface: a client, the messages, the queue protocol and the errors.
+"""
+
+from millpond.client import BlockingClient, Client
+from millpond.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    JobNotFoundError,
+    MillpondError,
+    QueueFullError,
+    QueueUnavailableError,
+    WaitTimeoutError,
+)
+from millpond.messages import (
+    EventType,
+    FinishReason,
+    JobEvent,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    Message,
+    Priority,
+    Receipt,
+    SamplingParams,
+    Truncation,
+)
+from millpond.queue import JobQueue, NewJob, QueueOptions, Submission
+from millpond.results import JobView, QueueState, Results
+from millpond.subscriptions import Subscriptions
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockingClient",
+    "Client",
+    "EventType",
+    "FinishReason",
+    "IdempotencyConflictError",
+    "InvalidRequestError",
+    "JobEvent",
+    "JobNotFoundError",
+    "JobQueue",
+    "JobRequest",
+    "JobResult",
+    "JobStatus",
+    "JobView",
+    "Message",
+    "MillpondError",
+    "NewJob",
+    "Priority",
+    "QueueFullError",
+    "QueueOptions",
+    "QueueState",
+    "QueueUnavailableError",
+    "Receipt",
+    "Results",
+    "SamplingParams",
+    "Submission",
+    "Subscriptions",
+    "Truncation",
+    "WaitTimeoutError",
+    "__version__",
+]

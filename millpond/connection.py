@@ -28,4 +28,4 @@ def connect(url: str) -> Redis:
             ExponentialBackoff(cap=0.5, base=0.05), RETRIES, supported_errors=(ConnectionError,)
         ),
     )
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)  # which closes the pool with the client

@@ -12,7 +12,16 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    model_validator,
+)
+from typing_extensions import TypeAliasType
 
 PROTOCOL_VERSION = 1
 
@@ -102,6 +111,12 @@ def _as_list(value: Any) -> Any:
 Text = Annotated[str, AfterValidator(_reject_nul)]
 StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# The first bad id is enough: a hostile list of a million would make a million errors. An alias of its
+# own, because FailFast cannot be hashed and so not stand in a union.
+PromptTokenIds = TypeAliasType(
+    "PromptTokenIds",
+    Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKEN_IDS), FailFast()],
+)
 
 
 class Frozen(BaseModel):
@@ -160,9 +175,7 @@ class JobRequest(SamplingParams):
     model: Annotated[Text, Field(min_length=1, max_length=128)] | None = None
     prompt: Annotated[Text, Field(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    token_ids: (
-        Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKEN_IDS)] | None
-    ) = None
+    token_ids: PromptTokenIds | None = None
     raw: bool = False
     system: Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)] | None = Field(
         default=None, description="Overrides the preset's system prompt; empty means none."
@@ -188,7 +201,9 @@ class JobRequest(SamplingParams):
         given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
-            raise ValueError(f"give exactly one of prompt, messages and token_ids (found {found})")
+            raise ValueError(
+                f"prompt: give exactly one of prompt, messages and token_ids (found {found})"
+            )
         if self.raw and self.prompt is None:
             raise ValueError("raw: applies to prompt only")
         if self.system is not None and (self.raw or self.prompt is None):
@@ -238,6 +253,7 @@ class Receipt(Stored):
     dtype: str
     device: str
     seed: int
+    claimed_ms: int = Field(description="The server's clock at this attempt's claim.")
     queue_wait_ms: float = Field(description="From acceptance to this attempt's claim.")
     window_jobs: int = Field(description="Jobs claimed in the same window.")
     group_rows: int = Field(description="Rows prefilled in the same group.")

@@ -93,6 +93,14 @@ def find_preset(model: str) -> Preset:
     )
 
 
+def model_folder(preset: Preset, cache_dir: Path) -> Path:
+    """Where the preset's files lie, or will lie, all at once, when a worker has fetched them."""
+    own = Path(preset.source).expanduser()
+    if preset.source and own.is_dir():
+        return own
+    return cache_dir.expanduser() / "models" / preset.name.replace("/", "--")
+
+
 def _from_folder(folder: Path) -> Preset:
     config = _read(folder / "config.json")
     context = int(config.get("max_position_embeddings") or 4096)

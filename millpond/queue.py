@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
+from millpond.connection import MAX_BLOCK_S
 from millpond.errors import IdempotencyConflictError, InvalidRequestError, QueueFullError
 from millpond.keys import Keys
 from millpond.messages import (
@@ -28,6 +29,7 @@ from millpond.messages import (
 from millpond.scripts import Arg, Scripts, unavailable
 
 DEFAULT_TENANT = "default"
+MIN_BLOCK_S = 0.001  # the server takes 0 for no end
 SWEEP_LIMIT = 100  # bounds the work of one call; more waits for the next
 FORGET_WORKER_AFTER_MS = 60_000
 # A rough count for submitters that cannot tokenize; the worker counts exactly before it runs the job.
@@ -88,6 +90,7 @@ class ClaimedJob:
     id: str
     fence: int
     attempt: int
+    claimed_ms: int
     queue_wait_ms: int
     body: bytes
 
@@ -219,7 +222,7 @@ class JobQueue:
         )
         return Claim(
             [
-                ClaimedJob(id.decode(), fence, attempt, max(0, now - int(created)), body)
+                ClaimedJob(id.decode(), fence, attempt, now, max(0, now - int(created)), body)
                 for id, fence, attempt, created, body in jobs
             ],
             left,
@@ -245,7 +248,8 @@ class JobQueue:
     async def fail(self, fence: int, attempt: int, result: JobResult) -> Commit:
         """Give up this attempt: the job is tried again after a delay that doubles with each attempt.
 
-        After the last attempt ``result`` is stored and the job joins the dead-letter list.
+        After the last attempt ``result`` is stored and the job joins the dead-letter list. A job that
+        was to be cancelled is not tried again: STORED, as cancelled.
         """
         assert result.status is JobStatus.FAILED
         delay_s = min(
@@ -274,10 +278,18 @@ class JobQueue:
         return reaped, promoted, expired
 
     async def emit(self, deltas: Sequence[tuple[int, JobEvent]]) -> frozenset[str]:
-        """Append (fence, delta) pairs to their jobs' streams; returns ids whose lease is lost."""
+        """Append (fence, delta) pairs to their jobs' streams; returns ids whose lease is lost.
+
+        Jobs that keep no stream are passed over.
+        """
         args: list[Arg] = [self.options.event_maxlen]
         for fence, event in deltas:
-            args += [event.id, fence, event.to_json()]
+            # The stream names the entry; the script puts that name into what it publishes.
+            args += [
+                event.id,
+                fence,
+                event.model_dump_json(exclude_none=True, exclude={"event_id"}),
+            ]
         return frozenset(id.decode() for id in await self._scripts.run("emit", *args))
 
     async def beat(self, worker: str, state: dict[str, Any] | None) -> None:
@@ -305,8 +317,9 @@ class JobQueue:
             raise unavailable(error) or error from error
 
     async def wait_for_work(self, timeout_s: float) -> bool:
-        """Block until something is queued or the time is over. May wake without cause."""
+        """Block until something is queued or the time is over. May return early, without cause."""
         try:
+            timeout_s = max(MIN_BLOCK_S, min(timeout_s, MAX_BLOCK_S))
             token = await self._redis.blpop([self.keys.wake], timeout=timeout_s)
         except Exception as error:
             raise unavailable(error) or error from error

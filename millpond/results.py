@@ -1,20 +1,22 @@
 """The read side of a queue: look at a job, wait for it, follow it live, replay what it said."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 
-from millpond.errors import JobNotFoundError
+from millpond.errors import InvalidRequestError, JobNotFoundError
 from millpond.keys import Keys
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
 from millpond.scripts import Scripts, unavailable
 from millpond.subscriptions import GAP, Subscriptions
 
 REPLAY_PAGE = 500
+ENTRY_ID_PATTERN = re.compile(r"\d{1,19}(-\d{1,19})?")
 # Pub/sub is a hint: a waiter looks for itself at least this often.
 LOOK_AGAIN_S = 5.0
 # A worker that signs the registry is thought alive for this long.
@@ -100,6 +102,20 @@ class Results:
             raise JobNotFoundError(id)
         return _job_view(id, *answer)
 
+    async def get_results(self, ids: Sequence[str]) -> dict[str, JobResult]:
+        """The stored results of those jobs that have ended, in one round trip."""
+        if not ids:
+            return {}
+        try:
+            found = await self._redis.mget([self.keys.result(id) for id in ids])
+        except Exception as error:
+            raise unavailable(error) or error from error
+        return {
+            id: JobResult.model_validate_json(value)
+            for id, value in zip(ids, found, strict=True)
+            if value is not None
+        }
+
     async def wait(self, id: str, timeout_s: float, *, tenant: str | None = None) -> JobView:
         """The job when it has ended, or as it stands when the time is over."""
         view = await self.get(id, tenant=tenant)
@@ -124,18 +140,25 @@ class Results:
 
         Ends with exactly one FINISHED event, also for a job that keeps no stream or whose stream is
         gone. Events carry their ``event_id``; pass the last one seen to go on from there.
+        Raises InvalidRequestError for an ``after`` that is no entry id.
         """
+        if not ENTRY_ID_PATTERN.fullmatch(after):
+            raise InvalidRequestError(
+                "after", f"{after[:64]!r} is no event id such as 1700000000000-0"
+            )
         await self.get(id, tenant=tenant)
         async with self._subscriptions.listen(self.keys.events(id)) as inbox:
             while True:
                 message = await _next(inbox, LOOK_AGAIN_S)
                 if message in (None, GAP):
+                    # Looked up before the replay: what ended by now has its last event in the stream.
+                    last = await self._finished(id, tenant)
                     async for event in self._replay(id, after):
                         after = event.event_id
                         yield event
                         if event.type is EventType.FINISHED:
                             return
-                    if (last := await self._finished(id, tenant)) is not None:
+                    if last is not None:
                         yield last
                         return
                     continue
@@ -150,7 +173,7 @@ class Results:
     async def _replay(self, id: str, after: str) -> AsyncIterator[JobEvent]:
         while True:
             try:
-                page = await self._redis.xrange(
+                page: Any = await self._redis.xrange(
                     self.keys.events(id), min=f"({after}", max="+", count=REPLAY_PAGE
                 )
             except Exception as error:

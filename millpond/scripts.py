@@ -43,6 +43,7 @@ _UNAVAILABLE_CODES = (
     "CLUSTERDOWN",
     "MISCONF",
     "NOREPLICAS",
+    "BUSY",
 )
 
 
@@ -103,7 +104,7 @@ class Scripts:
         keys = self.key_list(script)
         try:
             try:
-                return await self._redis.evalsha(script.sha, len(keys), *keys, *args)  # type: ignore[arg-type]
+                return await self._redis.evalsha(script.sha, len(keys), *keys, *args)
             except NoScriptError:
                 return await self._redis.eval(script.source, len(keys), *keys, *args)  # type: ignore[arg-type]
         except Exception as error:
@@ -121,7 +122,7 @@ class Scripts:
         answers = await self._pipeline(script, keys, calls)
         again = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if again:
-            await self._redis.script_load(cast(str, script.source))
+            await self._load(script)
             retried = await self._pipeline(script, keys, [calls[i] for i in again])
             for i, answer in zip(again, retried, strict=True):
                 answers[i] = answer
@@ -130,14 +131,20 @@ class Scripts:
                 raise unavailable(answer) or answer
         return answers
 
+    async def _load(self, script: Script) -> None:
+        try:
+            await self._redis.script_load(cast(str, script.source))
+        except Exception as error:
+            raise unavailable(error) or error from error
+
     async def _pipeline(
         self, script: Script, keys: list[str], calls: Sequence[Sequence[Arg]]
     ) -> list[Any]:
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for args in calls:
-                    pipe.evalsha(script.sha, len(keys), *keys, *args)  # type: ignore[arg-type]
-                return cast(list[Any], await pipe.execute(raise_on_error=False))
+                    pipe.evalsha(script.sha, len(keys), *keys, *args)
+                return await pipe.execute(raise_on_error=False)
         except Exception as error:
             if (shown := unavailable(error)) is not None:
                 raise shown from error

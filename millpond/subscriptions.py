@@ -29,7 +29,6 @@ class Subscriptions:
         self._pubsub: PubSub | None = None
         self._listeners: dict[str, set[asyncio.Queue[bytes]]] = defaultdict(set)
         self._reader: asyncio.Task[None] | None = None
-        self._connected = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def listen(self, channel: str) -> AsyncIterator[asyncio.Queue[bytes]]:
@@ -77,6 +76,9 @@ class Subscriptions:
             # A channel of our own keeps the connection in pub/sub mode with no listeners.
             await pubsub.subscribe("mp:idle", *self._listeners)
             self._pubsub = pubsub
+            # Those who began to listen while the connection was being made.
+            if missed := [c for c in self._listeners if c.encode() not in pubsub.channels]:
+                await pubsub.subscribe(*missed)
             for inboxes in self._listeners.values():
                 for inbox in inboxes:
                     inbox.put_nowait(GAP)
@@ -94,4 +96,4 @@ class Subscriptions:
         finally:
             self._pubsub = None
             with contextlib.suppress(RedisError, OSError):
-                await pubsub.aclose()
+                await pubsub.aclose()  # type: ignore[no-untyped-call]

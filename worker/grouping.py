@@ -23,9 +23,3 @@ def cut_groups(lengths: Sequence[int], padded_budget_tokens: int, max_rows: int)
         else:
             groups.append([row])
     return groups
-
-
-def padding_share(lengths: Sequence[int]) -> float:
-    """Share of a group's prefill that is padding, between 0 and 1."""
-    padded = len(lengths) * max(lengths, default=0)
-    return 1 - sum(lengths) / padded if padded else 0.0

@@ -107,6 +107,7 @@ class HeldJob:
                 dtype=info.dtype,
                 device=info.device,
                 seed=self.seed,
+                claimed_ms=self.claimed.claimed_ms,
                 queue_wait_ms=self.claimed.queue_wait_ms,
                 window_jobs=self.window_jobs,
                 group_rows=finished.stats.group_rows,

@@ -9,8 +9,7 @@ if not record[1] or (ARGV[2] ~= '' and record[2] ~= ARGV[2]) then
   return false
 end
 if record[1] == 'queued' then
-  finish(id, 'queued', 'cancelled', bare_result(id, 'cancelled', 'cancelled', 'cancelled',
-    'cancelled by the client'), clock_ms(), false)
+  end_cancelled(id, 'queued', clock_ms())
   return 'cancelled'
 end
 if record[1] == 'running' then

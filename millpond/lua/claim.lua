@@ -10,9 +10,13 @@
 -- lane is empty goes to the highest lane that is not.
 local TURNS = 'iiiniiiiniiiinib'
 local LANES = { i = K.pending_interactive, n = K.pending_normal, b = K.pending_batch }
-local TOMBSTONES_A_CALL = 1000
+-- Both bound the time of one call: jobs claimed, and the work of skipping tombstones (1 each) and of
+-- ending jobs that are not worth claiming (10 each).
+local CLAIMED_A_CALL = 1000
+local SKIPPING_A_CALL = 1000
 
-local worker, count, budget = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local worker, budget = ARGV[1], tonumber(ARGV[3])
+local count = math.min(tonumber(ARGV[2]), CLAIMED_A_CALL)
 local capacity, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = clock_ms()
 sweep(now, tonumber(ARGV[6]))
@@ -30,8 +34,8 @@ end
 
 local turn = tonumber(redis.call('HGET', K.counts, 'turn') or 0)
 local claimed, streams, leases, taken = {}, {}, {}, { interactive = 0, normal = 0, batch = 0 }
-local tombstones = 0
-while #claimed < count and tombstones < TOMBSTONES_A_CALL do
+local skipping = 0
+while #claimed < count and skipping < SKIPPING_A_CALL do
   local id, lane = pop(turn)
   if not id then
     break
@@ -42,11 +46,13 @@ while #claimed < count and tombstones < TOMBSTONES_A_CALL do
   local body = record[1] == 'queued' and redis.call('GET', K.body .. id)
   local need = math.min(tonumber(record[2] or 0), capacity)
   if record[1] ~= 'queued' or record[8] then
-    tombstones = tombstones + 1
+    skipping = skipping + 1
   elseif record[3] and tonumber(record[3]) <= now then
     end_expired(id, 'queued', now)
+    skipping = skipping + 10
   elseif not body then
     bury(id, 'queued', bare_result(id, 'failed', 'error', 'body_missing', 'the stored request is gone'), now)
+    skipping = skipping + 10
   elseif need > budget then
     redis.call('LPUSH', lane, id)
     break

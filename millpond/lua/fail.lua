@@ -1,7 +1,7 @@
 -- keys: job body result events channel counts leases delayed deadlines dead wake pending_interactive pending_normal pending_batch
 -- uses: records
 -- ARGV: id, fence, delay_ms, result if this was the last attempt, options
--- -> 'retry' | 'buried' | 'known' | 'lost'
+-- -> 'retry' | 'buried' | 'stored' (it was to be cancelled, and now is) | 'known' | 'lost'
 
 local id, fence = ARGV[1], ARGV[2]
 local record = redis.call('HMGET', K.job .. id, 'status', 'fence', 'attempts')
@@ -16,5 +16,4 @@ if tonumber(record[3]) >= OPTIONS.max_attempts then
   bury(id, 'running', ARGV[4], now)
   return 'buried'
 end
-requeue(id, now + tonumber(ARGV[3]), false, 'failed')
-return 'retry'
+return requeue(id, now, now + tonumber(ARGV[3]), false, 'failed') and 'retry' or 'stored'

@@ -1,4 +1,4 @@
--- keys: job result counts leases delayed pending_interactive pending_normal pending_batch
+-- keys: job result counts pending_interactive pending_normal pending_batch
 -- ARGV: id, tenant or '' for any
 -- -> {record as a flat list, result or false, now, counts as a flat list, sequence number at the head of its lane}
 -- Reads only. An empty list: there is no such job.

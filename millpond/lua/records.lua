@@ -8,6 +8,10 @@
 -- Options, the same for every script, come last in ARGV as one JSON object:
 --   result_ttl_ms  event_ttl_ms  event_maxlen  max_attempts  dead_max
 
+-- A full server refuses a script at its first command that may grow, but lets one go on that has
+-- written before. So whatever ends, keeps or returns an accepted job begins with a ZREM: only new
+-- jobs are refused.
+
 local OPTIONS = cjson.decode(ARGV[#ARGV])
 
 local function int(number)
@@ -63,6 +67,7 @@ end
 local function finish(id, was, status, result, now, keep_body)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream')
+  redis.call('ZREM', K.deadlines, id)
   result = '{"finished_ms":' .. int(now) .. ',' .. string.sub(result, 2)
   redis.call('HSET', job, 'status', status, 'finished', int(now))
   redis.call('PEXPIRE', job, int(OPTIONS.result_ttl_ms))
@@ -72,7 +77,6 @@ local function finish(id, was, status, result, now, keep_body)
   else
     redis.call('UNLINK', K.body .. id)
   end
-  redis.call('ZREM', K.deadlines, id)
   if was == 'running' then
     redis.call('ZREM', K.leases, id)
     redis.call('HINCRBY', K.counts, 'running', -1)
@@ -87,17 +91,27 @@ local function finish(id, was, status, result, now, keep_body)
   end
 end
 
+local function end_cancelled(id, was, now)
+  finish(id, was, 'cancelled', bare_result(id, 'cancelled', 'cancelled', 'cancelled',
+    'cancelled by the client'), now, false)
+end
+
 -- Put a running job back. `due` nil: at the head of its lane; else at that time. The attempt's text
--- is void, so readers are told to forget it.
-local function requeue(id, due, refund, why)
+-- is void, so readers are told to forget it; so is its fence. A job that was to be cancelled ends here
+-- instead: false.
+local function requeue(id, now, due, refund, why)
   local job = K.job .. id
-  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'deadline')
+  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'deadline', 'cancel')
+  if record[5] then
+    end_cancelled(id, 'running', now)
+    return false
+  end
   redis.call('ZREM', K.leases, id)
   if record[4] then
     redis.call('ZADD', K.deadlines, record[4], id)
   end
   redis.call('HSET', job, 'status', 'queued')
-  redis.call('HDEL', job, 'worker', 'claimed')
+  redis.call('HDEL', job, 'worker', 'claimed', 'fence')
   redis.call('HINCRBY', K.counts, 'running', -1)
   redis.call('HINCRBY', K.counts, 'queued:' .. record[1], 1)
   tell(id, 'reset', record[2], record[3], ',"reason":"' .. why .. '"', ',"reason":"' .. why .. '"')
@@ -111,11 +125,12 @@ local function requeue(id, due, refund, why)
     redis.call('LPUSH', lane_of(record[1]), id)
     wake_worker()
   end
+  return true
 end
 
 -- No attempt is left: a stored failure and an entry in the dead-letter list.
 local function bury(id, was, result, now)
+  finish(id, was, 'failed', result, now, true)
   redis.call('RPUSH', K.dead, id)
   redis.call('LTRIM', K.dead, int(-OPTIONS.dead_max), -1)
-  finish(id, was, 'failed', result, now, true)
 end

@@ -3,12 +3,13 @@
 -- ARGV: id, fence for each job, then options
 -- -> number of jobs put back. The attempt is refunded: the worker, not the job, had to stop.
 
-local released = 0
+local released, now = 0, clock_ms()
 for i = #ARGV - 2, 1, -2 do -- backwards, so that the first one given is again at the head
   local record = redis.call('HMGET', K.job .. ARGV[i], 'status', 'fence')
   if record[1] == 'running' and record[2] == ARGV[i + 1] then
-    requeue(ARGV[i], nil, true, 'released')
-    released = released + 1
+    if requeue(ARGV[i], now, nil, true, 'released') then
+      released = released + 1
+    end
   end
 end
 return released

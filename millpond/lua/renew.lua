@@ -13,6 +13,7 @@ for i = 2, #ARGV, 2 do
   if record[1] ~= 'running' or record[2] ~= ARGV[i + 1] then
     lost[#lost + 1] = id
   else
+    redis.call('ZREM', K.leases, id) -- lets the ZADD pass on a full server
     redis.call('ZADD', K.leases, expiry, id)
     if record[3] then
       cancelled[#cancelled + 1] = id

@@ -1,9 +1,10 @@
 -- What time alone brings about, bounded by `limit` of each kind. Prepended to claim and reap.
 
--- Retries whose delay is over go to the head of their lane.
+-- Retries whose delay is over go to the head of their lane, the first due foremost.
 local function promote_due(now, limit)
   local ids = redis.call('ZRANGEBYSCORE', K.delayed, '-inf', int(now), 'LIMIT', 0, limit)
-  for _, id in ipairs(ids) do
+  for i = #ids, 1, -1 do
+    local id = ids[i]
     redis.call('ZREM', K.delayed, id)
     redis.call('HDEL', K.job .. id, 'due')
     redis.call('LPUSH', lane_of(redis.call('HGET', K.job .. id, 'priority')), id)
@@ -19,21 +20,30 @@ local function end_expired(id, was, now)
     'the deadline passed before the job was finished'), now, false)
 end
 
--- Leases that ran out: the worker is dead, stopped or cut off.
+-- Leases that ran out: the worker is dead, stopped or cut off. Their fences are void, whatever comes
+-- next. Later claims are put back first, so that the lane's order stays.
 local function reap_leases(now, limit)
   local ids = redis.call('ZRANGEBYSCORE', K.leases, '-inf', int(now), 'LIMIT', 0, limit)
-  for _, id in ipairs(ids) do
-    local record = redis.call('HMGET', K.job .. id, 'attempts', 'cancel', 'deadline')
+  local records = {}
+  for i, id in ipairs(ids) do
+    records[i] = redis.call('HMGET', K.job .. id, 'attempts', 'cancel', 'deadline', 'fence')
+    records[i].id = id
+  end
+  table.sort(records, function(one, other)
+    return tonumber(one[4]) > tonumber(other[4])
+  end)
+  for _, record in ipairs(records) do
+    local id = record.id
+    redis.call('HDEL', K.job .. id, 'fence')
     if record[3] and tonumber(record[3]) <= now then
       end_expired(id, 'running', now)
     elseif record[2] then
-      finish(id, 'running', 'cancelled', bare_result(id, 'cancelled', 'cancelled', 'cancelled',
-        'cancelled by the client'), now, false)
+      end_cancelled(id, 'running', now)
     elseif tonumber(record[1]) >= OPTIONS.max_attempts then
       bury(id, 'running', bare_result(id, 'failed', 'error', 'attempts_exhausted',
         'its worker died or lost the lease in each of ' .. record[1] .. ' attempts'), now)
     else
-      requeue(id, nil, false, 'lease_expired')
+      requeue(id, now, nil, false, 'lease_expired')
     end
   end
   return #ids

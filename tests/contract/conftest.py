@@ -18,14 +18,9 @@ from millpond.results import Results
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
 from millpond.subscriptions import Subscriptions
 from tests.conftest import debian_server, skip_or_fail
+from tests.contract.invariants import check_invariants
 
 BACKENDS = ("fakeredis", "valkey", "redis7", "cluster")
-
-
-@pytest.fixture(scope="session")
-def server_urls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Filled as back-ends are first asked for; the processes end with the session."""
-    return {}
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +66,7 @@ async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
         # pytest runs an async test's fixtures on the test's loop; the server starts on its own.
         running = request.getfixturevalue("running_servers")
         client = connect(await asyncio.to_thread(lambda: running(request.param).url))
-        await client.flushall()
+    await client.flushall()
     yield client
     await client.aclose()
 
@@ -84,8 +79,11 @@ def options() -> QueueOptions:
 
 
 @pytest.fixture
-def queue(redis: Redis, options: QueueOptions) -> JobQueue:
-    return JobQueue(redis, "test", options)
+async def queue(redis: Redis, options: QueueOptions) -> AsyncIterator[JobQueue]:
+    """An empty queue; all its keys are checked against each other after the test."""
+    queue = JobQueue(redis, "test", options)
+    yield queue
+    await check_invariants(redis, queue.keys)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from millpond.messages import FinishReason
 from millpond.presets import Preset
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
+from worker.engines.transformers import attention, self_check
 from worker.engines.transformers.engine import TransformersEngine
+from worker.engines.transformers.linear import PackedLinear, pack_linears
 from worker.engines.transformers.loading import adopt, check_config
 
 CONTEXT_TOKENS = 512
@@ -146,17 +149,28 @@ def test_a_row_with_logits_that_are_not_finite_ends_alone() -> None:
     expected = generate_alone(model, healthy, 5)
     with torch.no_grad():
         model.model.embed_tokens.weight[poison] = float("nan")
-    engine = build_engine(model, slots=2)
+    engine = build_engine(model, slots=3)
     sampling = Sampling(max_tokens=5, seed=0)
     engine.admit(
-        [GenerationRequest("bad", [poison], sampling), GenerationRequest("good", healthy, sampling)]
+        [
+            GenerationRequest("bad", [poison] * 9, sampling),
+            GenerationRequest("good", healthy, sampling),
+        ]
     )
     finished: dict[str, Finished] = {}
-    while engine.num_rows:
-        finished.update({e.id: e for e in engine.step() if isinstance(e, Finished)})
+    finished.update({e.id: e for e in engine.step() if isinstance(e, Finished)})
     assert finished["bad"].reason is FinishReason.ERROR
     assert "not finite" in (finished["bad"].error or "")
+    # The next rows lie where the bad one lay; a longer one makes them read past their own ends.
+    long = [5] * 30
+    engine.admit(
+        [GenerationRequest("next", healthy, sampling), GenerationRequest("long", long, sampling)]
+    )
+    while engine.num_rows:
+        finished.update({e.id: e for e in engine.step() if isinstance(e, Finished)})
     assert list(finished["good"].token_ids) == expected
+    assert list(finished["next"].token_ids) == expected
+    assert list(finished["long"].token_ids) == generate_alone(model, long, 5)
 
 
 class _OutOfMemory:
@@ -208,3 +222,37 @@ def test_out_of_memory_splits_or_postpones_and_changes_no_token(failing: set[int
 def test_attention_of_another_kind_is_refused(config: Callable[[], Any], complaint: str) -> None:
     with pytest.raises(UnsupportedModelError, match=complaint):
         check_config(config())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_self_check_passes_what_is_served(family: str) -> None:
+    self_check.check(adopt(build_model(family)))
+
+
+def test_the_self_check_refuses_attention_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = adopt(build_model("llama"))
+    original = attention.DecodePlan.attend
+
+    def wrong(self: Any, layer: int, *args: Any) -> torch.Tensor:
+        return original(self, layer, *args) * 1.2
+
+    monkeypatch.setattr(attention.DecodePlan, "attend", wrong)
+    with pytest.raises(UnsupportedModelError, match="in decode"):
+        self_check.check(loaded)
+
+
+def test_a_window_that_the_layers_do_not_share_is_refused() -> None:
+    loaded = replace(adopt(build_model("mistral")), windows=(None,) * 3)
+    with pytest.raises(UnsupportedModelError, match="sliding_window"):
+        self_check.check(loaded)
+
+
+@pytest.mark.parametrize("family", ["llama-mha", "phi3"])
+def test_packed_weights_give_the_same_products(family: str) -> None:
+    model = build_model(family).to(torch.bfloat16)
+    ids = torch.arange(2 * 7).view(2, 7)
+    with torch.inference_mode():
+        plain = model(ids).logits.float()
+        assert pack_linears(model) > 0
+        assert any(isinstance(m, PackedLinear) for m in model.modules())
+        torch.testing.assert_close(model(ids).logits.float(), plain, atol=0.1, rtol=0.05)

@@ -85,7 +85,10 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class RowStats:
-    """How a row was made. ``batch_rows`` is the mean batch over this row's decode steps."""
+    """How a row was made. ``batch_rows`` is the mean batch over this row's decode steps.
+
+    ``padding_share`` is of its group's prefill; 0 from an engine that lays prompts end to end.
+    """
 
     group_rows: int
     padding_share: float

@@ -1,6 +1,5 @@
 """The torch engine: transformers models over shelves of keys and values."""
 
-import os
 from collections.abc import Sequence as Items
 
 import torch
@@ -20,15 +19,12 @@ from worker.engines.base import (
 )
 from worker.engines.scheduler import Scheduler
 from worker.engines.sequence import Sequence
-from worker.engines.transformers import loading
+from worker.engines.transformers import loading, self_check
 from worker.engines.transformers.attention import DecodePlan
-from worker.engines.transformers.kv_cache import SHELF_OVERHEAD, KVCache, KVLayout
+from worker.engines.transformers.kv_cache import KVCache
+from worker.engines.transformers.memory import affordable_kv_tokens
 from worker.engines.transformers.model_runner import ModelRunner
 from worker.engines.transformers.sampling import sample
-
-# Of the memory that is free once the weights are loaded; the rest is for activations and others.
-_KV_SHARE_CPU = 0.5
-_KV_SHARE_CUDA = 0.8
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this row"
 
@@ -40,13 +36,13 @@ class TransformersEngine:
         self, loaded: loading.LoadedModel, config: EngineConfig, tokenizer: Tokenizer
     ) -> None:
         context_tokens = min(config.preset.context_tokens, loaded.context_tokens)
-        kv_tokens = config.kv_tokens or _affordable_tokens(
+        kv_tokens = config.kv_tokens or affordable_kv_tokens(
             loaded.layout, config.slots * context_tokens
         )
         self._scheduler = Scheduler(
             tokenizer, slots=config.slots, kv_tokens=kv_tokens, context_tokens=context_tokens
         )
-        self._cache = KVCache(loaded.layout)
+        self._cache = KVCache(loaded.layout, kv_tokens=kv_tokens)
         self._runner = ModelRunner(loaded.model, loaded.windows, loaded.device)
         self._info = EngineInfo(
             engine="transformers",
@@ -59,10 +55,11 @@ class TransformersEngine:
 
     @classmethod
     def load(cls, config: EngineConfig, tokenizer: Tokenizer) -> "TransformersEngine":
-        """Load the model of ``config.model_folder``. Raises ModelLoadError."""
+        """Load the model of ``config.model_folder`` and check it. Raises ModelLoadError."""
         if config.model_folder is None:
             raise ModelLoadError("the transformers engine needs a model folder")
         loaded = loading.load(config.model_folder, config.dtype, config.device)
+        self_check.check(loaded)
         return cls(loaded, config, tokenizer)
 
     @property
@@ -110,6 +107,8 @@ class TransformersEngine:
     def close(self) -> None:
         self._cache.clear()
         del self._runner
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _prefill(self, group: list[Sequence]) -> list[Sequence]:
         """Read the group's prompts and draw each row's first token.
@@ -183,7 +182,7 @@ class TransformersEngine:
 
     def _release(self, rows: list[Sequence]) -> None:
         for row in rows:
-            self._cache.free(row)
+            self._cache.free(row, scrub=row.finish_reason is FinishReason.ERROR)
         if rows:
             self._scheduler.retire()
 
@@ -206,15 +205,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
-
-
-def _affordable_tokens(layout: KVLayout, wanted: int) -> int:
-    """As many tokens of KV cache as are wanted, or as the free memory holds."""
-    if layout.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(layout.device)
-        share = _KV_SHARE_CUDA
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        share = _KV_SHARE_CPU
-    affordable = int(free * share / (layout.bytes_per_token * SHELF_OVERHEAD))
-    return max(1, min(wanted, affordable))

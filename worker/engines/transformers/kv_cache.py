@@ -62,25 +62,13 @@ class Shelf:
         """Keys and values of one layer, each ``[slots, kv_heads, length, head_dim]``."""
         return self._keys[index], self._values[index]
 
-    def reserve(self, num_slots: int) -> None:
-        """Hold at least so many slots. May run out of memory, and then nothing has changed for
-        readers: the slots count only once every layer has them."""
-        if num_slots <= self._num_slots:
-            return
-        self._resize(max(num_slots, _FIRST_SLOTS, self._num_slots + self._num_slots // 2))
+    def resize(self, num_slots: int) -> None:
+        """Have exactly so many slots, no fewer than there are rows.
 
-    def trim(self) -> None:
-        """Give back the slots that no row uses."""
-        if self._num_slots > len(self.rows):
-            self._resize(len(self.rows))
-
-    def copy_row(self, slot: int, target: "Shelf", target_slot: int, num_tokens: int) -> None:
-        for tensors, targets in ((self._keys, target._keys), (self._values, target._values)):
-            for source, destination in zip(tensors, targets, strict=True):
-                destination[target_slot, :, :num_tokens] = source[slot, :, :num_tokens]
-
-    def _resize(self, num_slots: int) -> None:
-        kept = min(num_slots, len(self.rows))
+        May run out of memory; then the shelf serves on as it was.
+        """
+        kept = len(self.rows)
+        assert num_slots >= kept
         for tensors in (self._keys, self._values):
             for index, old in enumerate(tensors):
                 if old.shape[0] == num_slots:  # an earlier attempt got this far
@@ -90,8 +78,19 @@ class Shelf:
                 tensors[index] = new
         self._num_slots = num_slots
 
+    def scrub(self, slot: int) -> None:
+        """Forget what is in a slot. A masked NaN is still a NaN, and would reach the next row."""
+        for tensors in (self._keys, self._values):
+            for tensor in tensors:
+                tensor[slot].zero_()
+
+    def copy_row(self, slot: int, target: "Shelf", target_slot: int, num_tokens: int) -> None:
+        for tensors, targets in ((self._keys, target._keys), (self._values, target._values)):
+            for source, destination in zip(tensors, targets, strict=True):
+                destination[target_slot, :, :num_tokens] = source[slot, :, :num_tokens]
+
     def _empty(self, num_slots: int) -> torch.Tensor:
-        # Zeros, since a masked place still takes part in a product, and 0 * NaN is NaN.
+        # Zeros: a masked place still takes part in the product, where 0 * NaN would be NaN.
         layout = self._layout
         return torch.zeros(
             (num_slots, layout.num_kv_heads, self.length, layout.head_dim),
@@ -101,10 +100,15 @@ class Shelf:
 
 
 class KVCache:
-    """Owns the shelves and where each row lies."""
+    """Owns the shelves and where each row lies.
 
-    def __init__(self, layout: KVLayout) -> None:
+    ``kv_tokens`` is what all rows together may reserve; as long as they keep to it, the shelves
+    hold at most `SHELF_OVERHEAD` times that.
+    """
+
+    def __init__(self, layout: KVLayout, *, kv_tokens: int) -> None:
         self.layout = layout
+        self._limit_tokens = int(kv_tokens * SHELF_OVERHEAD)
         self._shelves: dict[int, Shelf] = {}
         self._places: dict[str, tuple[Shelf, int]] = {}
 
@@ -113,9 +117,8 @@ class KVCache:
         return len(self._places)
 
     @property
-    def allocated_bytes(self) -> int:
-        tokens = sum(s.num_slots * s.length for s in self._shelves.values())
-        return tokens * self.layout.bytes_per_token
+    def allocated_tokens(self) -> int:
+        return sum(s.num_slots * s.length for s in self._shelves.values())
 
     def shelves(self) -> list[Shelf]:
         """The shelves with rows on them, shortest first. The batch is their rows in this order."""
@@ -131,8 +134,7 @@ class KVCache:
         for row in rows:
             wanted.setdefault(shelf_length(row.num_tokens), []).append(row)
         for length, group in wanted.items():
-            shelf = self._shelf(length)
-            shelf.reserve(len(shelf.rows) + len(group))
+            self._reserve(self._shelf(length), len(group))
         for length, group in wanted.items():
             for row in group:
                 self._put(row, self._shelves[length])
@@ -145,18 +147,23 @@ class KVCache:
         for shelf in self.shelves():
             for row in [r for r in shelf.rows if r.num_tokens > shelf.length]:
                 target = self._shelf(shelf_length(row.num_tokens))
-                target.reserve(len(target.rows) + 1)
+                self._reserve(target, 1)
                 _, slot = self._places[row.id]
                 shelf.copy_row(slot, target, len(target.rows), shelf.length)
                 self.free(row)
                 self._put(row, target)
 
-    def free(self, row: Sequence) -> None:
-        """Give the row's slot back; the shelf's last row takes it. Unknown rows are ignored."""
+    def free(self, row: Sequence, *, scrub: bool = False) -> None:
+        """Give the row's slot back; the shelf's last row takes it. Unknown rows are ignored.
+
+        ``scrub`` when what the row leaves behind may not be finite.
+        """
         place = self._places.pop(row.id, None)
         if place is None:
             return
         shelf, slot = place
+        if scrub:
+            shelf.scrub(slot)
         last = shelf.rows.pop()
         if last is not row:
             shelf.copy_row(len(shelf.rows), shelf, slot, min(last.num_tokens, shelf.length))
@@ -166,11 +173,24 @@ class KVCache:
     def trim(self) -> None:
         """Give all unused memory back."""
         for shelf in self._shelves.values():
-            shelf.trim()
+            shelf.resize(len(shelf.rows))
 
     def clear(self) -> None:
         self._shelves.clear()
         self._places.clear()
+
+    def _reserve(self, shelf: Shelf, num_rows: int) -> None:
+        """Make slots for so many more rows: half as many again while the limit allows, so that
+        growth is rarely paid for, else only those, once no other shelf has any to spare."""
+        needed = len(shelf.rows) + num_rows
+        if needed <= shelf.num_slots:
+            return
+        generous = max(needed, _FIRST_SLOTS, shelf.num_slots + shelf.num_slots // 2)
+        growth_tokens = (generous - shelf.num_slots) * shelf.length
+        if self.allocated_tokens + growth_tokens > self._limit_tokens:
+            self.trim()
+            generous = needed
+        shelf.resize(generous)
 
     def _put(self, row: Sequence, shelf: Shelf) -> None:
         self._places[row.id] = (shelf, len(shelf.rows))

@@ -12,6 +12,7 @@ from millpond.errors import ModelLoadError, UnsupportedModelError
 from worker.engines.base import Device, DType
 from worker.engines.transformers import attention
 from worker.engines.transformers.kv_cache import KVLayout
+from worker.engines.transformers.linear import pack_linears
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 # Set to anything true, each of these changes attention in a way that the engine does not follow.
@@ -85,7 +86,9 @@ def load(folder: Path, dtype: DType, device: Device) -> LoadedModel:
         raise
     except Exception as error:  # transformers raises many kinds
         raise ModelLoadError(f"{folder}: {error}") from error
-    return adopt(model.to(chosen_device))
+    model = model.to(chosen_device)
+    pack_linears(model)
+    return adopt(model)
 
 
 def adopt(model: Any) -> LoadedModel:
@@ -133,9 +136,9 @@ def check_config(config: Any) -> None:
 def layer_windows(config: Any) -> tuple[int | None, ...]:
     """Each layer's sliding window, None for full attention."""
     window: int | None = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
+    layer_types: list[str] | None = getattr(config, "layer_types", None)
     if layer_types is None:
-        return (window,) * config.num_hidden_layers
+        return (window,) * int(config.num_hidden_layers)
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
 
 

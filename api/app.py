@@ -1,0 +1,50 @@
+"""The FastAPI application: ``create_app(settings)``. Importing this does nothing else."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from api.body_limit import BodyLimitMiddleware
+from api.errors import install_error_handlers
+from api.metrics import Metrics
+from api.observer import ObserverMiddleware
+from api.openapi import DESCRIPTION, TITLE, install_openapi
+from api.routes import bulk, events, health, jobs, metrics, models, queue
+from api.services import open_services
+from millpond import __version__
+from millpond.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application on these settings. Its services open and close with its lifespan.
+
+    Raises ModelLoadError when the settings name a model that does not exist.
+    """
+    preset = settings.preset()
+    counted = Metrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_services(settings, preset, counted) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title=TITLE,
+        description=DESCRIPTION,
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    for module in (bulk, jobs, events, queue, models, health, metrics):
+        app.include_router(module.router)
+    install_error_handlers(app)
+    install_openapi(app)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        limit=settings.max_body_bytes,
+        limits={bulk.BULK_PATH: max(bulk.MAX_BULK_BYTES, settings.max_body_bytes)},
+    )
+    app.add_middleware(ObserverMiddleware, metrics=counted)
+    return app

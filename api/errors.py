@@ -1,0 +1,216 @@
+"""Errors to RFC 9457 ``application/problem+json``.
+
+`millpond.errors` owns the code and the status of each error; here are the few that only HTTP knows,
+and the one place where any of them becomes a response. Nothing of a request's content is repeated.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from millpond.errors import (
+    InvalidRequestError,
+    JobNotFoundError,
+    MillpondError,
+    QueueFullError,
+    QueueUnavailableError,
+)
+
+PROBLEM_TYPE = "urn:millpond:problem:"
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+MAX_FAULTS_SHOWN = 20
+# Above this many, listing them would hold up every other request.
+MAX_FAULTS_READ = 5_000
+MAX_FIELD_CHARS = 100
+UNAVAILABLE_RETRY_S = 2
+MODEL_RETRY_S = 5
+
+_LIMITS = ("le", "lt", "ge", "gt", "max_length", "min_length")
+# A check that sees the whole object names the field at the head of its message.
+_NAMED_FIELD = re.compile(r"([a-z_]+): (.+)", re.DOTALL)
+
+log = structlog.get_logger("millpond.api")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong: where, what, and the bound that was passed, if any."""
+
+    field: str
+    message: str
+    limit: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"field": self.field, "message": self.message}
+        if self.limit is not None:
+            found["limit"] = self.limit
+        return found
+
+
+class InvalidBodyError(MillpondError):
+    """The fields of a body or the parameters of a URL break their rules."""
+
+    code = "invalid_request"
+    http_status = 422
+
+    def __init__(self, faults: list[Fault]) -> None:
+        shown = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:3])
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        super().__init__(shown + more)
+        self.faults = faults
+
+    @classmethod
+    def from_pydantic(cls, error: ValidationError) -> "InvalidBodyError":
+        count = error.error_count()
+        if count > MAX_FAULTS_READ:
+            return cls([Fault("body", f"{count} things are wrong in it", MAX_FAULTS_READ)])
+        return cls(list(_faults(error.errors(include_url=False, include_input=False))))
+
+
+class InvalidJsonError(MillpondError):
+    code = "invalid_json"
+    http_status = 400
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.faults = [Fault("body", message)]
+
+
+class UnsupportedMediaTypeError(MillpondError):
+    code = "unsupported_media_type"
+    http_status = 415
+
+    def __init__(self) -> None:
+        super().__init__("send the body as JSON, with the header Content-Type: application/json")
+        self.faults = [Fault("Content-Type", "must be application/json")]
+
+
+class BodyTooLargeError(MillpondError):
+    code = "body_too_large"
+    http_status = 413
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the body is longer than {limit} bytes, the limit of this route")
+        self.faults = [Fault("body", f"is longer than {limit} bytes", limit)]
+
+
+class ModelNotReadyError(MillpondError):
+    """The tokenizer is not here yet, so no prompt can be checked."""
+
+    code = "model_not_ready"
+    http_status = 503
+
+    def __init__(self) -> None:
+        super().__init__("the model's files are not ready yet; a worker is still fetching them")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What goes over the wire for one error."""
+
+    status: int
+    code: str
+    detail: str
+    faults: tuple[Fault, ...] = ()
+    retry_after_s: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "type": PROBLEM_TYPE + self.code,
+            "title": self.code.replace("_", " ").capitalize(),
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+        if self.faults:
+            body["errors"] = [fault.as_dict() for fault in self.faults[:MAX_FAULTS_SHOWN]]
+        if self.retry_after_s is not None:
+            body["retry_after_s"] = self.retry_after_s
+        return body
+
+    def response(self, headers: Mapping[str, str] | None = None) -> Response:
+        extra = dict(headers or {})
+        if self.retry_after_s is not None:
+            extra["Retry-After"] = str(self.retry_after_s)
+        body = orjson.dumps(self.as_dict())
+        return Response(body, self.status, extra, media_type=PROBLEM_MEDIA_TYPE)
+
+
+INTERNAL_PROBLEM = Problem(500, "internal_error", "something went wrong on this side")
+
+
+def problem_of(error: MillpondError) -> Problem:
+    """The problem that a client is shown. What is our own fault shows no details."""
+    match error:
+        case InvalidRequestError():
+            faults = (Fault(error.field, error.message, error.limit),)
+            return Problem(error.http_status, error.code, str(error), faults)
+        case QueueFullError():
+            return Problem(
+                error.http_status, error.code, str(error), retry_after_s=error.retry_after_s
+            )
+        case QueueUnavailableError():
+            detail = "the queue cannot be reached or cannot take jobs now; try again"
+            return Problem(503, error.code, detail, retry_after_s=UNAVAILABLE_RETRY_S)
+        case ModelNotReadyError():
+            return Problem(503, error.code, str(error), retry_after_s=MODEL_RETRY_S)
+        case JobNotFoundError():
+            return Problem(404, error.code, "no such job: unknown, or its result has expired")
+        case _ if error.http_status >= 500:
+            return INTERNAL_PROBLEM
+        case _:
+            faults = tuple(getattr(error, "faults", ()))
+            return Problem(error.http_status, error.code, str(error), faults)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(MillpondError, _on_millpond_error)
+    app.add_exception_handler(RequestValidationError, _on_bad_parameters)
+    app.add_exception_handler(HTTPException, _on_http_error)
+
+
+async def _on_millpond_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MillpondError)
+    problem = problem_of(error)
+    if problem.status >= 500:
+        log.warning("request_failed", path=request.url.path, code=error.code, cause=str(error))
+    return problem.response()
+
+
+async def _on_bad_parameters(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    # The first part of each place says query, path or header.
+    found = [{**e, "loc": tuple(e["loc"])[1:]} for e in error.errors()]
+    return problem_of(InvalidBodyError(list(_faults(found)))).response()
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    match error.status_code:
+        case 404:
+            problem = Problem(404, "not_found", "there is nothing under this path")
+        case 405:
+            problem = Problem(405, "method_not_allowed", "this path does not take this method")
+        case status:
+            problem = Problem(status, f"http_{status}", error.detail or "")
+    return problem.response(error.headers)
+
+
+def _faults(found: Iterable[Mapping[str, Any]]) -> Iterable[Fault]:
+    for error in found:
+        field = ".".join(map(str, error["loc"]))
+        message = str(error["msg"]).removeprefix("Value error, ")
+        if not field and (named := _NAMED_FIELD.fullmatch(message)):
+            field, message = named.groups()
+        context = error.get("ctx") or {}
+        limit = next((context[name] for name in _LIMITS if name in context), None)
+        yield Fault(field[:MAX_FIELD_CHARS] or "body", message, limit)

@@ -1,0 +1,109 @@
+"""Prometheus: what the HTTP side counts, and what Redis knows of the queue and its workers."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from millpond.results import QueueState
+
+# Long polls last up to a minute.
+SECONDS_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+# Numbers of a worker's registry entry, by metric.
+_WORKER_GAUGES = {
+    "jobs_per_s": "Jobs ended per second, recently.",
+    "tokens_per_s": "Output tokens per second, recently.",
+    "rows": "Rows in the batch now.",
+    "held": "Jobs that the worker holds.",
+    "slots": "Rows that the engine can decode at once.",
+    "padding_share": "Share of prefill that was padding.",
+    "slot_share": "Mean share of the slots that were decoding.",
+}
+_WORKER_COUNTERS = {
+    "jobs_total": "Jobs ended.",
+    "tokens_total": "Output tokens.",
+}
+
+
+class Metrics:
+    """One registry for each application, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "millpond_http_requests_total",
+            "Requests answered.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "millpond_http_request_seconds",
+            "Time to the first byte of the answer.",
+            ["route"],
+            buckets=SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.jobs = Counter(
+            "millpond_api_jobs_total",
+            "Jobs that came in here: accepted, replayed or refused.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.queue = QueueCollector()
+        self.registry.register(self.queue)
+
+
+class QueueCollector(Collector):
+    """Shows the state that was last put into ``state``; None means that Redis did not answer."""
+
+    def __init__(self) -> None:
+        self.state: QueueState | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        up = GaugeMetricFamily("millpond_redis_up", "Whether Redis answered this scrape.")
+        up.add_metric([], 0 if self.state is None else 1)
+        yield up
+        if self.state is not None:
+            yield from _queue_metrics(self.state)
+            yield from _worker_metrics(self.state)
+
+
+def _queue_metrics(state: QueueState) -> Iterable[Metric]:
+    queued = GaugeMetricFamily(
+        "millpond_queued_jobs", "Jobs queued, retries included.", labels=["priority"]
+    )
+    accepted = CounterMetricFamily(
+        "millpond_accepted_jobs", "Jobs accepted since the queue was made.", labels=["priority"]
+    )
+    for priority, number in state.queued.items():
+        queued.add_metric([priority], number)
+        accepted.add_metric([priority], state.accepted[priority])
+    done = CounterMetricFamily(
+        "millpond_done_jobs", "Jobs ended since the queue was made.", labels=["status"]
+    )
+    for status, number in state.done.items():
+        done.add_metric([status], number)
+    yield from (queued, accepted, done)
+    yield GaugeMetricFamily("millpond_running_jobs", "Jobs leased now.", value=state.running)
+    yield GaugeMetricFamily("millpond_delayed_jobs", "Retries waiting.", value=state.delayed)
+    yield GaugeMetricFamily("millpond_dead_jobs", "Jobs in the dead-letter list.", value=state.dead)
+
+
+def _worker_metrics(state: QueueState) -> Iterable[Metric]:
+    alive = [worker for worker in state.workers if worker.alive]
+    yield GaugeMetricFamily("millpond_workers", "Workers alive.", value=len(alive))
+    labels = ["worker", "model"]
+    for table, family in (
+        (_WORKER_GAUGES, GaugeMetricFamily),
+        (_WORKER_COUNTERS, CounterMetricFamily),
+    ):
+        for name, meaning in table.items():
+            metric = family(f"millpond_worker_{name}", meaning, labels=labels)
+            for worker in alive:
+                value = worker.state.get(name)
+                if isinstance(value, int | float):
+                    metric.add_metric([worker.id, str(worker.state.get("model", ""))], value)
+            yield metric

@@ -1,0 +1,147 @@
+"""The OpenAPI file: what FastAPI derives, the bodies that are parsed by hand, the problems."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from api.errors import PROBLEM_MEDIA_TYPE, PROBLEM_TYPE
+from api.schemas import ProblemBody
+from millpond.messages import JobRequest
+
+REF = "#/components/schemas/{model}"
+
+TITLE = "Millpond"
+DESCRIPTION = """
+A durable queue in front of a batching LLM worker. `POST /v1/jobs` answers at once with an id; poll
+it, long-poll it with `?wait=`, follow it live under `/events`, or listen on its Redis channel.
+
+Errors are RFC 9457 problems with a stable `code`; a 422 names each field and its limit.
+"""
+
+_FIELD_PROBLEM = {
+    "detail": "max_tokens: Input should be less than or equal to 131072",
+    "errors": [
+        {
+            "field": "max_tokens",
+            "message": "Input should be less than or equal to 131072",
+            "limit": 131072,
+        }
+    ],
+}
+# One example for each code that a route may answer.
+_EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
+    "invalid_json": (400, {"detail": "Invalid JSON: EOF while parsing a value at line 1 column 0"}),
+    "job_not_found": (404, {"detail": "no such job: unknown, or its result has expired"}),
+    "body_too_large": (
+        413,
+        {"detail": "the body is longer than 2097152 bytes, the limit of this route"},
+    ),
+    "unsupported_media_type": (
+        415,
+        {"detail": "send the body as JSON, with the header Content-Type: application/json"},
+    ),
+    "invalid_request": (422, _FIELD_PROBLEM),
+    "prompt_too_long": (
+        422,
+        {
+            "detail": "prompt: 5120 tokens, the limit is 4096; shorten it or set truncate",
+            "errors": [{"field": "prompt", "message": "5120 tokens", "limit": 4096}],
+        },
+    ),
+    "unknown_model": (
+        422,
+        {
+            "detail": "model: 'gpt-9' is not served here; smollm2-135m is",
+            "errors": [{"field": "model", "message": "'gpt-9' is not served here"}],
+        },
+    ),
+    "idempotency_conflict": (
+        422,
+        {"detail": "this Idempotency-Key or job id was already used for a different request"},
+    ),
+    "queue_full": (
+        429,
+        {"detail": "the queue holds 100000 jobs, its limit is 100000", "retry_after_s": 12},
+    ),
+    "queue_unavailable": (
+        503,
+        {"detail": "the queue cannot be reached or cannot take jobs now", "retry_after_s": 2},
+    ),
+    "model_not_ready": (503, {"detail": "the model's files are not ready yet", "retry_after_s": 5}),
+}
+
+SUBMIT_PROBLEMS = (
+    "invalid_json",
+    "body_too_large",
+    "unsupported_media_type",
+    "invalid_request",
+    "prompt_too_long",
+    "unknown_model",
+    "idempotency_conflict",
+    "queue_full",
+    "queue_unavailable",
+    "model_not_ready",
+)
+
+
+def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """What a route's ``responses`` say of these errors, grouped by status, with an example each."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        status, fields = _EXAMPLES[code]
+        title = code.replace("_", " ").capitalize()
+        example = {"type": PROBLEM_TYPE + code, "title": title, "status": status, "code": code}
+        entry = by_status.setdefault(status, _empty_problem(status))
+        entry["description"] = f"{entry['description']}, {title}".lstrip(", ")
+        content = entry["content"][PROBLEM_MEDIA_TYPE]
+        content["examples"][code] = {"summary": title, "value": example | fields}
+    return by_status
+
+
+def json_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any]:
+    """``openapi_extra`` of a route that reads its body itself."""
+    schema = {"$ref": REF.format(model=model.__name__)}
+    named = {name: {"value": value} for name, value in examples.items()}
+    content = {"application/json": {"schema": schema, "examples": named}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Add the schemas that only `json_body` and `problems` refer to."""
+    derive = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            described = derive()
+            _, own = models_json_schema(
+                [(JobRequest, "validation"), (BulkBody, "validation"), (ProblemBody, "validation")],
+                ref_template=REF,
+            )
+            schemas = described.setdefault("components", {}).setdefault("schemas", {})
+            for name, schema in own["$defs"].items():
+                schemas.setdefault(name, schema)
+            app.openapi_schema = described
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+class BulkBody(BaseModel):
+    """1 to 1000 jobs, each accepted or refused on its own."""
+
+    jobs: list[JobRequest]
+
+
+def _empty_problem(status: int) -> dict[str, Any]:
+    schema = {"$ref": REF.format(model=ProblemBody.__name__)}
+    entry: dict[str, Any] = {
+        "description": "",
+        "content": {PROBLEM_MEDIA_TYPE: {"schema": schema, "examples": {}}},
+    }
+    if status in (429, 503):
+        entry["headers"] = {
+            "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}
+        }
+    return entry

@@ -1,0 +1,77 @@
+"""``/v1/jobs/{id}/events``: what happens to a job, live and from the beginning."""
+
+import re
+from collections.abc import AsyncGenerator
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Header, Query, Response
+
+from api.errors import Fault, InvalidBodyError
+from api.openapi import problems
+from api.routes.jobs import check_id
+from api.services import Api
+from api.sse import EventStream
+from api.tenancy import Tenant
+from millpond.messages import JobEvent
+
+FROM_THE_START = "0"
+_ENTRY_ID = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?")
+_MAX_PART = 2**64 - 1
+
+_EXAMPLE = """\
+id: 1760000000000-0
+event: started
+data: {"id":"k3v...","attempt":1}
+
+id: 1760000000050-0
+event: delta
+data: {"id":"k3v...","attempt":1,"text":"Because","offset":0}
+
+id: 1760000000900-0
+event: finished
+data: {"id":"k3v...","attempt":1,"result":{"status":"succeeded","text":"Because ..."}}
+"""
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    response_class=EventStream,
+    summary="Follow a job",
+    responses={
+        200: {
+            "description": "`started`, `delta`, `reset` (forget the text), `finished` (last)",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+        },
+        **problems("job_not_found", "invalid_request", "queue_unavailable"),
+    },
+)
+async def follow(
+    api: Api,
+    tenant: Tenant,
+    job_id: str,
+    after: Annotated[str, Query(description="Only events after this one.")] = FROM_THE_START,
+    last_event_id: Annotated[
+        str | None, Header(alias="Last-Event-ID", description="The same; counts before `after`.")
+    ] = None,
+) -> Response:
+    """Ends after `finished`: a browser's EventSource should be closed then, else it comes back."""
+    id = check_id(job_id)
+    if last_event_id is None:
+        start = _check_entry("after", after)
+    else:
+        start = _check_entry("Last-Event-ID", last_event_id)
+    await api.results.get(id, tenant=tenant)
+    events = api.results.subscribe(id, start, tenant=tenant)
+    return EventStream(cast(AsyncGenerator[JobEvent, None], events), api.closing)
+
+
+def _check_entry(field: str, value: str) -> str:
+    """Raises InvalidBodyError for what is no id of a stream entry."""
+    found = _ENTRY_ID.fullmatch(value) if value.isascii() else None
+    if found is None or any(int(part or 0) > _MAX_PART for part in found.groups()):
+        raise InvalidBodyError(
+            [Fault(field, "must be the id of an event, such as 1760000000000-0")]
+        )
+    return value

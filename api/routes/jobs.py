@@ -1,0 +1,164 @@
+"""``/v1/jobs``: submit one, look at it, wait for it, cancel it."""
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from api.bodies import parse, read_json
+from api.errors import Fault, InvalidBodyError
+from api.hangup import until_hangup
+from api.openapi import SUBMIT_PROBLEMS, json_body, problems
+from api.schemas import CancelAnswer, JobAccepted, JobState
+from api.services import Api, Services
+from api.tenancy import Tenant
+from api.views import job_accepted, job_path, job_state
+from millpond.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    JobNotFoundError,
+    MillpondError,
+    QueueFullError,
+)
+from millpond.messages import JOB_ID_PATTERN, JobRequest, JobStatus, job_id_from_key
+from millpond.queue import NewJob, Submission
+from millpond.results import JobView
+
+MAX_KEY_CHARS = 255
+_KEY = re.compile(r"[!-~]{1,255}")
+KEY_HEADER = "Idempotency-Key"
+REPLAYED = "Idempotency-Replayed"
+
+_EXAMPLES: dict[str, Any] = {
+    "shortest": {"prompt": "Why is the sky blue?"},
+    "chat": {
+        "messages": [
+            {"role": "system", "content": "You are a programming assistant."},
+            {"role": "user", "content": "Write a haiku about queues."},
+        ],
+        "max_tokens": 64,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "seed": 7,
+        "stop": ["\n\n"],
+        "priority": "interactive",
+        "deadline_s": 120,
+        "metadata": {"user": "42"},
+    },
+}
+
+router = APIRouter(tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=KEY_HEADER,
+        description="1 to 255 visible ASCII characters. The same request under it is one job.",
+    ),
+]
+
+
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    response_model=JobAccepted,
+    summary="Submit a job",
+    responses=problems(*SUBMIT_PROBLEMS),
+    openapi_extra=json_body(JobRequest, _EXAMPLES),
+)
+async def submit(
+    request: Request, api: Api, tenant: Tenant, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Checked whole before anything is queued; 202 once Redis has stored it."""
+    id = None if idempotency_key is None else job_id_from_key(tenant, check_key(idempotency_key))
+    try:
+        job = await parse(JobRequest, await read_json(request))
+        prepared = await api.tokenizing.prepare(job)
+        submission = await api.submissions.submit(NewJob(job, id, tenant, prepared.budget_tokens))
+    except QueueFullError as error:
+        count_outcome(api, error)
+        raise await api.monitor.with_retry_after(error) from None
+    except MillpondError as error:
+        count_outcome(api, error)
+        raise
+    count_outcome(api, submission)
+    headers = {"Location": job_path(submission.id)}
+    if not submission.created:
+        headers[REPLAYED] = "true"
+    body = job_accepted(submission, api.queue.keys).to_json()
+    return Response(body, 202, headers, media_type="application/json")
+
+
+@router.get(
+    "/v1/jobs/{job_id}",
+    response_model=JobState,
+    summary="Look at a job, or wait for it",
+    responses=problems("job_not_found", "invalid_request", "queue_unavailable"),
+)
+async def get_job(
+    request: Request,
+    api: Api,
+    tenant: Tenant,
+    job_id: str,
+    wait: Annotated[
+        float,
+        Query(ge=0, allow_inf_nan=False, description="Seconds to wait for its end; 60 at most."),
+    ] = 0.0,
+) -> Response:
+    """Status, position and reason for waiting; result and receipt once it has ended."""
+    id = check_id(job_id)
+    limit_s = api.settings.max_wait_s
+    if wait > limit_s:
+        raise InvalidRequestError("wait", f"must be at most {limit_s:g} seconds", limit=limit_s)
+    view: JobView | None = None
+    if wait > 0:
+        waiting = api.results.wait(id, wait, tenant=tenant)
+        view = await until_hangup(waiting, request.receive, api.closing)
+    if view is None:
+        view = await api.results.get(id, tenant=tenant)
+    state = await api.monitor.state() if view.status is JobStatus.QUEUED else None
+    return Response(job_state(view, state).to_json(), media_type="application/json")
+
+
+@router.delete(
+    "/v1/jobs/{job_id}",
+    response_model=CancelAnswer,
+    summary="Cancel a job",
+    responses={
+        202: {"model": CancelAnswer, "description": "Running; its worker is about to end it."},
+        **problems("job_not_found", "queue_unavailable"),
+    },
+)
+async def cancel(api: Api, tenant: Tenant, job_id: str) -> Response:
+    """A queued job ends at once, a running one within a heartbeat; an ended one stays as it is."""
+    id = check_id(job_id)
+    status = await api.queue.cancel(id, tenant=tenant)
+    if status is None:
+        raise JobNotFoundError(id)
+    answer = CancelAnswer(id=id, status=status, cancelling=not status.terminal)
+    code = 202 if answer.cancelling else 200
+    return Response(answer.to_json(), code, media_type="application/json")
+
+
+def check_id(id: str) -> str:
+    """What cannot be an id is the id of no job. Raises JobNotFoundError."""
+    if not JOB_ID_PATTERN.fullmatch(id):
+        raise JobNotFoundError(id)
+    return id
+
+
+def check_key(key: str) -> str:
+    """Raises InvalidBodyError naming the header."""
+    if not _KEY.fullmatch(key):
+        message = f"must be 1 to {MAX_KEY_CHARS} visible ASCII characters"
+        raise InvalidBodyError([Fault(KEY_HEADER, message, MAX_KEY_CHARS)])
+    return key
+
+
+def count_outcome(api: Services, outcome: Submission | MillpondError) -> None:
+    match outcome:
+        case Submission(created=created):
+            name = "accepted" if created else "replayed"
+        case IdempotencyConflictError() | QueueFullError() | MillpondError():
+            name = outcome.code
+    api.metrics.jobs.labels(name).inc()

@@ -1,0 +1,31 @@
+"""``/metrics``: for Prometheus."""
+
+import asyncio
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from api.services import Api
+from millpond.errors import QueueUnavailableError
+
+REDIS_PATIENCE_S = 2.0
+
+router = APIRouter(tags=["health"])
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(api: Api) -> Response:
+    """Answers without Redis too, with ``millpond_redis_up 0``."""
+    try:
+        async with asyncio.timeout(REDIS_PATIENCE_S):
+            api.metrics.queue.state = await api.monitor.state()
+    except (QueueUnavailableError, TimeoutError):
+        api.metrics.queue.state = None
+    return Response(
+        generate_latest(api.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )

@@ -1,0 +1,154 @@
+"""What the routes answer, as models: they make the answers and describe them in OpenAPI."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from millpond.messages import JobResult, JobStatus, Priority
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+class ProblemFault(Answer):
+    field: str = Field(description="Path of the field, parameter or header.")
+    message: str
+    limit: float | None = Field(default=None, description="The bound that was passed.")
+
+
+class ProblemBody(Answer):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="Stable and machine-readable.")
+    errors: list[ProblemFault] | None = None
+    retry_after_s: int | None = None
+
+
+class Links(Answer):
+    self: str
+    events: str
+
+
+class JobAccepted(Answer):
+    id: str
+    status: JobStatus
+    links: Links
+    channel: str = Field(description="The Redis channel on which the job's events are published.")
+
+
+class WaitReason(Answer):
+    code: Literal[
+        "no_worker", "worker_loading", "retry_delay", "behind_others", "window_open", "slots_busy"
+    ]
+    message: str
+
+
+class JobState(Answer):
+    """A job as it stands. Times are milliseconds of Redis' clock."""
+
+    id: str
+    status: JobStatus
+    priority: Priority
+    created_ms: int
+    attempts: int = Field(description="Times that a worker took it.")
+    claimed_ms: int | None = None
+    worker: str | None = None
+    cancelling: bool | None = Field(default=None, description="Set while a cancel is under way.")
+    position: int | None = Field(default=None, description="Place within its priority; 1 is next.")
+    ahead: int | None = Field(default=None, description="Queued jobs that may go first.")
+    estimate_s: float | None = Field(
+        default=None, description="Guess of the wait, from the workers' recent pace."
+    )
+    reason: WaitReason | None = Field(default=None, description="Why it is still waiting.")
+    result: JobResult | None = Field(default=None, description="Once it has ended.")
+    links: Links
+
+
+class CancelAnswer(Answer):
+    id: str
+    status: JobStatus
+    cancelling: bool = Field(description="A worker is about to end it.")
+
+
+class BulkItem(Answer):
+    """``id`` and ``status`` for an accepted job, ``problem`` for a refused one."""
+
+    index: int
+    status_code: int
+    id: str | None = None
+    status: JobStatus | None = None
+    replayed: bool | None = None
+    problem: dict[str, Any] | None = None
+
+
+class BulkAnswer(Answer):
+    accepted: int
+    refused: int
+    jobs: list[BulkItem]
+
+
+class WorkerEntry(Answer):
+    """One line of the worker registry; more fields than these may come."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    id: str
+    alive: bool
+    beat_age_ms: int
+
+
+class QueueAnswer(Answer):
+    queue: str
+    depth: int
+    max_depth: int
+    queued: dict[Priority, int]
+    running: int
+    delayed: int = Field(description="Retries that wait for their time; part of the depth.")
+    dead: int
+    accepted: dict[Priority, int] = Field(description="Since the queue was made.")
+    done: dict[JobStatus, int] = Field(description="Since the queue was made.")
+    jobs_per_s: float
+    estimate_s: float | None = Field(
+        default=None, description="Time to work off the depth at the recent pace."
+    )
+    workers: list[WorkerEntry]
+
+
+class ModelEntry(Answer):
+    id: str
+    object: Literal["model"] = "model"
+    owned_by: str = "millpond"
+    ready: bool = Field(description="A living worker has it loaded.")
+    workers: int
+    engine: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    slots: int | None = None
+    context_tokens: int | None = None
+
+
+class ModelList(Answer):
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+class Health(Answer):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(Answer):
+    """``ready``: jobs are accepted. Whether they are worked on at once, ``workers_ready`` tells."""
+
+    ready: bool
+    redis: bool
+    tokenizer: bool
+    workers_alive: int
+    workers_ready: int

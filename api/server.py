@@ -1,0 +1,67 @@
+"""The HTTP server around the application: uvicorn, whose end waits for nobody's long poll."""
+
+import logging
+import signal
+import socket
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from api.services import services_of
+from millpond.settings import Settings
+
+# Answers that are under way when the process is told to stop get this long.
+GRACE_S = 2
+
+log = structlog.get_logger("millpond.api")
+
+
+class ApiServer(uvicorn.Server):
+    """Ends event streams and long polls before it waits for open connections."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http="httptools",
+                loop="uvloop",
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        self._app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        log.info("listening", host=self.config.host, port=self.config.port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("stopping")
+        services_of(self._app).closing.set()
+        await super().shutdown(sockets)
+
+    def run_until_signal(self) -> None:
+        """Serve until SIGTERM or SIGINT, and return then.
+
+        uvicorn puts back the handlers that it found and raises the signal once more: these are
+        ours, so that the process ends with status 0.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handle_exit)
+        self.run()
+
+
+class StructlogHandler(logging.Handler):
+    """Sends what libraries log through the process's own log, without their exceptions' texts."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
+        extra = {} if kind is None else {"kind": kind}
+        log.log(record.levelno, record.getMessage(), logger=record.name, **extra)

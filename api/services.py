@@ -1,0 +1,86 @@
+"""Everything that the routes use, built once for each application and closed with it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, FastAPI, Request
+from redis.asyncio import Redis
+
+from api.metrics import Metrics
+from api.monitor import QueueMonitor
+from api.submissions import SubmitBatcher
+from api.sweeper import sweep_forever
+from api.tokenizing import Tokenizing
+from millpond.connection import connect
+from millpond.presets import Preset
+from millpond.queue import JobQueue
+from millpond.results import Results
+from millpond.settings import Settings
+from millpond.subscriptions import Subscriptions
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """``closing`` is set when the process begins to stop: long answers end then."""
+
+    settings: Settings
+    preset: Preset
+    redis: Redis
+    queue: JobQueue
+    results: Results
+    submissions: SubmitBatcher
+    monitor: QueueMonitor
+    tokenizing: Tokenizing
+    metrics: Metrics
+    closing: asyncio.Event
+
+
+@contextlib.asynccontextmanager
+async def open_services(
+    settings: Settings, preset: Preset, metrics: Metrics
+) -> AsyncIterator[Services]:
+    """Touches no network itself: without Redis the API starts too, and says that it is not ready."""
+    redis = connect(settings.redis_url)
+    subscriptions = Subscriptions(redis)
+    results = Results(redis, settings.queue, subscriptions)
+    queue = JobQueue(redis, settings.queue, settings.queue_options())
+    services = Services(
+        settings=settings,
+        preset=preset,
+        redis=redis,
+        queue=queue,
+        results=results,
+        submissions=SubmitBatcher(queue),
+        monitor=QueueMonitor(results),
+        tokenizing=Tokenizing(settings, preset),
+        metrics=metrics,
+        closing=asyncio.Event(),
+    )
+    background = [
+        asyncio.create_task(services.tokenizing.load(), name="load-tokenizer"),
+        asyncio.create_task(sweep_forever(queue), name="sweeper"),
+    ]
+    try:
+        yield services
+    finally:
+        services.closing.set()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        services.tokenizing.close()
+        await subscriptions.close()
+        await redis.aclose()
+
+
+def services_of(app: FastAPI) -> Services:
+    return cast(Services, app.state.services)
+
+
+async def _services(request: Request) -> Services:
+    return services_of(request.app)
+
+
+Api = Annotated[Services, Depends(_services)]

@@ -1,0 +1,45 @@
+"""Jobs that arrive while a round trip to Redis is under way share the next one."""
+
+import asyncio
+
+from millpond.errors import IdempotencyConflictError, QueueFullError
+from millpond.queue import JobQueue, NewJob, Submission
+
+MAX_BATCH_JOBS = 200
+
+Answer = Submission | IdempotencyConflictError | QueueFullError
+
+
+class SubmitBatcher:
+    """A lone job goes out at once; the busier the API, the more jobs each round trip carries."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._waiting: list[tuple[NewJob, asyncio.Future[Answer]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def submit(self, job: NewJob) -> Submission:
+        """As `JobQueue.submit`: returns once Redis has answered."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((job, future))
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send(), name="submit-batcher")
+        answer = await future
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def _send(self) -> None:
+        while self._waiting:
+            batch = self._waiting[:MAX_BATCH_JOBS]
+            del self._waiting[:MAX_BATCH_JOBS]
+            try:
+                answers = await self._queue.submit_many([job for job, _ in batch])
+            except Exception as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():  # its request was cancelled
+                    future.set_result(answer)

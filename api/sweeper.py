@@ -1,0 +1,33 @@
+"""Does each second what time brings about, so that deadlines hold with no worker alive."""
+
+import asyncio
+
+import structlog
+
+from millpond.errors import QueueUnavailableError
+from millpond.queue import SWEEP_LIMIT, JobQueue
+
+SWEEP_EVERY_S = 1.0
+
+log = structlog.get_logger("millpond.api")
+
+
+async def sweep_forever(queue: JobQueue, every_s: float = SWEEP_EVERY_S) -> None:
+    """Reap until cancelled. Outages of Redis are logged once each and outlived."""
+    away = False
+    while True:
+        try:
+            swept = await queue.reap()
+        except QueueUnavailableError as error:
+            if not away:
+                log.warning("redis_away", cause=str(error))
+            away = True
+        else:
+            if away:
+                log.info("redis_back")
+            away = False
+            if any(swept):
+                log.info("swept", leases=swept[0], retries=swept[1], deadlines=swept[2])
+            if max(swept) >= SWEEP_LIMIT:  # there is more
+                continue
+        await asyncio.sleep(every_s)

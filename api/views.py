@@ -1,0 +1,112 @@
+"""From the queue's own views to what the routes answer."""
+
+import orjson
+
+from api.schemas import (
+    JobAccepted,
+    JobState,
+    Links,
+    ModelEntry,
+    ModelList,
+    QueueAnswer,
+    WorkerEntry,
+)
+from api.waiting import wait_estimate_s, wait_reason
+from millpond.keys import Keys
+from millpond.messages import EventType, JobEvent, JobStatus
+from millpond.queue import Submission
+from millpond.results import JobView, QueueState
+
+
+def job_path(id: str) -> str:
+    return f"/v1/jobs/{id}"
+
+
+def links(id: str) -> Links:
+    return Links(self=job_path(id), events=f"{job_path(id)}/events")
+
+
+def job_accepted(submission: Submission, keys: Keys) -> JobAccepted:
+    return JobAccepted(
+        id=submission.id,
+        status=submission.status,
+        links=links(submission.id),
+        channel=keys.events(submission.id),
+    )
+
+
+def job_state(view: JobView, state: QueueState | None) -> JobState:
+    """``state`` is needed for a queued job only, to say why it waits."""
+    waiting = state is not None and view.status is JobStatus.QUEUED
+    return JobState(
+        id=view.id,
+        status=view.status,
+        priority=view.priority,
+        created_ms=view.created_ms,
+        attempts=view.attempts,
+        claimed_ms=view.claimed_ms,
+        worker=view.worker,
+        cancelling=view.cancelling or None,
+        position=view.position,
+        ahead=view.ahead,
+        estimate_s=wait_estimate_s(view, state) if state is not None and waiting else None,
+        reason=wait_reason(view, state) if state is not None and waiting else None,
+        result=view.result,
+        links=links(view.id),
+    )
+
+
+def event_data(event: JobEvent) -> bytes:
+    """The fields that this type of event has, as JSON on one line."""
+    fields: dict[str, object] = {"id": event.id, "attempt": event.attempt}
+    match event.type:
+        case EventType.DELTA:
+            fields |= {"text": event.text, "offset": event.offset}
+        case EventType.RESET:
+            fields |= {"reason": event.reason}
+        case EventType.FINISHED if event.result is not None:
+            fields |= {"result": event.result.model_dump(mode="json", exclude_none=True)}
+    return orjson.dumps(fields)
+
+
+def queue_answer(queue: str, max_depth: int, state: QueueState) -> QueueAnswer:
+    pace = state.jobs_per_s
+    return QueueAnswer(
+        queue=queue,
+        depth=state.depth,
+        max_depth=max_depth,
+        queued=state.queued,
+        running=state.running,
+        delayed=state.delayed,
+        dead=state.dead,
+        accepted=state.accepted,
+        done=state.done,
+        jobs_per_s=round(pace, 3),
+        estimate_s=round(state.depth / pace, 1) if pace > 0 else None,
+        workers=[
+            WorkerEntry.model_validate(
+                {**w.state, "id": w.id, "alive": w.alive, "beat_age_ms": w.beat_age_ms}
+            )
+            for w in state.workers
+        ],
+    )
+
+
+def model_list(own_model: str, state: QueueState) -> ModelList:
+    """The models of the living workers, and the one whose tokenizer this process runs."""
+    alive = [worker for worker in state.workers if worker.alive]
+    names = {own_model, *(str(w.state["model"]) for w in alive if "model" in w.state)}
+    return ModelList(data=[_model_entry(name, state) for name in sorted(names)])
+
+
+def _model_entry(name: str, state: QueueState) -> ModelEntry:
+    serving = [w.state for w in state.workers if w.alive and w.state.get("model") == name]
+    ready = [s for s in serving if s.get("state", "ready") == "ready"]
+    about = next(iter(ready or serving), {})
+    known = {
+        field: about[field]
+        for field in ("engine", "dtype", "device", "context_tokens")
+        if about.get(field) is not None
+    }
+    slots = sum(int(s.get("slots") or 0) for s in ready) or None
+    return ModelEntry(id=name, ready=bool(ready), workers=len(serving), slots=slots, **known)

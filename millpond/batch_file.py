@@ -1,0 +1,211 @@
+"""OpenAI batch files: one request line in, one result line out. Pure: no queue, no Redis.
+
+The shapes are those of the OpenAI Batch API (request and output objects), with the extensions
+``ignore_eos`` and ``return_token_ids`` in a body and ``token_ids`` in a choice, as vLLM names them.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+from pydantic import Field, ValidationError
+
+from millpond.messages import (
+    FinishReason,
+    Frozen,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    Message,
+    Priority,
+    SamplingParams,
+)
+
+MAX_CUSTOM_ID_CHARS = 512
+MAX_LINE_BYTES = 8 * 1024 * 1024
+
+_FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+
+
+class _Body(SamplingParams):
+    # The served model answers whatever name a body carries, so one file runs on any model.
+    model: str | None = None
+
+
+class ChatBody(_Body):
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+
+
+class CompletionBody(_Body):
+    prompt: str = Field(min_length=1)
+
+
+class BatchLine(Frozen):
+    custom_id: str = Field(min_length=1, max_length=MAX_CUSTOM_ID_CHARS)
+    method: Literal["POST"]
+    url: Literal["/v1/chat/completions", "/v1/completions"]
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One good line. ``chat`` tells which shape its output has."""
+
+    line_number: int
+    custom_id: str
+    chat: bool
+    request: JobRequest
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """One line that cannot become a job; ``custom_id`` where it could still be read."""
+
+    line_number: int
+    custom_id: str | None
+    message: str
+
+
+def read_rows(lines: Iterable[bytes]) -> Iterator[Row | BadLine]:
+    """Check each line on its own, in order. Blank lines are skipped; a repeated custom_id is bad."""
+    first_seen: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        parsed = _parse(number, line)
+        if isinstance(parsed, Row):
+            first = first_seen.setdefault(parsed.custom_id, number)
+            if first != number:
+                parsed = BadLine(
+                    number, parsed.custom_id, f"custom_id: already used in line {first}"
+                )
+        yield parsed
+
+
+def _parse(number: int, line: bytes) -> Row | BadLine:
+    if len(line) > MAX_LINE_BYTES:
+        return BadLine(number, None, f"longer than {MAX_LINE_BYTES} bytes")
+    if number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+    try:
+        fields = orjson.loads(line)
+    except ValueError as error:
+        return BadLine(number, None, f"not JSON: {error}")
+    custom_id = fields.get("custom_id") if isinstance(fields, dict) else None
+    custom_id = custom_id if isinstance(custom_id, str) else None
+    try:
+        envelope = BatchLine.model_validate(fields)
+        chat = envelope.url == "/v1/chat/completions"
+        request = _chat_request(envelope.body) if chat else _completion_request(envelope.body)
+    except ValidationError as error:
+        return BadLine(number, custom_id, first_error(error))
+    except RecursionError:
+        return BadLine(number, custom_id, "nested too deeply")
+    return Row(number, envelope.custom_id, chat, request)
+
+
+def _chat_request(fields: dict[str, Any]) -> JobRequest:
+    body = ChatBody.model_validate(fields)
+    params = _sampling(body)
+    if body.max_completion_tokens is not None:
+        params["max_tokens"] = body.max_completion_tokens
+    return JobRequest(messages=body.messages, **params)
+
+
+def _completion_request(fields: dict[str, Any]) -> JobRequest:
+    body = CompletionBody.model_validate(fields)
+    return JobRequest(prompt=body.prompt, raw=True, **_sampling(body))
+
+
+def _sampling(body: _Body) -> dict[str, Any]:
+    given = body.model_dump(include=set(SamplingParams.model_fields), exclude_unset=True)
+    return {**given, "priority": Priority.BATCH, "stream": False}
+
+
+def first_error(error: ValidationError) -> str:
+    """``field: what is wrong``, of the first problem."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return f"{field}: {first['msg']}" if field else str(first["msg"])
+
+
+def output_line(row: Row, result: JobResult, model: str) -> bytes:
+    """The line for a row that ended. Failed ones have ``response`` null and an ``error``."""
+    if result.status is not JobStatus.SUCCEEDED:
+        code = result.error.code if result.error else str(result.status)
+        message = result.error.message if result.error else f"the job is {result.status}"
+        return _line(
+            row.custom_id, None, {"code": code, "message": message, "line": row.line_number}
+        )
+    choice: dict[str, Any] = {"index": 0, "finish_reason": _FINISH[result.finish_reason]}
+    if row.chat:
+        choice["message"] = {"role": "assistant", "content": result.text}
+    else:
+        choice["text"] = result.text
+    if result.token_ids is not None:
+        choice["token_ids"] = result.token_ids
+    usage = result.usage
+    assert usage is not None, "a succeeded job has a usage"
+    body = {
+        "id": f"{'chatcmpl' if row.chat else 'cmpl'}-{result.id}",
+        "object": "chat.completion" if row.chat else "text_completion",
+        "created": math.floor((result.finished_ms or 0) / 1000),
+        "model": model,
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        },
+    }
+    return _line(row.custom_id, {"status_code": 200, "request_id": result.id, "body": body}, None)
+
+
+def error_line(bad: BadLine) -> bytes:
+    return _line(
+        bad.custom_id,
+        None,
+        {
+            "code": "invalid_line",
+            "message": f"line {bad.line_number}: {bad.message}",
+            "line": bad.line_number,
+        },
+    )
+
+
+def _line(
+    custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None
+) -> bytes:
+    fields = {
+        "id": f"batch_req_{custom_id}",
+        "custom_id": custom_id,
+        "response": response,
+        "error": error,
+    }
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def keep_finished(path: Path) -> set[str]:
+    """Rewrite an output file of an earlier run to its good lines, and return their custom ids.
+
+    Error lines and a last line torn by a kill go: those rows are to be done again.
+    """
+    if not path.exists():
+        return set()
+    done: set[str] = set()
+    partial = path.with_name(path.name + ".partial")
+    with path.open("rb") as old, partial.open("wb") as new:
+        for line in old:
+            try:
+                fields = orjson.loads(line)
+            except ValueError:
+                continue
+            if isinstance(fields, dict) and fields.get("response") and line.endswith(b"\n"):
+                done.add(fields["custom_id"])
+                new.write(line)
+    partial.replace(path)
+    return done

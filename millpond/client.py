@@ -1,0 +1,183 @@
+"""For people's own programs: submit jobs and read them, over Redis, without HTTP.
+
+`Client` is async. `BlockingClient` is the same client behind a thread's event loop: its methods are
+made from the async ones, so there is one implementation and one set of docstrings.
+"""
+
+import functools
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from millpond.connection import connect
+from millpond.errors import (
+    IdempotencyConflictError,
+    JobNotFoundError,
+    QueueFullError,
+    WaitTimeoutError,
+)
+from millpond.messages import JobEvent, JobRequest, JobResult, JobStatus, job_id_from_key
+from millpond.queue import DEFAULT_TENANT, JobQueue, NewJob, QueueOptions, Submission
+from millpond.results import JobView, QueueState, Results
+from millpond.subscriptions import Subscriptions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_URL = "redis://127.0.0.1:6379/0"
+
+
+class Client:
+    """One queue on one server. Use it as ``async with Client(url) as client``.
+
+    Every method raises QueueUnavailableError when Redis cannot serve. ``options`` matter to submit
+    and cancel; use those of the deployment if they are not the defaults.
+    """
+
+    def __init__(
+        self,
+        redis_url: str = DEFAULT_URL,
+        queue: str = "default",
+        *,
+        tenant: str = DEFAULT_TENANT,
+        options: QueueOptions | None = None,
+    ) -> None:
+        self._redis = connect(redis_url)
+        self._subscriptions = Subscriptions(self._redis)
+        self._queue = JobQueue(self._redis, queue, options)
+        self._results = Results(self._redis, queue, self._subscriptions)
+        self._tenant = tenant
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._subscriptions.close()
+        await self._redis.aclose()
+
+    async def submit(
+        self,
+        prompt: str | JobRequest,
+        /,
+        *,
+        id: str | None = None,
+        idempotency_key: str | None = None,
+        **params: Any,
+    ) -> str:
+        """Queue one job and return its id.
+
+        ``params`` are the fields of JobRequest, such as ``max_tokens=64``. Choose the ``id`` yourself
+        to subscribe before submitting; a repeated id or key with the same request is harmless.
+        Raises pydantic.ValidationError for bad fields, and what `JobQueue.submit` raises.
+        """
+        request = prompt if isinstance(prompt, JobRequest) else JobRequest(prompt=prompt, **params)
+        if idempotency_key is not None:
+            id = job_id_from_key(self._tenant, idempotency_key)
+        return (await self._queue.submit(request, id=id, tenant=self._tenant)).id
+
+    async def submit_many(
+        self, jobs: Sequence[NewJob]
+    ) -> list[Submission | IdempotencyConflictError | QueueFullError]:
+        """Queue many jobs in one round trip; each is accepted or refused on its own."""
+        return await self._queue.submit_many(jobs)
+
+    async def get(self, id: str) -> JobView:
+        """The job as it stands. Raises JobNotFoundError."""
+        return await self._results.get(id, tenant=self._tenant)
+
+    async def result(self, id: str, timeout_s: float = 600.0) -> JobResult:
+        """Wait for the job's end. Raises WaitTimeoutError, JobNotFoundError."""
+        view = await self._results.wait(id, timeout_s, tenant=self._tenant)
+        if view.result is None:
+            raise WaitTimeoutError(f"job {id} is still {view.status} after {timeout_s:g} s")
+        return view.result
+
+    async def generate(
+        self, prompt: str | JobRequest, /, *, timeout_s: float = 600.0, **params: Any
+    ) -> JobResult:
+        """Submit and wait: the shortest way from a prompt to its result."""
+        return await self.result(await self.submit(prompt, **params), timeout_s)
+
+    async def watch(self, id: str, after: str = "0") -> AsyncGenerator[JobEvent, None]:
+        """The job's events, old ones first, to the finished one. ``after`` is an ``event_id``."""
+        async for event in self._results.subscribe(id, after, tenant=self._tenant):
+            yield event
+
+    async def cancel(self, id: str) -> JobStatus:
+        """End a queued job at once and a running one soon. Raises JobNotFoundError."""
+        status = await self._queue.cancel(id, tenant=self._tenant)
+        if status is None:
+            raise JobNotFoundError(id)
+        return status
+
+    async def queue_state(self) -> QueueState:
+        """Depth, running jobs, totals and workers."""
+        return await self._results.queue_state()
+
+
+def _blocking(
+    method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate["BlockingClient", P], R]:
+    @functools.wraps(method)
+    def call(self: "BlockingClient", *args: P.args, **kwargs: P.kwargs) -> R:
+        bound = functools.partial(method, self._client, *args, **kwargs)
+        return self._portal.call(bound)  # type: ignore[no-any-return]
+
+    return cast(Callable[Concatenate["BlockingClient", P], R], call)
+
+
+class BlockingClient:
+    """`Client` for programs without an event loop: ``with BlockingClient(url) as client``."""
+
+    _portal: BlockingPortal
+    _client: Client
+
+    def __init__(
+        self,
+        redis_url: str = DEFAULT_URL,
+        queue: str = "default",
+        *,
+        tenant: str = DEFAULT_TENANT,
+        options: QueueOptions | None = None,
+    ) -> None:
+        self._make = functools.partial(Client, redis_url, queue, tenant=tenant, options=options)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._portal = self._stack.enter_context(start_blocking_portal())
+        self._client = self._portal.call(_call, self._make)
+        self._stack.callback(lambda: self._portal.call(self._client.close))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    submit = _blocking(Client.submit)
+    submit_many = _blocking(Client.submit_many)
+    get = _blocking(Client.get)
+    result = _blocking(Client.result)
+    generate = _blocking(Client.generate)
+    cancel = _blocking(Client.cancel)
+    queue_state = _blocking(Client.queue_state)
+
+    def watch(self, id: str, after: str = "0") -> Iterator[JobEvent]:
+        """See `Client.watch`."""
+        events = self._client.watch(id, after)
+        try:
+            while True:
+                try:
+                    yield self._portal.call(events.__anext__)
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._portal.call(events.aclose)
+
+
+async def _call(make: Callable[[], R]) -> R:
+    """Run a plain callable on the portal's loop."""
+    return make()

@@ -1,0 +1,169 @@
+"""What must be true of a queue's keys between any two operations, checked by reading them all."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from redis.asyncio import Redis
+
+from millpond.keys import QUEUE_KEYS, Keys
+from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
+
+KEEPS = {"counts", "dead", "workers", "wake"}
+RECORDS = ("job:", "body:", "result:", "events:")
+
+
+class Snapshot:
+    """Everything that a queue holds, by key, read at once."""
+
+    def __init__(self, keys: Keys, raw: dict[str, Any], ttls: dict[str, int]) -> None:
+        self.keys = keys
+        self.raw = raw
+        self.ttls = ttls
+
+    @classmethod
+    async def take(cls, redis: Redis, keys: Keys) -> "Snapshot":
+        raw: dict[str, Any] = {}
+        ttls: dict[str, int] = {}
+        async for key in redis.scan_iter(count=1_000):
+            name = key.decode()
+            raw[name] = await _read(redis, name)
+            ttls[name] = await redis.pttl(name)
+        return cls(keys, {k: v for k, v in raw.items() if v is not None}, ttls)
+
+    def get(self, name: str) -> Any:
+        """What lies under one of the names of QUEUE_KEYS."""
+        return self.raw.get(self.keys[name])
+
+    def ids(self, prefix: str) -> set[str]:
+        base = self.keys[prefix]
+        return {key.removeprefix(base) for key in self.raw if key.startswith(base)}
+
+    def ttl(self, key: str) -> int:
+        """Milliseconds left; -1 for a key that stays."""
+        return self.ttls[key]
+
+
+async def _read(redis: Redis, key: str) -> Any:
+    match await redis.type(key):
+        case b"hash":
+            return {k.decode(): v.decode() for k, v in (await redis.hgetall(key)).items()}
+        case b"list":
+            return [item.decode() for item in await redis.lrange(key, 0, -1)]
+        case b"zset":
+            return {k.decode(): int(s) for k, s in await redis.zrange(key, 0, -1, withscores=True)}
+        case b"stream":
+            return [fields[b"event"] for _, fields in await redis.xrange(key)]
+        case b"string":
+            return await redis.get(key)
+    return None  # it expired between the scan and now
+
+
+async def check_invariants(redis: Redis, keys: Keys) -> Snapshot:
+    """Raises AssertionError on the first thing that is not as it should be."""
+    shot = await Snapshot.take(redis, keys)
+    _check_names(shot)
+    records = {id: shot.raw[keys.job(id)] for id in shot.ids("job")}
+    for id, record in records.items():
+        status = JobStatus(record["status"])
+        if status is JobStatus.QUEUED:
+            _check_queued(shot, id, record)
+        elif status is JobStatus.RUNNING:
+            _check_running(shot, id, record)
+        else:
+            _check_ended(shot, id, record)
+    _check_indexes(shot, records)
+    _check_counts(shot, records)
+    return shot
+
+
+def check_only_ttl_left(shot: Snapshot) -> None:
+    """With all jobs ended, whatever stays for ever is one of a few small keys."""
+    stays = {key for key in shot.raw if shot.ttl(key) < 0}
+    assert stays <= {shot.keys[name] for name in KEEPS}
+
+
+def _check_names(shot: Snapshot) -> None:
+    fixed = {shot.keys[name] for name, end in QUEUE_KEYS.items() if end not in RECORDS}
+    for key in shot.raw:
+        assert key in fixed or any(key.startswith(shot.keys[p[:-1]]) for p in RECORDS), key
+    jobs = shot.ids("job")
+    for prefix in ("body", "result", "events"):
+        assert shot.ids(prefix) <= jobs, f"{prefix} keys without a job record"
+
+
+def _check_queued(shot: Snapshot, id: str, record: dict[str, str]) -> None:
+    _check_unfinished(shot, id, record)
+    lane = shot.get(f"pending_{record['priority']}") or []
+    delayed = shot.get("delayed") or {}
+    assert (id in lane) != (id in delayed), f"{id} is queued in {lane.count(id)} lanes or none"
+    assert ("due" in record) == (id in delayed)
+    if id in delayed:
+        assert delayed[id] == int(record["due"])
+    assert not record.keys() & {"worker", "claimed", "fence", "finished", "cancel"}
+    if "deadline" in record:
+        assert shot.get("deadlines")[id] == int(record["deadline"])
+
+
+def _check_running(shot: Snapshot, id: str, record: dict[str, str]) -> None:
+    _check_unfinished(shot, id, record)
+    assert id in shot.get("leases")
+    assert record.keys() >= {"worker", "claimed", "fence"}
+    assert "due" not in record
+    assert int(record["attempts"]) >= 1
+    assert int(record["fence"]) <= int(shot.get("counts")["fence"])
+
+
+def _check_unfinished(shot: Snapshot, id: str, record: dict[str, str]) -> None:
+    keys = shot.keys
+    assert keys.body(id) in shot.raw, f"{id} has lost its body"
+    assert keys.result(id) not in shot.raw
+    for key in (keys.job(id), keys.body(id), keys.events(id)):
+        assert shot.ttls.get(key, -1) == -1, f"{key} would vanish before the job has ended"
+    assert 0 <= int(record["attempts"])
+
+
+def _check_ended(shot: Snapshot, id: str, record: dict[str, str]) -> None:
+    keys = shot.keys
+    result = JobResult.model_validate_json(shot.raw[keys.result(id)])
+    assert result.id == id
+    assert result.status == record["status"]
+    assert result.finished_ms == int(record["finished"])
+    for key in (keys.job(id), keys.result(id), keys.body(id), keys.events(id)):
+        assert key not in shot.raw or shot.ttl(key) > 0, f"{key} stays for ever"
+    assert (keys.body(id) in shot.raw) <= (id in (shot.get("dead") or []))
+    if keys.events(id) in shot.raw:
+        last = JobEvent.model_validate_json(shot.raw[keys.events(id)][-1])
+        assert last.type is EventType.FINISHED
+        assert last.result == result
+
+
+def _check_indexes(shot: Snapshot, records: dict[str, dict[str, str]]) -> None:
+    def having(*statuses: JobStatus) -> set[str]:
+        return {id for id, record in records.items() if record["status"] in statuses}
+
+    assert set(shot.get("leases") or {}) == having(JobStatus.RUNNING)
+    assert set(shot.get("delayed") or {}) <= having(JobStatus.QUEUED)
+    assert set(shot.get("deadlines") or {}) <= having(JobStatus.QUEUED, JobStatus.RUNNING)
+    fences = [records[id]["fence"] for id in having(JobStatus.RUNNING)]
+    assert len(fences) == len(set(fences)), "two running jobs share a fence"
+    assert (shot.get("wake") or ["1"]) == ["1"]
+    for state in (shot.get("workers") or {}).values():
+        beat, _, text = state.partition(" ")
+        assert int(beat) > 0
+        assert isinstance(json.loads(text), dict)
+
+
+def _check_counts(shot: Snapshot, records: dict[str, dict[str, str]]) -> None:
+    counts = {name: int(value) for name, value in (shot.get("counts") or {}).items()}
+    queued = Counter(r["priority"] for r in records.values() if r["status"] == JobStatus.QUEUED)
+    status = Counter(r["status"] for r in records.values())
+    for priority in Priority:
+        assert counts.get(f"queued:{priority}", 0) == queued[priority], priority
+    assert counts.get("running", 0) == status[JobStatus.RUNNING]
+    for ended in (s for s in JobStatus if s.terminal):
+        # Records past their time to live are gone, the count is for ever.
+        assert counts.get(f"done:{ended}", 0) >= status[ended]
+    accepted = sum(counts.get(f"seq:{p}", 0) for p in Priority)
+    done = sum(counts.get(f"done:{s}", 0) for s in JobStatus if s.terminal)
+    assert accepted == done + status[JobStatus.QUEUED] + status[JobStatus.RUNNING]

@@ -1,0 +1,332 @@
+"""The worker around the simulated engine, against a real server."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from millpond.connection import connect
+from millpond.messages import EventType, FinishReason, JobRequest, JobStatus
+from millpond.presets import PRESETS
+from millpond.queue import JobQueue, NewJob, QueueOptions
+from millpond.results import Results
+from millpond.server import RedisServer
+from millpond.subscriptions import Subscriptions
+from millpond.tokenization import ByteTokenizer
+from worker.engines.base import EngineConfig
+from worker.engines.simulated import (
+    SimulatedConfig,
+    SimulatedCosts,
+    SimulatedEngine,
+    SimulatedFaults,
+)
+from worker.window import WindowPolicy
+from worker.worker import EngineFailedError, Worker, WorkerOptions
+
+SLOTS = 8
+# Slow enough to be caught running, fast enough for a test.
+PACED = SimulatedCosts(prefill_s_per_token=0.0, decode_s_per_step=0.002, decode_s_per_row=0.0)
+
+
+async def until(condition: Callable[[], Awaitable[Any]], timeout_s: float = 10.0) -> Any:
+    """Poll until the condition holds; its value."""
+    async with asyncio.timeout(timeout_s):
+        while not (value := await condition()):
+            await asyncio.sleep(0.005)
+        return value
+
+
+@dataclass
+class Bench:
+    """One queue on one server, and workers on demand."""
+
+    server: RedisServer
+    queue: JobQueue
+    results: Results
+
+    @contextlib.asynccontextmanager
+    async def worker(
+        self,
+        simulated: SimulatedConfig | None = None,
+        *,
+        id: str = "w1",
+        options: dict[str, Any] | None = None,
+    ) -> AsyncIterator[tuple[Worker, "asyncio.Task[bool]"]]:
+        preset = PRESETS["simulated"]
+        tokenizer = ByteTokenizer()
+        config = EngineConfig("simulated", None, preset, slots=SLOTS)
+        simulated = simulated or SimulatedConfig(costs=PACED)
+        worker = Worker(
+            self.queue,
+            lambda: SimulatedEngine(config, tokenizer, simulated),
+            tokenizer,
+            preset,
+            replace(
+                WorkerOptions(
+                    id, WindowPolicy.hybrid(2, SLOTS, 0.02), heartbeat_s=0.05, grace_s=5.0
+                ),
+                **(options or {}),
+            ),
+        )
+        task = asyncio.create_task(worker.run())
+        try:
+            yield worker, task
+        finally:
+            worker.stop()
+            worker.stop()
+            with contextlib.suppress(EngineFailedError):
+                await task
+
+    async def submit(self, prompt: str = "hello", **fields: Any) -> str:
+        fields.setdefault("max_tokens", 20)
+        submission = await self.queue.submit(JobRequest(prompt=prompt, **fields))
+        return submission.id
+
+    async def ended(self, id: str) -> JobStatus:
+        view = await self.results.wait(id, 10.0)
+        return view.status
+
+    async def status(self, id: str) -> JobStatus:
+        return (await self.results.get(id)).status
+
+
+@pytest.fixture
+def options() -> QueueOptions:
+    return QueueOptions(lease_s=0.5, retry_delay_s=0.01, max_attempts=3)
+
+
+@pytest.fixture
+async def bench(redis_server: RedisServer, options: QueueOptions) -> AsyncIterator[Bench]:
+    redis = connect(redis_server.url)
+    subscriptions = Subscriptions(redis)
+    yield Bench(
+        redis_server, JobQueue(redis, "test", options), Results(redis, "test", subscriptions)
+    )
+    await subscriptions.close()
+    await redis.aclose()
+
+
+async def test_results_have_text_usage_and_a_receipt(bench: Bench) -> None:
+    ids = [await bench.submit(f"question {i}", metadata={"n": str(i)}) for i in range(20)]
+    async with bench.worker():
+        for i, id in enumerate(ids):
+            view = await bench.results.wait(id, 10.0)
+            assert view.status is JobStatus.SUCCEEDED
+            result = view.result
+            assert result is not None
+            assert result.text
+            assert result.usage is not None
+            assert result.usage.completion_tokens <= 20
+            assert result.metadata == {"n": str(i)}
+            receipt = result.receipt
+            assert receipt is not None
+            assert (receipt.attempt, receipt.worker, receipt.engine) == (1, "w1", "simulated")
+            assert 1 <= receipt.batch_rows <= SLOTS
+            assert 1 <= receipt.window_jobs <= SLOTS
+            assert receipt.claimed_ms >= view.created_ms
+            assert receipt.run_ms >= receipt.first_token_ms >= 0
+    state = await bench.results.queue_state()
+    assert state.done[JobStatus.SUCCEEDED] == 20
+    assert (state.depth, state.running, state.workers) == (0, 0, [])
+
+
+async def test_the_same_job_gives_the_same_text_in_any_company(bench: Bench) -> None:
+    async with bench.worker():
+        alone = await bench.submit("same", seed=7)
+        await bench.ended(alone)
+        crowd = [await bench.submit(f"other {i}") for i in range(10)]
+        among = await bench.submit("same", seed=7)
+        texts = [(await bench.results.wait(id, 10.0)).result for id in (alone, among)]
+        assert texts[0] is not None
+        assert texts[1] is not None
+        assert texts[0].text == texts[1].text
+        for id in crowd:
+            assert await bench.ended(id) is JobStatus.SUCCEEDED
+
+
+async def test_streamed_text_adds_up(bench: Bench) -> None:
+    async with bench.worker():
+        id = await bench.submit(max_tokens=200, ignore_eos=True)
+        events = [event async for event in bench.results.subscribe(id)]
+    assert [e.type for e in events[:1]] == [EventType.STARTED]
+    assert events[-1].type is EventType.FINISHED
+    assert events[-1].result is not None
+    deltas = [e for e in events if e.type is EventType.DELTA]
+    assert len(deltas) > 1
+    assert "".join(e.text for e in deltas) == events[-1].result.text
+    offset = 0
+    for delta in deltas:
+        assert delta.offset == offset
+        offset += len(delta.text)
+
+
+async def test_a_short_row_does_not_wait_for_a_long_one(bench: Bench) -> None:
+    async with bench.worker():
+        long = await bench.submit("long", max_tokens=2_000, ignore_eos=True)
+        short = await bench.submit("short", max_tokens=3, ignore_eos=True)
+        assert await bench.ended(short) is JobStatus.SUCCEEDED
+        assert await bench.status(long) is JobStatus.RUNNING
+        # The freed slot is given to the next job while the long one goes on.
+        later = await bench.submit("later", max_tokens=3, ignore_eos=True)
+        assert await bench.ended(later) is JobStatus.SUCCEEDED
+        assert await bench.status(long) is JobStatus.RUNNING
+
+
+async def test_cancelling_a_running_job_frees_its_slot(bench: Bench) -> None:
+    async with bench.worker():
+        ids = [await bench.submit(max_tokens=30_000, ignore_eos=True) for _ in range(SLOTS)]
+        for id in ids:
+            await until(lambda id=id: is_status(bench, id, JobStatus.RUNNING))  # type: ignore[misc]
+        waiting = await bench.submit("next", max_tokens=3)
+        await bench.queue.cancel(ids[3])
+        assert await bench.ended(ids[3]) is JobStatus.CANCELLED
+        result = (await bench.results.get(ids[3])).result
+        assert result is not None
+        assert result.finish_reason is FinishReason.CANCELLED
+        assert result.text, "what was written before the cancel is kept"
+        assert await bench.ended(waiting) is JobStatus.SUCCEEDED
+
+
+async def test_a_deadline_ends_a_running_job(bench: Bench) -> None:
+    async with bench.worker():
+        id = await bench.submit(max_tokens=30_000, ignore_eos=True, deadline_s=0.2)
+        assert await bench.ended(id) is JobStatus.EXPIRED
+
+
+async def is_status(bench: Bench, id: str, status: JobStatus) -> bool:
+    return await bench.status(id) is status
+
+
+async def test_bad_jobs_fail_alone(bench: Bench) -> None:
+    bad = JobRequest(token_ids=[999], max_tokens=5)
+    [submission] = await bench.queue.submit_many([NewJob(bad)])
+    assert not isinstance(submission, Exception)
+    too_long = await bench.submit("x" * 40_000)
+    good = await bench.submit("fine")
+    async with bench.worker():
+        for id, code in ((submission.id, "invalid_request"), (too_long, "prompt_too_long")):
+            view = await bench.results.wait(id, 10.0)
+            assert view.status is JobStatus.FAILED
+            assert view.result is not None
+            assert view.result.error is not None
+            assert view.result.error.code == code
+        assert await bench.ended(good) is JobStatus.SUCCEEDED
+
+
+async def test_an_unreadable_stored_request_fails_alone(bench: Bench) -> None:
+    id = await bench.submit("fine")
+    redis = connect(bench.server.url)
+    await redis.set(bench.queue.keys.body(id), b'{"v":99}')
+    await redis.aclose()
+    async with bench.worker():
+        view = await bench.results.wait(id, 10.0)
+    assert view.status is JobStatus.FAILED
+    assert view.result is not None
+    assert view.result.error is not None
+    assert "version" in view.result.error.message
+
+
+async def test_stop_finishes_what_fits_in_the_grace_time(bench: Bench) -> None:
+    async with bench.worker() as (worker, task):
+        id = await bench.submit(max_tokens=100, ignore_eos=True)
+        await until(lambda: is_status(bench, id, JobStatus.RUNNING))
+        worker.stop()
+        assert await task
+    assert await bench.status(id) is JobStatus.SUCCEEDED
+
+
+async def test_stop_releases_the_rest_unspent(bench: Bench) -> None:
+    async with bench.worker(options={"grace_s": 0.05}) as (worker, task):
+        id = await bench.submit(max_tokens=30_000, ignore_eos=True)
+        await until(lambda: is_status(bench, id, JobStatus.RUNNING))
+        worker.stop()
+        assert await task
+    view = await bench.results.get(id)
+    assert view.status is JobStatus.QUEUED
+    assert view.attempts == 0
+
+
+async def test_a_second_stop_releases_at_once(bench: Bench) -> None:
+    async with bench.worker(options={"grace_s": 600.0}) as (worker, task):
+        id = await bench.submit(max_tokens=30_000, ignore_eos=True)
+        await until(lambda: is_status(bench, id, JobStatus.RUNNING))
+        worker.stop()
+        worker.stop()
+        assert await asyncio.wait_for(task, 5.0)
+    assert await bench.status(id) is JobStatus.QUEUED
+
+
+async def test_an_idle_worker_stops_at_once(bench: Bench) -> None:
+    async with bench.worker(options={"grace_s": 600.0}) as (worker, task):
+        await until(lambda: asyncio.sleep(0, worker.ready))
+        worker.stop()
+        assert await asyncio.wait_for(task, 5.0)
+
+
+async def test_an_engine_that_breaks_once_is_built_again(bench: Bench) -> None:
+    engines = iter([SimulatedFaults(raise_at_step=5), SimulatedFaults(), SimulatedFaults()])
+    preset = PRESETS["simulated"]
+    config = EngineConfig("simulated", None, preset, slots=SLOTS)
+    tokenizer = ByteTokenizer()
+    worker = Worker(
+        bench.queue,
+        lambda: SimulatedEngine(
+            config, tokenizer, SimulatedConfig(costs=PACED, faults=next(engines))
+        ),
+        tokenizer,
+        preset,
+        WorkerOptions("w1", WindowPolicy.hybrid(2, SLOTS, 0.02), heartbeat_s=0.05),
+    )
+    task = asyncio.create_task(worker.run())
+    ids = [await bench.submit(f"q{i}") for i in range(4)]
+    for id in ids:
+        view = await bench.results.wait(id, 10.0)
+        assert view.status is JobStatus.SUCCEEDED
+        assert view.attempts == 2
+    worker.stop()
+    assert await task
+
+
+async def test_an_engine_that_always_breaks_ends_the_worker(bench: Bench) -> None:
+    broken = SimulatedConfig(costs=PACED, faults=SimulatedFaults(raise_at_step=1))
+    id = await bench.submit()
+    async with bench.worker(broken) as (_, task):
+        with pytest.raises(EngineFailedError, match="the engine broke"):
+            await task
+    view = await bench.results.get(id)
+    assert view.status is JobStatus.FAILED
+    assert (await bench.results.queue_state()).dead == 1
+
+
+async def test_a_blocked_engine_thread_costs_no_lease(bench: Bench) -> None:
+    """The engine hangs for three leases; a second worker must not get the job."""
+    hang = SimulatedConfig(costs=PACED, faults=SimulatedFaults(hang_marker="hang", hang_s=1.5))
+    async with bench.worker(hang, id="w1"):
+        id = await bench.submit("hang")
+        await until(lambda: is_status(bench, id, JobStatus.RUNNING))
+        async with bench.worker(id="w2"):
+            view = await bench.results.wait(id, 10.0)
+    assert view.status is JobStatus.SUCCEEDED
+    assert (view.attempts, view.worker) == (1, "w1")
+
+
+async def test_a_server_restart_loses_nothing(bench: Bench) -> None:
+    async with bench.worker():
+        ids = [await bench.submit(f"q{i}", max_tokens=200, ignore_eos=True) for i in range(30)]
+        await until(lambda: is_status(bench, ids[0], JobStatus.RUNNING))
+        await bench.server.stop()
+        await bench.server.start()
+        for id in ids:
+            assert await bench.ended(id) is JobStatus.SUCCEEDED
+
+
+async def test_two_workers_share_without_doubling(bench: Bench) -> None:
+    async with bench.worker(id="w1"), bench.worker(id="w2"):
+        ids = [await bench.submit(f"q{i}", max_tokens=30) for i in range(100)]
+        views = [await bench.results.wait(id, 20.0) for id in ids]
+    assert {v.status for v in views} == {JobStatus.SUCCEEDED}
+    assert {v.attempts for v in views} == {1}
+    assert {v.worker for v in views} == {"w1", "w2"}

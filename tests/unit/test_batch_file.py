@@ -1,0 +1,146 @@
+"""Lines of a batch file: what is a job, what is a bad line, what comes out."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from millpond.batch_file import (
+    BadLine,
+    Row,
+    error_line,
+    keep_finished,
+    output_line,
+    read_rows,
+)
+from millpond.messages import FinishReason, JobError, JobResult, JobStatus, Priority, Usage
+
+
+def line(custom_id: str = "a", url: str = "/v1/chat/completions", **body: Any) -> bytes:
+    if url.endswith("chat/completions"):
+        body.setdefault("messages", [{"role": "user", "content": "hi"}])
+    fields = {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+    return orjson.dumps(fields) + b"\n"
+
+
+def only(data: bytes) -> Row | BadLine:
+    [item] = read_rows([data])
+    return item
+
+
+def test_a_chat_line_becomes_a_batch_job() -> None:
+    row = only(line(model="any", max_tokens=5, temperature=0, stop="x", ignore_eos=True, seed=3))
+    assert isinstance(row, Row)
+    assert row.chat
+    request = row.request
+    assert (request.max_tokens, request.temperature, request.stop) == (5, 0, ["x"])
+    assert (request.ignore_eos, request.seed, request.stream) == (True, 3, False)
+    assert request.priority is Priority.BATCH
+    assert request.model is None
+
+
+def test_a_completion_line_is_raw_text() -> None:
+    row = only(line(url="/v1/completions", prompt="Once", max_tokens=5))
+    assert isinstance(row, Row)
+    assert not row.chat
+    assert row.request.raw
+    assert row.request.prompt == "Once"
+
+
+def test_the_newer_name_of_max_tokens() -> None:
+    row = only(line(max_completion_tokens=9))
+    assert isinstance(row, Row)
+    assert row.request.max_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"bad', "not JSON"),
+        (b"[1]", "valid dictionary"),
+        (b'{"custom_id": "a"}', "method"),
+        (line(custom_id=""), "custom_id"),
+        (line(url="/v1/embeddings"), "url"),
+        (line(messages=[]), "messages"),
+        (line(frobnicate=1), "frobnicate"),
+        (line(max_tokens=0), "max_tokens"),
+        (line(temperature=-1), "temperature"),
+        (line(url="/v1/completions", prompt=""), "prompt"),
+        (b'{"a":' * 100_000, "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+    ],
+)
+def test_bad_lines_say_what_is_wrong(data: bytes, words: str) -> None:
+    bad = only(data)
+    assert isinstance(bad, BadLine)
+    assert words in bad.message
+    fields = orjson.loads(error_line(bad))
+    assert fields["response"] is None
+    assert fields["error"]["message"].startswith("line 1: ")
+
+
+def test_blank_lines_a_bom_and_a_repeated_id() -> None:
+    items = list(read_rows([b"\xef\xbb\xbf" + line("a"), b"\n", line("b"), line("a")]))
+    assert [type(i) for i in items] == [Row, Row, BadLine]
+    assert isinstance(items[2], BadLine)
+    assert items[2].line_number == 4
+    assert "line 1" in items[2].message
+
+
+def succeeded(row: Row) -> JobResult:
+    return JobResult(
+        id="j1",
+        status=JobStatus.SUCCEEDED,
+        finish_reason=FinishReason.LENGTH,
+        text="hello",
+        token_ids=[1, 2],
+        usage=Usage(prompt_tokens=3, completion_tokens=2),
+        finished_ms=1_700_000_000_500,
+    )
+
+
+def test_output_has_openai_shape() -> None:
+    row = only(line("r7"))
+    assert isinstance(row, Row)
+    fields = orjson.loads(output_line(row, succeeded(row), "m"))
+    assert fields["custom_id"] == "r7"
+    assert fields["error"] is None
+    assert fields["response"]["status_code"] == 200
+    body = fields["response"]["body"]
+    assert body["object"] == "chat.completion"
+    assert body["created"] == 1_700_000_000
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "finish_reason": "length",
+            "message": {"role": "assistant", "content": "hello"},
+            "token_ids": [1, 2],
+        }
+    ]
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def test_a_failed_row_names_its_line() -> None:
+    row = only(line("r7"))
+    assert isinstance(row, Row)
+    failed = JobResult(
+        id="j1",
+        status=JobStatus.FAILED,
+        finish_reason=FinishReason.ERROR,
+        error=JobError(code="prompt_too_long", message="too long"),
+    )
+    fields = orjson.loads(output_line(row, failed, "m"))
+    assert fields["response"] is None
+    assert fields["error"] == {"code": "prompt_too_long", "message": "too long", "line": 1}
+
+
+def test_a_rerun_keeps_good_lines_only(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    row = only(line("good"))
+    assert isinstance(row, Row)
+    good = output_line(row, succeeded(row), "m")
+    path.write_bytes(good + error_line(BadLine(2, "bad", "x")) + good[:40])
+    assert keep_finished(path) == {"good"}
+    assert path.read_bytes() == good
+    assert keep_finished(tmp_path / "none.jsonl") == set()

