@@ -207,7 +207,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 def _faults(found: Iterable[Mapping[str, Any]]) -> Iterable[Fault]:
     for error in found:
-        field = ".".join(map(str, error["loc"]))
+        # Names of unknown fields are the client's, half characters and all.
+        field = ".".join(map(str, error["loc"])).encode(errors="replace").decode()
         message = str(error["msg"]).removeprefix("Value error, ")
         if not field and (named := _NAMED_FIELD.fullmatch(message)):
             field, message = named.groups()

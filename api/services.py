@@ -42,7 +42,7 @@ class Services:
 async def open_services(
     settings: Settings, preset: Preset, metrics: Metrics
 ) -> AsyncIterator[Services]:
-    """Touches no network itself: without Redis the API starts too, and says that it is not ready."""
+    """Touches no network itself: without Redis the API starts too, and says it is not ready."""
     redis = connect(settings.redis_url)
     subscriptions = Subscriptions(redis)
     results = Results(redis, settings.queue, subscriptions)

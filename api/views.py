@@ -58,7 +58,7 @@ def job_state(view: JobView, state: QueueState | None) -> JobState:
 
 def event_data(event: JobEvent) -> bytes:
     """The fields that this type of event has, as JSON on one line."""
-    fields: dict[str, object] = {"id": event.id, "attempt": event.attempt}
+    fields: dict[str, object] = {"type": event.type, "id": event.id, "attempt": event.attempt}
     match event.type:
         case EventType.DELTA:
             fields |= {"text": event.text, "offset": event.offset}

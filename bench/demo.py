@@ -27,7 +27,7 @@ from millpond.keys import Keys
 from millpond.settings import Settings, load_settings
 from millpond.stack import Stack, running_stack
 
-MAX_TOKENS = 40
+MAX_TOKENS = 64
 READY_TIMEOUT_S = 300.0
 JOB_TIMEOUT_S = 120.0
 FOLLOWED_LIVE = 7
@@ -46,7 +46,7 @@ class Measured:
 
     @property
     def tokens_per_s(self) -> float:
-        return sum(r["usage"]["completion_tokens"] for r in self.results) / self.seconds
+        return float(sum(r["usage"]["completion_tokens"] for r in self.results) / self.seconds)
 
     @property
     def padding_share(self) -> float:
@@ -56,7 +56,7 @@ class Measured:
             n / (1 - r["receipt"]["padding_share"])
             for n, r in zip(prompts, self.results, strict=True)
         ]
-        return 1 - sum(prompts) / sum(padded)
+        return float(1 - sum(prompts) / sum(padded))
 
 
 async def submit(http: httpx.AsyncClient, prompt: str) -> str:
@@ -66,7 +66,7 @@ async def submit(http: httpx.AsyncClient, prompt: str) -> str:
 
 
 async def poll(http: httpx.AsyncClient, id: str) -> dict[str, Any]:
-    """Long-poll until the job has ended; its result."""
+    """Long-poll until the job has ended; its stored result."""
     while True:
         answer = await http.get(f"/v1/jobs/{id}", params={"wait": 30})
         answer.raise_for_status()
@@ -74,7 +74,8 @@ async def poll(http: httpx.AsyncClient, id: str) -> dict[str, Any]:
         if job["status"] not in ("queued", "running"):
             if job["status"] != "succeeded":
                 raise RuntimeError(f"job {id} is {job['status']}: {job}")
-            return job
+            result: dict[str, Any] = job["result"]
+            return result
 
 
 async def follow_live(http: httpx.AsyncClient, id: str) -> int:
@@ -147,20 +148,15 @@ def show_answers(results: Sequence[dict[str, Any]]) -> None:
         receipt = job["receipt"]
         title = " ".join(prompt.split())
         title = title if len(title) <= 80 else title[:77] + "..."
+        usage = job["usage"]
+        console.print(Panel(escape(job["text"].strip()), title=escape(title), title_align="left"))
         console.print(
-            Panel(
-                escape(job["text"].strip()),
-                title=escape(title),
-                title_align="left",
-                subtitle=(
-                    f"{job['usage']['prompt_tokens']}+{job['usage']['completion_tokens']} tokens, "
-                    f"{job['finish_reason']}, waited {receipt['queue_wait_ms']:.0f} ms, window of "
-                    f"{receipt['window_jobs']}, group of {receipt['group_rows']}, padding "
-                    f"{receipt['padding_share']:.0%}, batch {receipt['batch_rows']:.1f}, "
-                    f"{receipt['dtype']}, seed {receipt['seed'] % 10_000}.."
-                ),
-                subtitle_align="right",
-            )
+            f"[dim]  {usage['prompt_tokens']} + {usage['completion_tokens']} tokens, "
+            f"{job['finish_reason']}; waited {receipt['queue_wait_ms']:.0f} ms in a window of "
+            f"{receipt['window_jobs']}, group of {receipt['group_rows']} with "
+            f"{receipt['padding_share']:.0%} padding,\n  batch of {receipt['batch_rows']:.1f} rows; "
+            f"first token after {receipt['first_token_ms']:.0f} ms, all after "
+            f"{receipt['run_ms']:.0f} ms; {receipt['dtype']}, seed {receipt['seed']}[/dim]\n"
         )
 
 
@@ -180,7 +176,7 @@ def show_table(alone: Measured, together: Measured) -> None:
         )
     console.print(table)
     console.print(
-        "Latency counts from a prompt's own submit: one at a time, nobody waits behind the others.\n"
+        "Latency counts from a prompt's own submit; one at a time, nobody queues behind others.\n"
         f"Throughput: {together.tokens_per_s / alone.tokens_per_s:.1f} times as many tokens a second "
         "in batches."
     )

@@ -1,6 +1,7 @@
 """Runs the rows of a batch file through the queue and hands each result over as its row ends."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ class BatchRun:
     async def _top_up(self, source: Iterator[Row], waiting: dict[str, Row]) -> bool:
         """Submit until enough rows are outstanding. False: there are no more."""
         while len(waiting) < OUTSTANDING:
-            chunk = [row for row, _ in zip(source, range(SUBMIT_CHUNK))]
+            chunk = list(itertools.islice(source, SUBMIT_CHUNK))
             if not chunk:
                 return False
             await self._submit(chunk, waiting)

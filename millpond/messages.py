@@ -98,9 +98,13 @@ class Truncation(StrEnum):
     MIDDLE = "middle"
 
 
-def _reject_nul(text: str) -> str:
+def _check_characters(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not contain the NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain lone surrogates") from None
     return text
 
 
@@ -108,7 +112,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_reject_nul)]
+Text = Annotated[str, AfterValidator(_check_characters)]
 StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 # The first bad id is enough: a hostile list of a million would make a million errors. An alias of its

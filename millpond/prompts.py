@@ -62,7 +62,8 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
 
 def truncate(token_ids: Sequence[int], limit: int, policy: Truncation) -> list[int]:
     """Cut to ``limit`` tokens: LEFT drops the beginning, RIGHT the end, MIDDLE the middle."""
-    assert policy is not Truncation.ERROR and limit >= 1
+    assert policy is not Truncation.ERROR
+    assert limit >= 1
     if len(token_ids) <= limit:
         return list(token_ids)
     if policy is Truncation.LEFT:

@@ -23,7 +23,7 @@ POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """``append_fsync``: ``everysec`` can lose about two seconds when the server is killed, ``always`` none."""
+    """``append_fsync`` ``everysec`` can lose about two seconds when the server is killed, ``always`` none."""
 
     data_dir: Path
     port: int

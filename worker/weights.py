@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import os
 import shutil
 import tempfile
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from millpond.errors import ModelLoadError
-from millpond.presets import Preset
+from millpond.presets import Preset, model_folder
 
 _WHEEL = "wheel:"
 _ORIGIN_FILE = "origin.json"
@@ -45,7 +46,7 @@ def prepare_model(preset: Preset, cache_dir: Path) -> Path:
             raise ModelLoadError(f"{folder}: a model folder needs a config.json")
         return folder
     if preset.source.count("/") == 1 and not folder.is_absolute():
-        return _from_hub(preset.source, cache_dir)
+        return _from_hub(preset, cache_dir)
     raise ModelLoadError(f"model {preset.name}: source {preset.source!r} is no folder, no hub name")
 
 
@@ -59,7 +60,7 @@ def _from_wheel(preset: Preset, cache_dir: Path) -> Path:
     gguf = _find_gguf(preset.source.removeprefix(_WHEEL))
     origin = {"conversion": _CONVERSION, "file": gguf.name, "bytes": gguf.stat().st_size}
     models = cache_dir.expanduser() / "models"
-    folder = models / preset.name
+    folder = model_folder(preset, cache_dir)
     if _is_complete(folder, origin):
         return folder
     try:
@@ -145,18 +146,30 @@ def _convert(gguf: Path, target: Path) -> None:
         raise ModelLoadError(f"{gguf}: {error}") from error
 
 
-def _from_hub(name: str, cache_dir: Path) -> Path:
+def _from_hub(preset: Preset, cache_dir: Path) -> Path:
+    """Download, or find what was downloaded; then show it where the API looks for its tokenizer."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     try:
         folder = snapshot_download(
-            name, allow_patterns=_HUB_PATTERNS, cache_dir=cache_dir.expanduser() / "hub"
+            preset.source, allow_patterns=_HUB_PATTERNS, cache_dir=cache_dir.expanduser() / "hub"
         )
+        _link(model_folder(preset, cache_dir), Path(folder))
     except Exception as error:  # of the hub, of HTTP, of the file system
         raise ModelLoadError(
-            f"model {name}: cannot be fetched from the hub ({type(error).__name__}: {error}); "
+            f"model {preset.source}: cannot be fetched from the hub "
+            f"({type(error).__name__}: {error}); "
             "give a local folder instead, or try again when the hub can be reached"
         ) from error
     return Path(folder)
+
+
+def _link(link: Path, folder: Path) -> None:
+    """Make ``link`` lead to ``folder`` in one step; relative, so that a mounted cache may move."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
+    fresh.replace(link)

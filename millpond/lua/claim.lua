@@ -32,8 +32,9 @@ local function pop(turn)
   end
 end
 
-local turn = tonumber(redis.call('HGET', K.counts, 'turn') or 0)
-local claimed, streams, leases, taken = {}, {}, {}, { interactive = 0, normal = 0, batch = 0 }
+local counts = redis.call('HMGET', K.counts, 'turn', 'fence')
+local turn, fence = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
+local claimed, leases, taken = {}, {}, { interactive = 0, normal = 0, batch = 0 }
 local skipping = 0
 while #claimed < count and skipping < SKIPPING_A_CALL do
   local id, lane = pop(turn)
@@ -59,24 +60,21 @@ while #claimed < count and skipping < SKIPPING_A_CALL do
   else
     budget = budget - need
     turn = turn + 1
+    fence = fence + 1
     local attempt = tonumber(record[4]) + 1
+    -- At once: the lane may hold this id again, as the tombstone of an earlier job.
+    redis.call('HSET', job, 'status', 'running', 'worker', worker, 'fence', int(fence),
+      'attempts', attempt, 'claimed', int(now))
+    tell(id, 'started', attempt, record[7], '', '')
     taken[record[6]] = taken[record[6]] + 1
-    claimed[#claimed + 1] = { id, 0, attempt, record[5], body }
     leases[#leases + 1] = int(now + lease_ms)
     leases[#leases + 1] = id
-    streams[#streams + 1] = record[7]
+    claimed[#claimed + 1] = { id, fence, attempt, record[5], body }
   end
 end
 
 local left = 0
 if #claimed > 0 then
-  local fence = redis.call('HINCRBY', K.counts, 'fence', #claimed) - #claimed
-  for i, item in ipairs(claimed) do
-    item[2] = fence + i
-    redis.call('HSET', K.job .. item[1], 'status', 'running', 'worker', worker, 'fence', item[2],
-      'attempts', item[3], 'claimed', int(now))
-    tell(item[1], 'started', item[3], streams[i], '', '')
-  end
   redis.call('ZADD', K.leases, unpack(leases))
   for priority, number in pairs(taken) do
     if number > 0 then
@@ -84,7 +82,7 @@ if #claimed > 0 then
     end
   end
   redis.call('HINCRBY', K.counts, 'running', #claimed)
-  redis.call('HSET', K.counts, 'turn', turn % #TURNS)
+  redis.call('HSET', K.counts, 'turn', turn % #TURNS, 'fence', int(fence))
 end
 for _, lane in pairs(LANES) do
   left = left + redis.call('LLEN', lane)

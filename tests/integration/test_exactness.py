@@ -16,6 +16,7 @@ from millpond.tokenization import ByteTokenizer
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
 from worker.engines.transformers import attention, self_check
 from worker.engines.transformers.engine import TransformersEngine
+from worker.engines.transformers.kv_cache import SHELF_OVERHEAD
 from worker.engines.transformers.linear import PackedLinear, pack_linears
 from worker.engines.transformers.loading import adopt, check_config
 
@@ -78,15 +79,23 @@ def generate_alone(model: Any, prompt: list[int], max_tokens: int) -> list[int]:
     return [int(t) for t in out[0, len(prompt) :]]
 
 
-def build_engine(model: Any, slots: int) -> TransformersEngine:
+def build_engine(model: Any, slots: int, kv_tokens: int | None = None) -> TransformersEngine:
     config = EngineConfig(
         "transformers",
         None,
         Preset(name="tiny", source="", context_tokens=CONTEXT_TOKENS),
         slots=slots,
-        kv_tokens=slots * CONTEXT_TOKENS,
+        kv_tokens=kv_tokens or slots * CONTEXT_TOKENS,
     )
     return TransformersEngine(adopt(model), config, ByteTokenizer())
+
+
+def needs(row: tuple[list[int], int]) -> int:
+    return len(row[0]) + row[1]
+
+
+def allocated_least(engine: TransformersEngine) -> int:
+    return sum(len(s.rows) * s.length for s in engine._cache.shelves())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,18 +109,26 @@ def test_greedy_rows_equal_generate_alone_in_any_company(family: str) -> None:
         )
     }
     expected = {i: generate_alone(model, prompt, n) for i, (prompt, n) in rows.items()}
-    engine = build_engine(model, slots=7)
+    engine = build_engine(model, slots=7, kv_tokens=900)
     cancelled = set(rng.sample(sorted(rows), 3))
     waiting = list(rows)
     rng.shuffle(waiting)
     finished: dict[str, Finished] = {}
     while waiting or engine.num_rows:
-        group = waiting[: rng.randint(0, engine.capacity().free_slots)]
-        del waiting[: len(group)]
+        free = engine.capacity()
+        wanted = rng.randint(0, free.free_slots)
+        room = free.free_tokens
+        group: list[str] = []
+        while waiting and len(group) < wanted and room >= needs(rows[waiting[0]]):
+            room -= needs(rows[waiting[0]])
+            group.append(waiting.pop(0))
         requests = [
             GenerationRequest(i, rows[i][0], Sampling(max_tokens=rows[i][1], seed=0)) for i in group
         ]
-        assert engine.admit(requests) == []
+        if requests:
+            assert engine.admit(requests) == []
+        allocated = engine._cache.allocated_tokens
+        assert allocated <= max(900 * SHELF_OVERHEAD, allocated_least(engine))
         if rng.random() < 0.1:
             engine.cancel(sorted(cancelled))
         finished.update({e.id: e for e in engine.step() if isinstance(e, Finished)})

@@ -133,11 +133,16 @@ class KVCache:
         wanted: dict[int, list[Sequence]] = {}
         for row in rows:
             wanted.setdefault(shelf_length(row.num_tokens), []).append(row)
-        for length, group in wanted.items():
-            self._reserve(self._shelf(length), len(group))
-        for length, group in wanted.items():
-            for row in group:
-                self._put(row, self._shelves[length])
+        try:
+            for length, group in wanted.items():
+                shelf = self._shelf(length)
+                self._reserve(shelf, len(group))
+                for row in group:
+                    self._put(row, shelf)
+        except (RuntimeError, MemoryError):
+            for row in rows:
+                self.free(row)
+            raise
 
     def make_room(self) -> None:
         """Move each row whose next token has no place on its shelf to the next one.

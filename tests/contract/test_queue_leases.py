@@ -1,0 +1,245 @@
+"""Leases: renewed, released, run out; who may write and who may not."""
+
+import pytest
+from redis.asyncio import Redis
+
+from millpond.messages import EventType, JobEvent, JobStatus
+from millpond.queue import Commit, JobQueue, Renewal
+from millpond.results import Results
+from tests.contract.jobs import (
+    SHORT_LEASE_S,
+    failed,
+    ids,
+    lease_over,
+    put,
+    server_ms,
+    success,
+    take,
+    take_one,
+    until,
+    with_options,
+)
+
+NOBODY: frozenset[str] = frozenset()
+
+
+@pytest.fixture
+def short(queue: JobQueue, redis: Redis) -> JobQueue:
+    """The queue as workers with short leases see it."""
+    return with_options(queue, redis, lease_s=SHORT_LEASE_S)
+
+
+async def event_types(redis: Redis, queue: JobQueue, id: str) -> list[str]:
+    entries = await redis.xrange(queue.keys.events(id))
+    events = [JobEvent.model_validate_json(fields[b"event"]) for _, fields in entries]
+    return [event.reason or str(event.type) for event in events]
+
+
+async def test_renew_prolongs(queue: JobQueue, short: JobQueue, redis: Redis) -> None:
+    await put(queue, "a", "b")
+    jobs = await take(short)
+    held = [(job.id, job.fence) for job in jobs]
+    assert await queue.renew(held) == Renewal(NOBODY, NOBODY, NOBODY)
+    for _, ends in await redis.zrange(queue.keys["leases"], 0, -1, withscores=True):
+        assert ends - await server_ms(redis) > 20_000
+    assert await queue.renew([]) == Renewal(NOBODY, NOBODY, NOBODY)
+
+
+async def test_renew_tells_what_befell_each_job(
+    queue: JobQueue, redis: Redis, results: Results
+) -> None:
+    await put(queue, "late", deadline_s=0.03)
+    await put(queue, "fine", "cancelled", "done", "released")
+    held = {job.id: job.fence for job in await take(queue)}
+    await queue.cancel("cancelled")
+    await queue.complete([(held["done"], success("done"))])
+    await queue.release([("released", held["released"])])
+    deadline = (await results.get("late")).created_ms + 30
+
+    async def passed() -> bool:
+        return await server_ms(redis) >= deadline
+
+    await until(passed)
+    pairs = [*held.items(), ("unknown", 1), ("fine", held["fine"] + 100)]
+    assert await queue.renew(pairs) == Renewal(
+        lost=frozenset({"done", "released", "unknown", "fine"}),
+        cancelled=frozenset({"cancelled"}),
+        expired=frozenset({"late"}),
+    )
+    assert (await results.get("late")).status is JobStatus.RUNNING  # its worker ends it
+
+
+async def test_a_lease_that_ran_out_unnoticed_can_be_renewed(
+    queue: JobQueue, short: JobQueue, redis: Redis
+) -> None:
+    await put(queue, "a")
+    job = await take_one(short)
+    await lease_over(redis, queue)
+    assert await queue.renew([("a", job.fence)]) == Renewal(NOBODY, NOBODY, NOBODY)
+    assert await queue.reap() == (0, 0, 0)
+    assert await queue.complete([(job.fence, success("a"))]) == [Commit.STORED]
+
+
+async def test_an_expired_lease_puts_the_job_back_at_the_head(
+    queue: JobQueue, short: JobQueue, redis: Redis, results: Results
+) -> None:
+    await put(queue, "a", "b")
+    first = await take_one(short)
+    await lease_over(redis, queue)
+    assert await queue.reap() == (1, 0, 0)
+    view = await results.get("a")
+    assert (view.status, view.attempts, view.worker) == (JobStatus.QUEUED, 1, None)
+    again = await take(queue)
+    assert ids(again) == ["a", "b"]
+    assert again[0].attempt == 2
+    assert again[0].fence > first.fence
+    assert await event_types(redis, queue, "a") == ["started", "lease_expired", "started"]
+
+
+async def test_a_dead_workers_window_comes_back_in_order(
+    queue: JobQueue, short: JobQueue, redis: Redis
+) -> None:
+    names = ["k", "c", "z", "a", "m"]
+    await put(queue, *names, "behind")
+    assert ids(await take(short, 5)) == names
+    await lease_over(redis, queue)
+    assert ids(await take(queue)) == [*names, "behind"]
+
+
+async def test_a_claim_reaps_by_itself(queue: JobQueue, short: JobQueue, redis: Redis) -> None:
+    await put(queue, "a")
+    await take_one(short)
+    await lease_over(redis, queue)
+    assert (await take_one(queue)).attempt == 2
+
+
+async def test_reaping_wakes_an_idle_worker(
+    queue: JobQueue, short: JobQueue, redis: Redis
+) -> None:
+    await put(queue, "a")
+    assert await queue.wait_for_work(1.0) is True
+    await take_one(short)
+    await lease_over(redis, queue)
+    await queue.reap()
+    assert await queue.wait_for_work(1.0) is True
+
+
+async def test_too_many_lost_leases_bury_the_job(
+    queue: JobQueue, short: JobQueue, redis: Redis, results: Results
+) -> None:
+    await put(queue, "a", metadata={"who": 'me "and" you/ä'})
+    for attempt in (1, 2, 3):
+        job = await take_one(short)
+        assert job.attempt == attempt
+        await lease_over(redis, queue)
+        await queue.reap()
+    view = await results.get("a")
+    assert view.status is JobStatus.FAILED
+    assert view.result is not None
+    assert view.result.error is not None
+    assert view.result.error.code == "attempts_exhausted"
+    assert "3 attempts" in view.result.error.message
+    assert view.result.metadata == {"who": 'me "and" you/ä'}
+    assert await redis.lrange(queue.keys.dead, 0, -1) == [b"a"]
+    assert await redis.pttl(queue.keys.body("a")) > 0
+    assert await take(queue) == []
+    # The last holder did not end it, and is told so.
+    assert await queue.complete([(job.fence, success("a"))]) == [Commit.LOST]
+
+
+async def test_a_zombie_is_refused_everywhere(
+    queue: JobQueue, short: JobQueue, redis: Redis, results: Results
+) -> None:
+    await put(queue, "a")
+    zombie = await take_one(short)
+    await lease_over(redis, queue)
+    await queue.reap()
+    for _ in range(2):  # while the job is queued, then while another has it
+        assert await queue.complete([(zombie.fence, success("a", "late"))]) == [Commit.LOST]
+        assert await queue.fail(zombie.fence, zombie.attempt, failed("a")) is Commit.LOST
+        assert await queue.release([("a", zombie.fence)]) == 0
+        assert (await queue.renew([("a", zombie.fence)])).lost == {"a"}
+        jobs = await take(queue)
+    assert jobs == []
+    view = await results.get("a")
+    assert (view.status, view.attempts) == (JobStatus.RUNNING, 2)
+
+
+async def test_reaping_a_job_to_be_cancelled_ends_it(
+    queue: JobQueue, short: JobQueue, redis: Redis, results: Results
+) -> None:
+    await put(queue, "a")
+    job = await take_one(short)
+    assert await queue.cancel("a") is JobStatus.RUNNING
+    await lease_over(redis, queue)
+    await queue.reap()
+    assert (await results.get("a")).status is JobStatus.CANCELLED
+    assert await queue.complete([(job.fence, success("a"))]) == [Commit.LOST]
+
+
+async def test_reaping_past_the_deadline_expires_the_job(
+    queue: JobQueue, redis: Redis, results: Results
+) -> None:
+    await put(queue, "a", deadline_s=0.03)
+    await take_one(with_options(queue, redis, lease_s=0.05))
+    await lease_over(redis, queue)
+    await queue.reap()
+    assert (await results.get("a")).status is JobStatus.EXPIRED
+
+
+async def test_reap_is_bounded(queue: JobQueue, short: JobQueue, redis: Redis) -> None:
+    await put(queue, *(f"j{i}" for i in range(130)))
+    await take(short, 130)
+    await lease_over(redis, queue)
+    assert (await queue.reap())[0] == 100
+    assert (await queue.reap())[0] == 30
+    assert (await queue.reap())[0] == 0
+
+
+async def test_release_refunds_and_keeps_the_order(
+    queue: JobQueue, redis: Redis, results: Results
+) -> None:
+    await put(queue, "a", "b", "c", "d")
+    jobs = await take(queue, 3)
+    held = [(job.id, job.fence) for job in jobs]
+    assert await queue.release(held) == 3
+    assert await queue.release(held) == 0
+    assert await queue.release([]) == 0
+    assert (await results.get("a")).attempts == 0
+    again = await take(queue)
+    assert ids(again) == ["a", "b", "c", "d"]
+    assert {job.attempt for job in again} == {1}
+    assert await event_types(redis, queue, "a") == ["started", "released", "started"]
+
+
+async def test_release_passes_over_what_has_ended_or_moved_on(queue: JobQueue) -> None:
+    await put(queue, "a", "b")
+    one, other = await take(queue)
+    await queue.complete([(one.fence, success("a"))])
+    pairs = [("a", one.fence), ("b", other.fence), ("c", 7), ("b", 999)]
+    assert await queue.release(pairs) == 1
+    assert ids(await take(queue)) == ["b"]
+
+
+async def test_release_of_a_job_to_be_cancelled_ends_it(queue: JobQueue, results: Results) -> None:
+    await put(queue, "a")
+    job = await take_one(queue)
+    await queue.cancel("a")
+    assert await queue.release([("a", job.fence)]) == 0
+    assert (await results.get("a")).status is JobStatus.CANCELLED
+    assert await take(queue) == []
+
+
+async def test_deltas_of_a_lost_lease_are_not_written(queue: JobQueue, redis: Redis) -> None:
+    await put(queue, "a", "b")
+    one, other = await take(queue)
+    await queue.release([("a", one.fence)])
+
+    def event(id: str) -> JobEvent:
+        return JobEvent(type=EventType.DELTA, id=id, attempt=1, text="x")
+
+    lost = await queue.emit([(one.fence, event("a")), (other.fence, event("b"))])
+    assert lost == {"a"}
+    assert await event_types(redis, queue, "a") == ["started", "released"]
+    assert await event_types(redis, queue, "b") == ["started", "delta"]
+    assert await queue.emit([]) == NOBODY

@@ -1,0 +1,196 @@
+"""One connection for all listeners: nobody misses anything without being told."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from millpond import subscriptions as module
+from millpond.connection import connect
+from millpond.messages import JobStatus
+from millpond.queue import JobQueue
+from millpond.results import Results
+from millpond.server import RedisServer
+from millpond.subscriptions import GAP, MAX_BACKLOG, Subscriptions
+from tests.contract.jobs import put, success, take_one, until
+
+
+@pytest.fixture
+async def hub(redis: Redis) -> AsyncIterator[Subscriptions]:
+    hub = Subscriptions(redis)
+    yield hub
+    await hub.close()
+
+
+async def next_message(inbox: "asyncio.Queue[bytes]") -> bytes:
+    """The next item that is not GAP."""
+    async with asyncio.timeout(5):
+        while (message := await inbox.get()) == GAP:
+            pass
+        return message
+
+
+async def listening(redis: Redis, channel: str) -> None:
+    async def heard() -> bool:
+        [(_, number)] = await redis.pubsub_numsub(channel)
+        return bool(number == 1)
+
+    await until(heard)
+
+
+async def test_the_first_item_is_a_gap(hub: Subscriptions) -> None:
+    for _ in range(2):
+        async with hub.listen("c") as inbox:
+            assert await inbox.get() == GAP
+
+
+async def test_each_listener_gets_its_own_channel(hub: Subscriptions, redis: Redis) -> None:
+    async with hub.listen("c1") as one, hub.listen("c1") as two, hub.listen("c2") as other:
+        await listening(redis, "c1")
+        await listening(redis, "c2")
+        await redis.publish("c1", "m1")
+        await redis.publish("c2", "m2")
+        assert await next_message(one) == b"m1"
+        assert await next_message(two) == b"m1"
+        assert await next_message(other) == b"m2"
+
+
+async def test_those_who_come_while_the_connection_is_made_are_heard(
+    hub: Subscriptions, redis: Redis
+) -> None:
+    """The reader's first subscribe names the listeners of that moment only."""
+
+    async def hear(channel: str) -> bytes:
+        async with hub.listen(channel) as inbox:
+            return await next_message(inbox)
+
+    tasks = []
+    for i in range(20):
+        tasks.append(asyncio.create_task(hear(f"c{i}")))
+        await asyncio.sleep(0)
+    for i in range(20):
+        await listening(redis, f"c{i}")
+        await redis.publish(f"c{i}", f"m{i}")
+    assert await asyncio.gather(*tasks) == [f"m{i}".encode() for i in range(20)]
+
+
+async def test_leaving_ends_the_subscription_of_the_last(
+    hub: Subscriptions, redis: Redis
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        inbox = await stack.enter_async_context(hub.listen("c"))
+        async with hub.listen("c"):
+            await listening(redis, "c")
+        await redis.publish("c", "still here")
+        assert await next_message(inbox) == b"still here"
+
+    async def left() -> bool:
+        [(_, number)] = await redis.pubsub_numsub("c")
+        return bool(number == 0)
+
+    await until(left)
+
+
+async def test_coming_and_going_in_a_hurry(hub: Subscriptions, redis: Redis) -> None:
+    async def visit(rounds: int) -> None:
+        for _ in range(rounds):
+            async with hub.listen("c") as inbox:
+                await inbox.get()
+
+    await asyncio.gather(*(visit(20) for _ in range(10)))
+    async with hub.listen("c") as inbox:
+        await listening(redis, "c")
+        await redis.publish("c", "m")
+        assert await next_message(inbox) == b"m"
+
+
+async def test_a_cancelled_listener_leaves_nothing_behind(
+    hub: Subscriptions, redis: Redis
+) -> None:
+    async def hear() -> None:
+        async with hub.listen("c") as inbox:
+            while True:
+                await inbox.get()
+
+    task = asyncio.create_task(hear())
+    await listening(redis, "c")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    async with hub.listen("c") as inbox:
+        await listening(redis, "c")
+        await redis.publish("c", "m")
+        assert await next_message(inbox) == b"m"
+
+
+async def test_a_slow_listener_is_bounded_and_told(hub: Subscriptions, redis: Redis) -> None:
+    async with hub.listen("c") as slow, hub.listen("c") as quick, hub.listen("end") as end:
+        await listening(redis, "c")
+        await listening(redis, "end")
+        got = 0
+        for start in range(0, MAX_BACKLOG + 500, 100):
+            async with redis.pipeline(transaction=False) as pipe:
+                for i in range(100):
+                    pipe.publish("c", str(start + i))
+                await pipe.execute()
+            for _ in range(100):
+                assert int(await next_message(quick)) == got
+                got += 1
+        await redis.publish("end", "m")
+        await next_message(end)
+        assert slow.qsize() <= MAX_BACKLOG + 1
+        items = [slow.get_nowait() for _ in range(slow.qsize())]
+        assert items[-1] == GAP  # whoever reads to here looks at the stored truth again
+
+
+async def test_survives_a_server_restart(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RECONNECT_DELAY_S", 0.02)
+    redis = connect(redis_server.url)
+    hub = Subscriptions(redis)
+    queue, results = JobQueue(redis, "test"), Results(redis, "test", hub)
+    await put(queue, "a")
+    waiter = asyncio.create_task(results.wait("a", 60.0))
+    async with hub.listen("c") as inbox:
+        await listening(redis, queue.keys.events("a"))
+        await listening(redis, "c")
+        while not inbox.empty():
+            inbox.get_nowait()
+        job = await take_one(queue)
+        await redis_server.stop()
+        await redis_server.start()
+        async with asyncio.timeout(10):
+            assert await inbox.get() == GAP
+        await listening(redis, "c")
+        await redis.publish("c", "m")
+        assert await next_message(inbox) == b"m"
+        await queue.complete([(job.fence, success("a"))])
+        async with asyncio.timeout(5):
+            assert (await waiter).status is JobStatus.SUCCEEDED
+    await hub.close()
+    await redis.aclose()
+
+
+async def test_an_end_missed_while_away_is_found(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listener's connection breaks, the job ends meanwhile: the GAP makes the waiter look."""
+    redis, other = connect(redis_server.url), connect(redis_server.url)
+    hub = Subscriptions(redis)
+    queue, results = JobQueue(other, "test"), Results(redis, "test", hub)
+    await put(queue, "a")
+    waiter = asyncio.create_task(results.wait("a", 60.0))
+    await listening(other, queue.keys.events("a"))
+    job = await take_one(queue)
+    async with other.pipeline(transaction=True) as pipe:
+        pipe.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        pipe.echo("x")
+        await pipe.execute()
+    await queue.complete([(job.fence, success("a"))])
+    async with asyncio.timeout(5):
+        assert (await waiter).status is JobStatus.SUCCEEDED
+    await hub.close()
+    await redis.aclose()
+    await other.aclose()

@@ -1,0 +1,98 @@
+"""The API as a real server on the test's own event loop, in front of a real Redis-protocol server."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.server import ApiServer
+from api.services import Services, services_of
+from millpond.connection import connect
+from millpond.messages import FinishReason, JobResult, JobStatus, Usage
+from millpond.queue import ClaimedJob, JobQueue
+from millpond.server import RedisServer
+from millpond.settings import Settings
+
+PLENTY = 1_000_000
+
+
+@dataclass
+class RunningApi:
+    """``http`` talks to it over loopback; ``queue`` is what a worker would use."""
+
+    app: FastAPI
+    server: ApiServer
+    http: httpx.AsyncClient
+    queue: JobQueue
+    stopped: asyncio.Task[None]
+
+    @property
+    def services(self) -> Services:
+        return services_of(self.app)
+
+    async def submit(self, prompt: str = "hello", **fields: Any) -> str:
+        answer = await self.http.post("/v1/jobs", json={"prompt": prompt, **fields})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    async def claim(self) -> ClaimedJob:
+        """Take the next job as a worker would."""
+        claim = await self.queue.claim("w1", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)
+        [job] = claim.jobs
+        return job
+
+    async def complete(self, job: ClaimedJob, text: str = "done") -> None:
+        result = JobResult(
+            id=job.id,
+            status=JobStatus.SUCCEEDED,
+            finish_reason=FinishReason.STOP,
+            text=text,
+            usage=Usage(prompt_tokens=3, completion_tokens=2),
+        )
+        await self.queue.complete([(job.fence, result)])
+
+
+StartApi = Callable[..., AbstractAsyncContextManager[RunningApi]]
+
+
+@pytest.fixture
+def start_api(tmp_path: Path) -> StartApi:
+    """``async with start_api(redis_url, **settings)``."""
+
+    @contextlib.asynccontextmanager
+    async def start(redis_url: str, **settings: Any) -> AsyncIterator[RunningApi]:
+        chosen = {"engine": "simulated", "cache_dir": tmp_path / "cache", **settings}
+        made = Settings(redis_url=redis_url, **chosen)
+        app = create_app(made)
+        # Connections are taken from here on, and answered once the server has started.
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = ApiServer(app, made)
+        stopped = asyncio.create_task(server.serve(sockets=[listener]))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        redis = connect(redis_url)
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=30.0) as http:
+                assert (await http.get("/healthz")).status_code == 200
+                queue = JobQueue(redis, made.queue, made.queue_options())
+                yield RunningApi(app, server, http, queue, stopped)
+        finally:
+            server.should_exit = True
+            await stopped
+            await redis.aclose()
+
+    return start
+
+
+@pytest.fixture
+async def api(redis_server: RedisServer, start_api: StartApi) -> AsyncIterator[RunningApi]:
+    async with start_api(redis_server.url) as running:
+        yield running
