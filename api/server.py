@@ -40,7 +40,8 @@ class ApiServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        log.info("listening", host=self.config.host, port=self.config.port)
+        host, port, *_ = self.servers[0].sockets[0].getsockname()
+        log.info("listening", host=host, port=port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("stopping")

@@ -44,7 +44,7 @@ class EngineThread:
     async def turn(
         self, groups: Sequence[Sequence[GenerationRequest]], cancelled: Sequence[str]
     ) -> Turn:
-        """End rows, admit groups, take one step. An exception means that the engine is broken."""
+        """Admit groups, end rows, take one step. An exception means that the engine is broken."""
         return await self._run(lambda: self._turn(groups, cancelled))
 
     async def close(self, timeout_s: float) -> bool:
@@ -77,9 +77,9 @@ class EngineThread:
     ) -> Turn:
         engine = self._engine
         assert engine is not None, "turn() needs start()"
+        rejections = [r for group in groups for r in engine.admit(group)]
         if cancelled:
             engine.cancel(cancelled)
-        rejections = [r for group in groups for r in engine.admit(group)]
         rows = engine.num_rows
         events = engine.step() if rows else []
         return Turn(rejections, events, rows, engine.num_rows, engine.capacity())

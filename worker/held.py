@@ -16,7 +16,7 @@ from millpond.messages import (
 from millpond.presets import Preset
 from millpond.prompts import PreparedPrompt
 from millpond.queue import ClaimedJob
-from worker.engines.base import EngineInfo, Finished, GenerationRequest, Sampling
+from worker.engines.base import EngineInfo, Finished, GenerationRequest, RowStats, Sampling
 
 _MESSAGES = {
     JobStatus.CANCELLED: ("cancelled", "cancelled by the client"),
@@ -139,6 +139,12 @@ def failure(claimed: ClaimedJob, code: str, message: str, request: JobRequest | 
         error=JobError(code=code, message=message),
         metadata={} if request is None else request.metadata,
     )
+
+
+def never_run(job: HeldJob) -> Finished:
+    """The end of a job that was cancelled, or taken away, before it became a row."""
+    nothing = RowStats(group_rows=0, padding_share=0.0, batch_rows=0.0)
+    return Finished(job.row, FinishReason.CANCELLED, "", (), nothing)
 
 
 def _ms_since(start_s: float, end_s: float) -> float:

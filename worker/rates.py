@@ -14,19 +14,20 @@ class Rates:
     _ended: deque[tuple[float, int]] = field(default_factory=deque)
     jobs_total: int = 0
     tokens_total: int = 0
-    padded_tokens_total: int = 0
-    prefill_tokens_total: int = 0
+    prompt_tokens_total: int = 0
+    prefilled_tokens_total: float = 0.0
     row_steps_total: int = 0
     slot_steps_total: int = 0
 
-    def job_ended(self, now_s: float, output_tokens: int) -> None:
+    def row_ended(
+        self, now_s: float, prompt_tokens: int, output_tokens: int, padding_share: float
+    ) -> None:
+        """``padding_share`` is of the row's group, so each row answers for its own share of it."""
         self._ended.append((now_s, output_tokens))
         self.jobs_total += 1
         self.tokens_total += output_tokens
-
-    def group_admitted(self, lengths: list[int]) -> None:
-        self.prefill_tokens_total += sum(lengths)
-        self.padded_tokens_total += len(lengths) * max(lengths)
+        self.prompt_tokens_total += prompt_tokens
+        self.prefilled_tokens_total += prompt_tokens / (1 - padding_share)
 
     def stepped(self, rows: int, slots: int) -> None:
         self.row_steps_total += rows
@@ -43,9 +44,9 @@ class Rates:
             "jobs_total": self.jobs_total,
             "tokens_total": self.tokens_total,
             "padding_share": round(
-                1 - self.prefill_tokens_total / max(1, self.padded_tokens_total), 4
+                1 - self.prompt_tokens_total / max(1.0, self.prefilled_tokens_total), 4
             )
-            if self.padded_tokens_total
+            if self.jobs_total
             else 0.0,
             "slot_share": round(self.row_steps_total / max(1, self.slot_steps_total), 4),
         }

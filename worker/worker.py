@@ -20,8 +20,8 @@ from millpond.queue import Commit, JobQueue
 from millpond.tokenization import Tokenizer
 from worker.committer import Committer, Ending
 from worker.engine_thread import EngineThread, Turn
-from worker.engines.base import Delta, Engine, EngineInfo, Finished
-from worker.held import HeldJob, failure
+from worker.engines.base import Engine, EngineInfo, Finished, GenerationRequest, RejectionCode
+from worker.held import HeldJob, failure, never_run
 from worker.intake import Intake, Window
 from worker.lease import LeaseKeeper
 from worker.rates import Rates
@@ -162,7 +162,6 @@ class Worker:
         for group in window.groups:
             self._held.update((job.row, job) for job in group)
             self._admitting.append(group)
-            self._rates.group_admitted([len(job.prompt.token_ids) for job in group])
         for claimed, result in window.refused:
             self._committer.add_ending(Ending(claimed, result))
 
@@ -175,10 +174,9 @@ class Worker:
     async def _take_turn(self) -> None:
         if not self._busy:
             return
-        groups, self._admitting = self._admitting, []
+        requests = self._requests()
         ending = list(self._ending)
         self._ending.clear()
-        requests = [[job.generation_request(self._preset) for job in group] for group in groups]
         try:
             turn = await self._engine.turn(requests, ending)
         except Exception as error:
@@ -190,23 +188,47 @@ class Worker:
         self._rates.stepped(turn.stepped_rows, self._info.slots)
         self._commit(turn)
 
+    def _requests(self) -> list[list[GenerationRequest]]:
+        """The groups to admit, less the jobs that are to end before they became rows."""
+        groups, self._admitting = self._admitting, []
+        requests = []
+        for group in groups:
+            for job in group:
+                if job.lost or job.end_as is not None:
+                    self._finish(job, never_run(job))
+            rows = [j for j in group if not j.lost and j.end_as is None]
+            if rows:
+                requests.append([job.generation_request(self._preset) for job in rows])
+        return requests
+
     def _commit(self, turn: Turn) -> None:
         now_s = time.monotonic()
         for rejection in turn.rejections:
             job = self._held[rejection.id]
+            if rejection.code is RejectionCode.NO_CAPACITY:
+                self._admitting.append([job])  # there will be room when rows have ended
+                continue
             self._end(job, failure(job.claimed, rejection.code, rejection.message, job.request))
         for event in turn.events:
             job = self._held[event.id]
             if job.first_token_s is None and event.token_ids:
                 job.first_token_s = now_s
-            match event:
-                case Delta(text=text) if not job.lost:
-                    self._committer.add_text(job, text)
-                case Finished() if not job.lost:
-                    self._end(job, job.result(event, self._options.worker_id, self._info))
-                    self._rates.job_ended(now_s, len(event.token_ids))
-                case Finished():
-                    del self._held[job.row]
+            if isinstance(event, Finished):
+                self._finish(job, event)
+                self._rates.row_ended(
+                    now_s,
+                    len(job.prompt.token_ids),
+                    len(event.token_ids),
+                    event.stats.padding_share,
+                )
+            elif not job.lost:
+                self._committer.add_text(job, event.text)
+
+    def _finish(self, job: HeldJob, finished: Finished) -> None:
+        if job.lost:
+            del self._held[job.row]
+        else:
+            self._end(job, job.result(finished, self._options.worker_id, self._info))
 
     def _end(self, job: HeldJob, result: JobResult, *, retry: bool = False) -> None:
         job.ended = True
