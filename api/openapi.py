@@ -100,6 +100,12 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     return by_status
 
 
+def answer(status: int, **examples: Any) -> dict[int | str, dict[str, Any]]:
+    """What a route's ``responses`` say of its JSON answer, beside the schema that FastAPI knows."""
+    named = {name: {"value": value} for name, value in examples.items()}
+    return {status: {"content": {"application/json": {"examples": named}}}}
+
+
 def json_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any]:
     """``openapi_extra`` of a route that reads its body itself."""
     schema = {"$ref": REF.format(model=model.__name__)}
@@ -122,6 +128,7 @@ def install_openapi(app: FastAPI) -> None:
             schemas = described.setdefault("components", {}).setdefault("schemas", {})
             for name, schema in own["$defs"].items():
                 schemas.setdefault(name, schema)
+            _drop_derived_problems(described)
             app.openapi_schema = described
         return app.openapi_schema
 
@@ -132,6 +139,17 @@ class BulkBody(BaseModel):
     """1 to 1000 jobs, each accepted or refused on its own."""
 
     jobs: list[JobRequest]
+
+
+def _drop_derived_problems(described: dict[str, Any]) -> None:
+    """FastAPI's own 422, which it adds where none is declared, is never answered here."""
+    for name in ("HTTPValidationError", "ValidationError"):
+        described["components"]["schemas"].pop(name, None)
+    for methods in described["paths"].values():
+        for operation in methods.values():
+            answers = operation["responses"]
+            if "422" in answers and PROBLEM_MEDIA_TYPE not in answers["422"]["content"]:
+                del answers["422"]
 
 
 def _empty_problem(status: int) -> dict[str, Any]:

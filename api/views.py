@@ -17,6 +17,10 @@ from millpond.messages import EventType, JobEvent, JobStatus
 from millpond.queue import Submission
 from millpond.results import JobView, QueueState
 
+# Ends of lines to Unicode, though not to the event stream's grammar: readers that cut lines the first
+# way, as Python's do, must not find them inside the data.
+_LINE_ENDS = {c.encode(): b"\\u%04x" % ord(c) for c in "\x85\u2028\u2029"}
+
 
 def job_path(id: str) -> str:
     return f"/v1/jobs/{id}"
@@ -66,7 +70,10 @@ def event_data(event: JobEvent) -> bytes:
             fields |= {"reason": event.reason}
         case EventType.FINISHED if event.result is not None:
             fields |= {"result": event.result.model_dump(mode="json", exclude_none=True)}
-    return orjson.dumps(fields)
+    data = orjson.dumps(fields)
+    for character, escape in _LINE_ENDS.items():
+        data = data.replace(character, escape)
+    return data
 
 
 def queue_answer(queue: str, max_depth: int, state: QueueState) -> QueueAnswer:

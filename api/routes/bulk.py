@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from api import examples
 from api.bodies import (
     BulkRequest,
     has_surrogate_escape,
@@ -14,7 +15,7 @@ from api.bodies import (
     read_json,
 )
 from api.errors import problem_of
-from api.openapi import SUBMIT_PROBLEMS, BulkBody, json_body, problems
+from api.openapi import SUBMIT_PROBLEMS, BulkBody, answer, json_body, problems
 from api.routes.jobs import IdempotencyKey, check_key, count_outcome
 from api.schemas import BulkAnswer, BulkItem
 from api.services import Api, Services
@@ -37,7 +38,7 @@ router = APIRouter(tags=["jobs"])
     BULK_PATH,
     response_model=BulkAnswer,
     summary="Submit up to 1000 jobs",
-    responses=problems(*SUBMIT_PROBLEMS),
+    responses=answer(200, mixed=examples.BULK) | problems(*SUBMIT_PROBLEMS),
     openapi_extra=json_body(BulkBody, _EXAMPLES),
 )
 async def submit_bulk(
@@ -57,8 +58,8 @@ async def submit_bulk(
         count_outcome(api, outcome)
     items = [_item(i, outcome) for i, outcome in enumerate(await _with_retry(api, outcomes))]
     accepted = sum(item.problem is None for item in items)
-    answer = BulkAnswer(accepted=accepted, refused=len(items) - accepted, jobs=items)
-    return Response(answer.to_json(), media_type="application/json")
+    found = BulkAnswer(accepted=accepted, refused=len(items) - accepted, jobs=items)
+    return Response(found.to_json(), media_type="application/json")
 
 
 async def _parse(api: Services, body: bytes) -> BulkRequest:

@@ -37,6 +37,7 @@ router = APIRouter(tags=["jobs"])
 
 @router.get(
     "/v1/jobs/{job_id}/events",
+    status_code=200,
     response_class=EventStream,
     summary="Follow a job",
     responses={

@@ -4,6 +4,8 @@ import asyncio
 
 from fastapi import APIRouter, Response
 
+from api import examples
+from api.openapi import answer
 from api.schemas import Health, Readiness
 from api.services import Api
 from millpond.errors import QueueUnavailableError
@@ -13,7 +15,12 @@ REDIS_PATIENCE_S = 2.0
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", response_model=Health, summary="The process is alive")
+@router.get(
+    "/healthz",
+    response_model=Health,
+    summary="The process is alive",
+    responses=answer(200, ok=examples.HEALTH),
+)
 async def healthz() -> Response:
     """Never touches Redis: an outage there is no reason to restart this."""
     return Response(Health().to_json(), media_type="application/json")
@@ -23,7 +30,10 @@ async def healthz() -> Response:
     "/readyz",
     response_model=Readiness,
     summary="Jobs are accepted",
-    responses={503: {"model": Readiness, "description": "Not yet, or not now."}},
+    responses={
+        **answer(200, ready=examples.READY),
+        503: {"model": Readiness, "description": "Not yet, or not now."},
+    },
 )
 async def readyz(api: Api) -> Response:
     """Redis answers and the tokenizer is loaded. Workers are reported and not waited for."""
@@ -34,12 +44,12 @@ async def readyz(api: Api) -> Response:
         redis, alive = False, []
     else:
         redis, alive = True, [worker.state for worker in state.workers if worker.alive]
-    answer = Readiness(
+    found = Readiness(
         ready=redis and api.tokenizing.ready,
         redis=redis,
         tokenizer=api.tokenizing.ready,
         workers_alive=len(alive),
         workers_ready=sum(worker.get("state", "ready") == "ready" for worker in alive),
     )
-    code = 200 if answer.ready else 503
-    return Response(answer.to_json(), code, media_type="application/json")
+    code = 200 if found.ready else 503
+    return Response(found.to_json(), code, media_type="application/json")

@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from api import examples
 from api.bodies import parse, read_json
 from api.errors import Fault, InvalidBodyError
 from api.hangup import until_hangup
-from api.openapi import SUBMIT_PROBLEMS, json_body, problems
+from api.openapi import SUBMIT_PROBLEMS, answer, json_body, problems
 from api.schemas import CancelAnswer, JobAccepted, JobState
 from api.services import Api, Services
 from api.tenancy import Tenant
@@ -63,7 +64,7 @@ IdempotencyKey = Annotated[
     status_code=202,
     response_model=JobAccepted,
     summary="Submit a job",
-    responses=problems(*SUBMIT_PROBLEMS),
+    responses=answer(202, accepted=examples.ACCEPTED) | problems(*SUBMIT_PROBLEMS),
     openapi_extra=json_body(JobRequest, _EXAMPLES),
 )
 async def submit(
@@ -93,7 +94,8 @@ async def submit(
     "/v1/jobs/{job_id}",
     response_model=JobState,
     summary="Look at a job, or wait for it",
-    responses=problems("job_not_found", "invalid_request", "queue_unavailable"),
+    responses=answer(200, **examples.STATES)
+    | problems("job_not_found", "invalid_request", "queue_unavailable"),
 )
 async def get_job(
     request: Request,
@@ -125,7 +127,12 @@ async def get_job(
     response_model=CancelAnswer,
     summary="Cancel a job",
     responses={
-        202: {"model": CancelAnswer, "description": "Running; its worker is about to end it."},
+        **answer(200, cancelled=examples.CANCELLED),
+        202: {
+            "model": CancelAnswer,
+            "description": "Running; its worker is about to end it.",
+            **answer(202, cancelling=examples.CANCELLING)[202],
+        },
         **problems("job_not_found", "queue_unavailable"),
     },
 )
@@ -135,9 +142,9 @@ async def cancel(api: Api, tenant: Tenant, job_id: str) -> Response:
     status = await api.queue.cancel(id, tenant=tenant)
     if status is None:
         raise JobNotFoundError(id)
-    answer = CancelAnswer(id=id, status=status, cancelling=not status.terminal)
-    code = 202 if answer.cancelling else 200
-    return Response(answer.to_json(), code, media_type="application/json")
+    found = CancelAnswer(id=id, status=status, cancelling=not status.terminal)
+    code = 202 if found.cancelling else 200
+    return Response(found.to_json(), code, media_type="application/json")
 
 
 def check_id(id: str) -> str:

@@ -5,6 +5,7 @@ import asyncio
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from api.examples import METRICS
 from api.services import Api
 from millpond.errors import QueueUnavailableError
 
@@ -17,7 +18,9 @@ router = APIRouter(tags=["health"])
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": METRICS}}}
+    },
 )
 async def metrics(api: Api) -> Response:
     """Answers without Redis too, with ``millpond_redis_up 0``."""

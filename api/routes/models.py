@@ -2,7 +2,8 @@
 
 from fastapi import APIRouter, Response
 
-from api.openapi import problems
+from api import examples
+from api.openapi import answer, problems
 from api.schemas import ModelList
 from api.services import Api
 from api.views import model_list
@@ -14,8 +15,8 @@ router = APIRouter(tags=["models"])
     "/v1/models",
     response_model=ModelList,
     summary="The models, as the workers tell it",
-    responses=problems("queue_unavailable"),
+    responses=answer(200, one=examples.MODELS) | problems("queue_unavailable"),
 )
 async def models(api: Api) -> Response:
-    answer = model_list(api.preset.name, await api.monitor.state())
-    return Response(answer.to_json(), media_type="application/json")
+    found = model_list(api.preset.name, await api.monitor.state())
+    return Response(found.to_json(), media_type="application/json")

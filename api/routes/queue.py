@@ -2,7 +2,8 @@
 
 from fastapi import APIRouter, Response
 
-from api.openapi import problems
+from api import examples
+from api.openapi import answer, problems
 from api.schemas import QueueAnswer
 from api.services import Api
 from api.views import queue_answer
@@ -14,9 +15,9 @@ router = APIRouter(tags=["queue"])
     "/v1/queue",
     response_model=QueueAnswer,
     summary="Depth, totals and workers",
-    responses=problems("queue_unavailable"),
+    responses=answer(200, busy=examples.QUEUE) | problems("queue_unavailable"),
 )
 async def queue(api: Api) -> Response:
     state = await api.results.queue_state()
-    answer = queue_answer(api.settings.queue, api.settings.max_depth, state)
-    return Response(answer.to_json(), media_type="application/json")
+    found = queue_answer(api.settings.queue, api.settings.max_depth, state)
+    return Response(found.to_json(), media_type="application/json")

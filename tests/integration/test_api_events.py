@@ -66,9 +66,10 @@ async def test_a_job_is_followed_live_to_its_end(api: RunningApi) -> None:
         assert [event async for event in stream] == []
 
     assert started["event"] == "started"
-    assert started["data"] == {"id": id, "attempt": 1}
-    assert first["data"] == {"id": id, "attempt": 1, "text": "Hel", "offset": 0}
-    assert second["data"] == {"id": id, "attempt": 1, "text": "lo", "offset": 3}
+    assert started["data"] == {"type": "started", "id": id, "attempt": 1}
+    common = {"type": "delta", "id": id, "attempt": 1}
+    assert first["data"] == common | {"text": "Hel", "offset": 0}
+    assert second["data"] == common | {"text": "lo", "offset": 3}
     assert finished["event"] == "finished"
     assert finished["data"]["result"]["text"] == "Hello"
     ids = [event["id"] for event in (started, first, second, finished)]
@@ -125,7 +126,7 @@ async def test_a_job_without_a_stream_still_tells_its_end(api: RunningApi) -> No
 
 
 async def test_text_that_looks_like_the_protocol_stays_data(api: RunningApi) -> None:
-    nasty = 'a\n\ndata: {"x":1}\r\nevent: finished\r\n\r\n\u2028 : ü 😀'
+    nasty = 'a\n\ndata: {"x":1}\r\nevent: finished\r\n\r\n\u2028\u2029\x85 : ü 😀'
     id = await api.submit()
     job = await api.claim()
     await say(api, job, nasty, 0)

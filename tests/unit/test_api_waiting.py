@@ -1,0 +1,81 @@
+"""Why a job waits, for every state that its queue can be in."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from api.waiting import wait_estimate_s, wait_reason
+from millpond.messages import JobStatus, Priority
+from millpond.results import JobView, QueueState, WorkerState
+
+READY = {"state": "ready", "slots": 4, "held": 0, "jobs_per_s": 2.0}
+WINDOW = {"close_jobs": 2, "max_jobs": 32, "max_wait_ms": 200.0}
+
+VIEW = JobView(
+    id="a",
+    status=JobStatus.QUEUED,
+    tenant="default",
+    priority=Priority.NORMAL,
+    attempts=0,
+    created_ms=0,
+    claimed_ms=None,
+    worker=None,
+    cancelling=False,
+    streams=True,
+    position=1,
+    ahead=0,
+    retry_in_ms=None,
+    result=None,
+    result_json=None,
+)
+
+
+def queue(*workers: dict[str, Any], beat_age_ms: int = 0) -> QueueState:
+    return QueueState(
+        queued=dict.fromkeys(Priority, 0),
+        running=0,
+        accepted=dict.fromkeys(Priority, 0),
+        done={},
+        dead=0,
+        delayed=0,
+        workers=[WorkerState(f"w{i}", beat_age_ms, state) for i, state in enumerate(workers)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("view", "state", "code", "message"),
+    [
+        (VIEW, queue(), "no_worker", "no worker is alive"),
+        (VIEW, queue(READY, beat_age_ms=60_000), "no_worker", "no worker is alive"),
+        (VIEW, queue({"state": "loading"}), "worker_loading", "the worker is not ready yet"),
+        (VIEW, queue(READY), "window_open", "waiting for the window to fill"),
+        (
+            VIEW,
+            queue({**READY, "window": WINDOW}),
+            "window_open",
+            "waiting for the window to fill (2 jobs or 200 ms)",
+        ),
+        (VIEW, queue({**READY, "held": 4}), "slots_busy", "all slots are busy"),
+        (VIEW, queue({**READY, "held": 4}, READY), "window_open", "waiting for the window to fill"),
+        (replace(VIEW, ahead=1), queue(READY), "behind_others", "behind 1 job"),
+        (replace(VIEW, ahead=7), queue({**READY, "held": 4}), "behind_others", "behind 7 jobs"),
+        (
+            replace(VIEW, ahead=7, attempts=2, retry_in_ms=1500),
+            queue(),
+            "retry_delay",
+            "waiting to be tried again, in 1.5 s, after attempt 2",
+        ),
+    ],
+)
+def test_the_reason_that_matters_most(
+    view: JobView, state: QueueState, code: str, message: str
+) -> None:
+    reason = wait_reason(view, state)
+    assert (reason.code, reason.message) == (code, message)
+
+
+def test_the_estimate_needs_a_pace() -> None:
+    assert wait_estimate_s(replace(VIEW, ahead=7), queue(READY, READY)) == 1.8
+    assert wait_estimate_s(replace(VIEW, ahead=7), queue()) is None
+    assert wait_estimate_s(replace(VIEW, ahead=0, retry_in_ms=1500), queue(READY)) == 1.5
