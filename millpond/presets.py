@@ -30,7 +30,19 @@ class Preset:
     max_output_tokens: int = 2048
 
 
-_MATHS = "You are a careful assistant for mathematics and programming. Reason step by step."
+_VIBETHINKER = Preset(
+    name="vibethinker-1.5b",
+    source="WeiboAI/VibeThinker-1.5B",
+    system_prompt=(
+        "You are a careful assistant for mathematics and programming. Reason step by step."
+    ),
+    temperature=0.6,
+    top_p=0.95,
+    max_tokens=8192,
+    context_tokens=45_056,
+    max_prompt_tokens=4096,
+    max_output_tokens=40_960,
+)
 
 PRESETS: dict[str, Preset] = {
     p.name: p
@@ -42,27 +54,12 @@ PRESETS: dict[str, Preset] = {
             max_prompt_tokens=4096,
             max_output_tokens=4096,
         ),
-        Preset(
-            name="vibethinker-1.5b",
-            source="WeiboAI/VibeThinker-1.5B",
-            system_prompt=_MATHS,
-            temperature=0.6,
-            top_p=0.95,
-            max_tokens=8192,
-            context_tokens=45_056,
-            max_prompt_tokens=4096,
-            max_output_tokens=40_960,
-        ),
-        Preset(
+        _VIBETHINKER,
+        replace(
+            _VIBETHINKER,
             name="vibethinker-3b",
             source="WeiboAI/VibeThinker-3B",
-            system_prompt=_MATHS,
             temperature=1.0,
-            top_p=0.95,
-            max_tokens=8192,
-            context_tokens=45_056,
-            max_prompt_tokens=4096,
-            max_output_tokens=40_960,
         ),
         Preset(
             name="simulated",
