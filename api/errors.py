@@ -146,6 +146,9 @@ class Problem:
 
 
 INTERNAL_PROBLEM = Problem(500, "internal_error", "something went wrong on this side")
+STOPPING_PROBLEM = Problem(
+    503, "stopping", "this process is stopping; try again", retry_after_s=UNAVAILABLE_RETRY_S
+)
 
 
 def problem_of(error: MillpondError) -> Problem:

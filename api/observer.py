@@ -1,5 +1,6 @@
 """The outermost layer: counts every answer, and turns what nobody caught into a plain 500."""
 
+import asyncio
 import time
 import traceback
 
@@ -7,7 +8,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import INTERNAL_PROBLEM
+from api.errors import INTERNAL_PROBLEM, STOPPING_PROBLEM
 from api.metrics import Metrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -37,6 +38,10 @@ class ObserverMiddleware:
 
         try:
             await self._app(scope, receive, observed)
+        except asyncio.CancelledError:
+            # The server gives up on answers that outlast its grace, such as on a Redis that hangs.
+            if not answered:
+                await STOPPING_PROBLEM.response()(scope, receive, observed)
         except ClientDisconnect:
             log.debug("client_left", route=_route(scope))
         except Exception as error:

@@ -41,9 +41,12 @@ JOB_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 TENANT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 
 
+_FIVE_BITS = b"abcdefghijklmnopqrstuvwxyz234567" * 8  # the character of a byte's low five bits
+
+
 def new_job_id() -> str:
     """120 random bits as 24 lower-case base32 characters."""
-    return base64.b32encode(os.urandom(15)).decode("ascii").lower()
+    return os.urandom(24).translate(_FIVE_BITS).decode("ascii")
 
 
 def job_id_from_key(tenant: str, idempotency_key: str) -> str:
@@ -155,10 +158,13 @@ class SamplingParams(Frozen):
     )
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    # Factories here and below: a mutable default would be deep-copied for every request.
     stop: Annotated[
         list[StopString], BeforeValidator(_as_list), Field(max_length=MAX_STOP_STRINGS)
-    ] = []
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] = []
+    ] = Field(default_factory=list)
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(
+        default_factory=list
+    )
     ignore_eos: bool = False
     return_token_ids: bool = False
 
@@ -195,7 +201,7 @@ class JobRequest(SamplingParams):
             Annotated[Text, Field(max_length=MAX_METADATA_VALUE_CHARS)],
         ],
         Field(max_length=MAX_METADATA_ITEMS),
-    ] = {}
+    ] = Field(default_factory=dict)
     stream: bool = Field(
         default=True, description="Keep an event stream of the text as it grows, for live readers."
     )
@@ -279,7 +285,7 @@ class JobResult(Stored):
     token_ids: list[int] | None = None
     usage: Usage | None = None
     error: JobError | None = None
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] = Field(default_factory=dict)
     receipt: Receipt | None = None
     finished_ms: int | None = Field(default=None, description="The server's clock, set on commit.")
 

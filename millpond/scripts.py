@@ -119,11 +119,11 @@ class Scripts:
         """
         script = load_script(name)
         keys = self.key_list(script)
-        answers = await self._pipeline(script, keys, calls)
+        answers = await self._pipeline("EVALSHA", script.sha, keys, calls)
         again = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if again:
-            await self._load(script)
-            retried = await self._pipeline(script, keys, [calls[i] for i in again])
+            # By source: a script that is loaded first could be forgotten again before it runs.
+            retried = await self._pipeline("EVAL", script.source, keys, [calls[i] for i in again])
             for i, answer in zip(again, retried, strict=True):
                 answers[i] = answer
         for answer in answers:
@@ -131,19 +131,13 @@ class Scripts:
                 raise unavailable(answer) or answer
         return answers
 
-    async def _load(self, script: Script) -> None:
-        try:
-            await self._redis.script_load(cast(str, script.source))
-        except Exception as error:
-            raise unavailable(error) or error from error
-
     async def _pipeline(
-        self, script: Script, keys: list[str], calls: Sequence[Sequence[Arg]]
+        self, command: str, script: Arg, keys: list[str], calls: Sequence[Sequence[Arg]]
     ) -> list[Any]:
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for args in calls:
-                    pipe.evalsha(script.sha, len(keys), *keys, *args)
+                    pipe.execute_command(command, script, len(keys), *keys, *args)
                 return await pipe.execute(raise_on_error=False)
         except Exception as error:
             if (shown := unavailable(error)) is not None:

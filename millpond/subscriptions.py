@@ -57,11 +57,11 @@ class Subscriptions:
                         await self._pubsub.unsubscribe(channel)
 
     async def close(self) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
-            self._reader = None
+        reader, self._reader = self._reader, None
+        # A cancellation that meets an answer can get lost in asyncio.wait_for, so say it until heard.
+        while reader is not None and not reader.done():
+            reader.cancel()
+            await asyncio.wait([reader], timeout=0.1)
 
     async def _read(self) -> None:
         while True:

@@ -4,6 +4,7 @@
 renders its chat template with a sandboxed Jinja. `ByteTokenizer` serves the simulated engine.
 """
 
+import codecs
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,19 +69,10 @@ class ByteTokenizer:
 
 class _ByteStream:
     def __init__(self) -> None:
-        self._pending = bytearray()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        if token_id < ByteTokenizer.EOS:
-            self._pending.append(token_id)
-        try:
-            text = self._pending.decode()
-        except UnicodeDecodeError:
-            if len(self._pending) < 4:
-                return ""
-            text = self._pending.decode(errors="replace")
-        self._pending.clear()
-        return text
+        return self._decoder.decode(bytes([token_id]) if token_id < ByteTokenizer.EOS else b"")
 
 
 class FolderTokenizer:

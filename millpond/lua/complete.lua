@@ -1,15 +1,19 @@
 -- keys: job body result events channel counts leases delayed deadlines dead wake pending_interactive pending_normal pending_batch
 -- uses: records
--- ARGV: id, fence, status, result, options
--- -> 'stored' | 'known' (this very attempt has ended it before) | 'lost'
+-- ARGV: id, fence, status, result for each job, then options
+-- -> for each job: 'stored' | 'known' (this very attempt has ended it before) | 'lost'
 
-local id, fence = ARGV[1], ARGV[2]
-local record = redis.call('HMGET', K.job .. id, 'status', 'fence')
-if record[2] ~= fence then
-  return 'lost'
+local answers, now = {}, clock_ms()
+for i = 1, #ARGV - 4, 4 do
+  local id, fence = ARGV[i], ARGV[i + 1]
+  local record = redis.call('HMGET', K.job .. id, 'status', 'fence')
+  local answer = 'lost'
+  if record[2] == fence and record[1] == 'running' then
+    finish(id, 'running', ARGV[i + 2], ARGV[i + 3], now, false)
+    answer = 'stored'
+  elseif record[2] == fence and record[1] ~= 'queued' then
+    answer = 'known'
+  end
+  answers[#answers + 1] = answer
 end
-if record[1] ~= 'running' then
-  return record[1] == 'queued' and 'lost' or 'known'
-end
-finish(id, 'running', ARGV[3], ARGV[4], clock_ms(), false)
-return 'stored'
+return answers

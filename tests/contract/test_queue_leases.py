@@ -113,9 +113,7 @@ async def test_a_claim_reaps_by_itself(queue: JobQueue, short: JobQueue, redis: 
     assert (await take_one(queue)).attempt == 2
 
 
-async def test_reaping_wakes_an_idle_worker(
-    queue: JobQueue, short: JobQueue, redis: Redis
-) -> None:
+async def test_reaping_wakes_an_idle_worker(queue: JobQueue, short: JobQueue, redis: Redis) -> None:
     await put(queue, "a")
     assert await queue.wait_for_work(1.0) is True
     await take_one(short)

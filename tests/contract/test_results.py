@@ -63,7 +63,7 @@ async def test_positions(queue: JobQueue, results: Results) -> None:
     assert await places("b1", "b2") == [(1, 5), (2, 6)]
     await queue.cancel("n1")
     assert await places("n2", "n3") == [(1, 2), (2, 3)]
-    await queue.complete([(job.fence, success(job.id)) for job in await take(queue, 3)])
+    await queue.complete([(job.fence, success(job.id)) for job in await take(queue, 2)])
     assert await places("n2", "n3", "b1") == [(1, 0), (2, 1), (1, 2)]
 
 
@@ -97,9 +97,7 @@ async def test_get_results_of_many(queue: JobQueue, results: Results) -> None:
     assert await results.get_results([]) == {}
 
 
-async def test_wait_returns_the_moment_that_the_job_ends(
-    queue: JobQueue, results: Results
-) -> None:
+async def test_wait_returns_the_moment_that_the_job_ends(queue: JobQueue, results: Results) -> None:
     await put(queue, "a", "b")
     waiters = [asyncio.create_task(results.wait("a", 30.0)) for _ in range(5)]
     jobs = {job.id: job for job in await take(queue)}

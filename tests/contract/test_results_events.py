@@ -202,9 +202,7 @@ async def messages(redis: Redis, channel: str, number: int) -> "asyncio.Task[lis
     return asyncio.create_task(read())
 
 
-async def test_the_jobs_channel_carries_what_the_stream_does(
-    queue: JobQueue, redis: Redis
-) -> None:
+async def test_the_jobs_channel_carries_what_the_stream_does(queue: JobQueue, redis: Redis) -> None:
     await put(queue, "a", "b")
     heard = await messages(redis, queue.keys.events("a"), 3)
     job, _ = await take(queue)
@@ -218,9 +216,7 @@ async def test_the_jobs_channel_carries_what_the_stream_does(
         assert message["v"] == 1
 
 
-async def test_the_queues_channel_tells_every_change_briefly(
-    queue: JobQueue, redis: Redis
-) -> None:
+async def test_the_queues_channel_tells_every_change_briefly(queue: JobQueue, redis: Redis) -> None:
     heard = await messages(redis, queue.keys.channel, 5)
     await put(queue, "a", "b")
     await queue.cancel("b")

@@ -76,9 +76,7 @@ async def test_those_who_come_while_the_connection_is_made_are_heard(
     assert await asyncio.gather(*tasks) == [f"m{i}".encode() for i in range(20)]
 
 
-async def test_leaving_ends_the_subscription_of_the_last(
-    hub: Subscriptions, redis: Redis
-) -> None:
+async def test_leaving_ends_the_subscription_of_the_last(hub: Subscriptions, redis: Redis) -> None:
     async with contextlib.AsyncExitStack() as stack:
         inbox = await stack.enter_async_context(hub.listen("c"))
         async with hub.listen("c"):
@@ -106,9 +104,7 @@ async def test_coming_and_going_in_a_hurry(hub: Subscriptions, redis: Redis) -> 
         assert await next_message(inbox) == b"m"
 
 
-async def test_a_cancelled_listener_leaves_nothing_behind(
-    hub: Subscriptions, redis: Redis
-) -> None:
+async def test_a_cancelled_listener_leaves_nothing_behind(hub: Subscriptions, redis: Redis) -> None:
     async def hear() -> None:
         async with hub.listen("c") as inbox:
             while True:

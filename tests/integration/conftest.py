@@ -61,6 +61,14 @@ class RunningApi:
         await self.queue.complete([(job.fence, result)])
 
 
+async def listening(api: RunningApi, id: str, *, wanted: bool = True) -> None:
+    """Until somebody listens to the job's channel, or nobody does any more."""
+    channel = api.queue.keys.events(id)
+    async with asyncio.timeout(10):
+        while bool((await api.services.redis.pubsub_numsub(channel))[0][1]) is not wanted:
+            await asyncio.sleep(0.005)
+
+
 StartApi = Callable[..., AbstractAsyncContextManager[RunningApi]]
 
 

@@ -10,7 +10,7 @@ import httpx
 from millpond.messages import EventType, JobEvent
 from millpond.queue import ClaimedJob
 from millpond.server import RedisServer
-from tests.integration.conftest import RunningApi, StartApi
+from tests.integration.conftest import RunningApi, StartApi, listening
 
 LIMIT_S = 10.0
 
@@ -43,14 +43,6 @@ async def say(api: RunningApi, job: ClaimedJob, text: str, offset: int) -> None:
     assert not await api.queue.emit([(job.fence, delta)])
 
 
-async def no_listeners(api: RunningApi, id: str) -> None:
-    """Until the server's subscription to the job's channel is gone."""
-    channel = api.queue.keys.events(id)
-    async with asyncio.timeout(LIMIT_S):
-        while (await api.services.redis.pubsub_numsub(channel))[0][1]:
-            await asyncio.sleep(0.005)
-
-
 async def test_a_job_is_followed_live_to_its_end(api: RunningApi) -> None:
     id = await api.submit()
     async with api.http.stream("GET", f"/v1/jobs/{id}/events") as answer:
@@ -74,7 +66,7 @@ async def test_a_job_is_followed_live_to_its_end(api: RunningApi) -> None:
     assert finished["data"]["result"]["text"] == "Hello"
     ids = [event["id"] for event in (started, first, second, finished)]
     assert len(set(ids)) == 4
-    await no_listeners(api, id)
+    await listening(api, id, wanted=False)
 
 
 async def test_a_finished_job_is_replayed_whole_and_from_any_place(api: RunningApi) -> None:
@@ -143,20 +135,17 @@ async def test_a_client_that_leaves_frees_its_subscription(api: RunningApi) -> N
         await api.claim()
         assert (await anext(events(answer)))["event"] == "started"
 
-    await no_listeners(api, id)
+    await listening(api, id, wanted=False)
 
 
 async def test_a_long_poll_that_is_left_frees_its_subscription(api: RunningApi) -> None:
     id = await api.submit()
-    channel = api.queue.keys.events(id)
     poll = asyncio.create_task(api.http.get(f"/v1/jobs/{id}?wait=60"))
-    async with asyncio.timeout(LIMIT_S):
-        while not (await api.services.redis.pubsub_numsub(channel))[0][1]:
-            await asyncio.sleep(0.005)
+    await listening(api, id)
 
     poll.cancel()
 
-    await no_listeners(api, id)
+    await listening(api, id, wanted=False)
 
 
 async def test_stopping_ends_streams_and_long_polls_cleanly(

@@ -4,7 +4,7 @@ import asyncio
 
 from millpond.messages import JobRequest, job_id_from_key
 from millpond.server import RedisServer
-from tests.integration.conftest import RunningApi, StartApi
+from tests.integration.conftest import RunningApi, StartApi, listening
 
 
 async def test_a_submitted_job_is_queued_and_says_where_it_is(api: RunningApi) -> None:
@@ -62,10 +62,7 @@ async def test_a_long_poll_ends_with_the_job(api: RunningApi) -> None:
     id = await api.submit()
     job = await api.claim()
     poll = asyncio.create_task(api.http.get(f"/v1/jobs/{id}?wait=30"))
-    subscribed = api.services.results.keys.events(id)
-    async with asyncio.timeout(10):
-        while not dict(await api.services.redis.pubsub_numsub(subscribed)).get(subscribed.encode()):
-            await asyncio.sleep(0.005)
+    await listening(api, id)
 
     await api.complete(job)
 

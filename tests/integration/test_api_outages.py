@@ -1,6 +1,7 @@
 """Full queues, servers that are away, and the process's own end."""
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from millpond.server import RedisServer, free_port
-from tests.integration.conftest import RunningApi, StartApi
+from tests.integration.conftest import RunningApi, StartApi, listening
 
 LIMIT_S = 20.0
 
@@ -69,6 +70,26 @@ async def test_the_api_starts_before_redis_does(
         assert (await api.http.get("/readyz")).status_code == 503
         await redis_server.start()
         assert await api.submit()
+
+
+async def test_a_redis_that_hangs_does_not_hold_up_the_end(
+    redis_server: RedisServer, start_api: StartApi
+) -> None:
+    assert redis_server.pid is not None
+    async with start_api(redis_server.url) as api:
+        id = await api.submit()
+        poll = asyncio.create_task(api.http.get(f"/v1/jobs/{id}?wait=60"))
+        await listening(api, id)
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            assert (await api.http.get("/readyz")).status_code == 503
+            async with asyncio.timeout(5):
+                api.server.should_exit = True
+                answer = await poll
+                assert (answer.status_code, answer.json()["code"]) == (503, "stopping")
+                await api.stopped
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)
 
 
 async def test_a_bug_shows_no_details_and_counts_as_500(api: RunningApi) -> None:

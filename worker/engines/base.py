@@ -15,13 +15,15 @@ from millpond.presets import Preset
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+Weights = Literal["auto", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """What an engine is built from.
 
-    ``model_folder`` is None for engines without weights. ``slots`` bounds the rows of the batch,
+    ``model_folder`` is None for engines without weights. ``weights`` int8 rounds them to a byte
+    each. ``cache_dir`` keeps what is compiled. ``slots`` bounds the rows of the batch,
     ``kv_tokens`` the tokens of KV cache that all rows may reserve; None lets the engine choose.
     """
 
@@ -32,6 +34,8 @@ class EngineConfig:
     device: Device = "auto"
     slots: int = 64
     kv_tokens: int | None = None
+    weights: Weights = "auto"
+    cache_dir: Path = Path.home() / ".cache" / "millpond"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,9 @@ from worker.engines.base import (
 from worker.engines.scheduler import Scheduler
 from worker.engines.sequence import Sequence
 from worker.engines.transformers import loading, self_check
-from worker.engines.transformers.attention import DecodePlan
-from worker.engines.transformers.kv_cache import KVCache
+from worker.engines.transformers.backend import build_backend
 from worker.engines.transformers.memory import affordable_kv_tokens
-from worker.engines.transformers.model_runner import ModelRunner
-from worker.engines.transformers.sampling import sample
+from worker.engines.transformers.sampling import next_tokens
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this row"
 
@@ -42,12 +40,11 @@ class TransformersEngine:
         self._scheduler = Scheduler(
             tokenizer, slots=config.slots, kv_tokens=kv_tokens, context_tokens=context_tokens
         )
-        self._cache = KVCache(loaded.layout, kv_tokens=kv_tokens)
-        self._runner = ModelRunner(loaded.model, loaded.windows, loaded.device)
+        self._cache, self._runner = build_backend(loaded, kv_tokens=kv_tokens, slots=config.slots)
         self._info = EngineInfo(
             engine="transformers",
             model=config.preset.name,
-            dtype=str(loaded.dtype).removeprefix("torch."),
+            dtype=loaded.dtype_name,
             device=str(loaded.device),
             slots=config.slots,
             context_tokens=context_tokens,
@@ -58,9 +55,9 @@ class TransformersEngine:
         """Load the model of ``config.model_folder`` and check it. Raises ModelLoadError."""
         if config.model_folder is None:
             raise ModelLoadError("the transformers engine needs a model folder")
-        loaded = loading.load(config.model_folder, config.dtype, config.device)
+        loaded = loading.load(config)
         self_check.check(loaded)
-        return cls(loaded, config, tokenizer)
+        return cls(loaded.without_reference(), config, tokenizer)
 
     @property
     def info(self) -> EngineInfo:
@@ -117,7 +114,7 @@ class TransformersEngine:
         """
         try:
             self._cache.allocate(group)
-            tokens = sample(self._runner.prefill(group, self._cache), group)
+            tokens = next_tokens(self._runner.prefill(group), group)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -154,17 +151,17 @@ class TransformersEngine:
             return []
         try:
             self._cache.make_room()
-            plan = DecodePlan(self._cache, self._runner.windows)
-            tokens = sample(self._runner.decode(plan), plan.rows)
+            rows, output = self._runner.decode()
+            tokens = next_tokens(output, rows)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
             return self._preempt(error)
-        for row in plan.rows:
+        for row in rows:
             row.decode_steps += 1
-            row.decode_rows += len(plan.rows)
-        _append(plan.rows, tokens)
-        return plan.rows
+            row.decode_rows += len(rows)
+        _append(rows, tokens)
+        return rows
 
     def _preempt(self, error: BaseException) -> list[Sequence]:
         alone = len(self._scheduler.running) == 1

@@ -1,6 +1,7 @@
 """Load a model folder for this engine, and refuse what it would serve wrongly."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from millpond.errors import ModelLoadError, UnsupportedModelError
-from worker.engines.base import Device, DType
+from worker.engines.base import Device, DType, EngineConfig
 from worker.engines.transformers import attention
 from worker.engines.transformers.kv_cache import KVLayout
 from worker.engines.transformers.linear import pack_linears
+from worker.engines.transformers.native.kernels import NativeKernels, NotNativeError
+from worker.engines.transformers.native.library import cpu_flags
+
+_log = logging.getLogger(__name__)
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 # Set to anything true, each of these changes attention in a way that the engine does not follow.
@@ -30,7 +35,10 @@ _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """``windows``: each layer's sliding window, None for full attention."""
+    """``windows``: each layer's sliding window, None for full attention.
+
+    With ``native``, the kernels compute; ``model`` is then only what they are checked against.
+    """
 
     model: Any
     dtype: torch.dtype
@@ -38,6 +46,17 @@ class LoadedModel:
     layout: KVLayout
     windows: tuple[int | None, ...]
     context_tokens: int
+    native: NativeKernels | None = None
+
+    @property
+    def dtype_name(self) -> str:
+        if self.native is not None and self.native.weights == "int8":
+            return "int8"
+        return str(self.dtype).removeprefix("torch.")
+
+    def without_reference(self) -> "LoadedModel":
+        """Without transformers' own copy of the weights, where it is not what computes."""
+        return self if self.native is None else replace(self, model=None)
 
 
 def choose_device(device: Device) -> torch.device:
@@ -57,19 +76,24 @@ def choose_dtype(dtype: DType, device: torch.device) -> torch.dtype:
         # Not is_bf16_supported(): it says yes on a T4, which only emulates bfloat16.
         major, _ = torch.cuda.get_device_capability(device)
         return torch.bfloat16 if major >= 8 else torch.float16
-    flags = _cpu_flags()
+    flags = cpu_flags()
     return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else torch.float32
 
 
-def load(folder: Path, dtype: DType, device: Device) -> LoadedModel:
+def load(engine: EngineConfig) -> LoadedModel:
     """Load the folder's weights (safetensors only, no code of the model's own) onto the device.
 
     Raises ModelLoadError, and UnsupportedModelError for an architecture that cannot be served.
     """
+    folder = engine.model_folder
+    if folder is None:
+        raise ModelLoadError("the transformers engine needs a model folder")
     attention.register()
     transformers_logging.disable_progress_bar()
-    chosen_device = choose_device(device)
-    chosen_dtype = choose_dtype(dtype, chosen_device)
+    chosen_device = choose_device(engine.device)
+    chosen_dtype = choose_dtype(engine.dtype, chosen_device)
+    if engine.weights == "int8":
+        chosen_dtype = torch.bfloat16
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         check_config(config)
@@ -86,9 +110,29 @@ def load(folder: Path, dtype: DType, device: Device) -> LoadedModel:
         raise
     except Exception as error:  # transformers raises many kinds
         raise ModelLoadError(f"{folder}: {error}") from error
-    model = model.to(chosen_device)
-    pack_linears(model)
-    return adopt(model)
+    loaded = adopt(model.to(chosen_device))
+    try:
+        return replace(loaded, native=_native_kernels(loaded, engine))
+    except NotNativeError as error:
+        if engine.weights == "int8":
+            raise ModelLoadError(f"weights int8: {error}") from error
+        _log.info("%s runs on torch: %s", folder.name, error)
+        pack_linears(model)
+        return loaded
+
+
+def _native_kernels(loaded: LoadedModel, engine: EngineConfig) -> NativeKernels:
+    if loaded.device.type != "cpu" or loaded.dtype is not torch.bfloat16:
+        raise NotNativeError("the kernels are for bfloat16 on the CPU")
+    if "amx_bf16" in cpu_flags() and engine.weights != "int8":
+        raise NotNativeError("torch uses this processor's matrix unit, the kernels do not")
+    return NativeKernels.load(
+        loaded.model,
+        loaded.windows,
+        context_tokens=min(loaded.context_tokens, engine.preset.context_tokens),
+        weights="int8" if engine.weights == "int8" else "bfloat16",
+        cache_dir=engine.cache_dir,
+    )
 
 
 def adopt(model: Any) -> LoadedModel:
@@ -156,14 +200,3 @@ def context_limit(config: Any) -> int:
 
 def _name(config: Any) -> str:
     return str((getattr(config, "architectures", None) or [config.model_type])[0])
-
-
-def _cpu_flags() -> set[str]:
-    """What the processor says it can do; empty where the system does not tell."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return set()
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("flags"):
-            return set(line.split())
-    return set()

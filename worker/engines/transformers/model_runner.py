@@ -8,21 +8,20 @@ import torch
 from worker.engines.sequence import Sequence
 from worker.engines.transformers.attention import DecodePlan, Plan, PlanCache, PrefillPlan
 from worker.engines.transformers.kv_cache import KVCache
+from worker.engines.transformers.sampling import Output
 
 
 class ModelRunner:
     """``model`` is a transformers causal language model that uses our attention."""
 
-    def __init__(self, model: Any, windows: Items[int | None], device: torch.device) -> None:
+    def __init__(self, model: Any, windows: Items[int | None], cache: KVCache) -> None:
         self._model = model
-        self.windows = tuple(windows)
-        self._device = device
+        self._windows = tuple(windows)
+        self._cache = cache
+        self._device = cache.layout.device
 
-    def prefill(self, rows: Items[Sequence], cache: KVCache) -> torch.Tensor:
-        """Read all tokens of these rows, which have their slots already.
-
-        Returns the logits after each row's last token, ``[rows, vocab]``.
-        """
+    def prefill(self, rows: Items[Sequence], *, logits: bool = False) -> Output:
+        """Read all tokens of these rows, which have their slots already; logits after the last."""
         token_ids: list[int] = []
         positions: list[int] = []
         last: list[int] = []
@@ -31,14 +30,15 @@ class ModelRunner:
             token_ids += row.token_ids
             positions += range(row.num_tokens)
             last.append(len(token_ids) - 1)
-        plan = PrefillPlan(rows, cache, self.windows)
-        return self._forward([token_ids], [positions], plan, torch.tensor(last))[0]
+        plan = PrefillPlan(rows, self._cache, self._windows)
+        return Output(self._forward([token_ids], [positions], plan, torch.tensor(last))[0])
 
-    def decode(self, plan: DecodePlan) -> torch.Tensor:
-        """Read each row's newest token. Returns ``[rows, vocab]`` in the order of ``plan.rows``."""
+    def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]:
+        """Read the newest token of each row in the cache; the rows in the order of the output."""
+        plan = DecodePlan(self._cache, self._windows)
         token_ids = [[row.token_ids[-1]] for row in plan.rows]
         positions = [[row.num_tokens - 1] for row in plan.rows]
-        return self._forward(token_ids, positions, plan, 1)[:, 0]
+        return plan.rows, Output(self._forward(token_ids, positions, plan, 1)[:, 0])
 
     def _forward(
         self,

@@ -6,6 +6,7 @@ its own into a token through the cumulative distribution in vocabulary order.
 """
 
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,28 @@ from worker.engines.sequence import Sequence
 
 # How many of the likeliest tokens are looked at first; most filters end well within.
 _FIRST_CANDIDATES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a forward pass says of each row's next token: ``logits`` ``[rows, vocab]``, or ``best``,
+    the likeliest tokens (None where logits are not finite), or both."""
+
+    logits: torch.Tensor | None
+    best: list[int | None] | None = None
+
+
+def needs_logits(rows: Items[Sequence]) -> bool:
+    """Whether the likeliest tokens alone are too little to choose these rows' next ones."""
+    return any(row.sampling.temperature > 0 or row.suppressed_token_ids for row in rows)
+
+
+def next_tokens(output: Output, rows: Items[Sequence]) -> list[int | None]:
+    """The next token of each row, None where its logits are not finite."""
+    if output.best is not None and not needs_logits(rows):
+        return output.best
+    assert output.logits is not None
+    return sample(output.logits, rows)
 
 
 def sample(logits: torch.Tensor, rows: Items[Sequence]) -> list[int | None]:

@@ -12,16 +12,16 @@ from millpond.errors import UnsupportedModelError
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
 from worker.engines.sequence import Sequence
-from worker.engines.transformers.attention import ATTENTION_NAME, DecodePlan
-from worker.engines.transformers.kv_cache import KVCache
+from worker.engines.transformers.attention import ATTENTION_NAME
+from worker.engines.transformers.backend import build_backend
 from worker.engines.transformers.loading import LoadedModel
-from worker.engines.transformers.model_runner import ModelRunner
+from worker.engines.transformers.sampling import Output
 
 _PROBE_TOKENS = (5, 29)
 # A window longer than this is not probed beyond its edge.
 _LONGEST_PROBE_TOKENS = 300
 # Least agreement (cosine of the centred logits); rounding alone leaves about 0.999 in bfloat16.
-_LEAST_AGREEMENT = {torch.float32: 0.9999}
+_LEAST_AGREEMENT = {"float32": 0.9999, "int8": 0.9}
 _LEAST_AGREEMENT_ROUNDED = 0.98
 
 
@@ -32,15 +32,15 @@ def check(loaded: LoadedModel) -> None:
     Raises UnsupportedModelError when they disagree.
     """
     rows = [_probe_row(i, n, loaded) for i, n in enumerate(_probe_lengths(loaded.windows))]
-    cache = KVCache(loaded.layout, kv_tokens=loaded.context_tokens)
-    runner = ModelRunner(loaded.model, loaded.windows, loaded.device)
+    kv_tokens = sum(row.reserved_tokens for row in rows)
+    cache, runner = build_backend(loaded, kv_tokens=kv_tokens, slots=len(rows))
     cache.allocate(rows)
-    _compare(loaded, rows, runner.prefill(rows, cache), "prefill")
+    _compare(loaded, rows, runner.prefill(rows, logits=True), "prefill")
     for row in rows:
         row.append(row.prompt_token_ids[0])
     cache.make_room()
-    plan = DecodePlan(cache, loaded.windows)
-    _compare(loaded, plan.rows, runner.decode(plan), "decode")
+    decoded, output = runner.decode(logits=True)
+    _compare(loaded, decoded, output, "decode")
 
 
 def _probe_lengths(windows: Items[int | None]) -> list[int]:
@@ -55,9 +55,10 @@ def _probe_row(index: int, length: int, loaded: LoadedModel) -> Sequence:
     return Sequence(GenerationRequest(f"probe-{index}", token_ids, sampling), ByteTokenizer())
 
 
-def _compare(loaded: LoadedModel, rows: Items[Sequence], logits: torch.Tensor, phase: str) -> None:
-    least = _LEAST_AGREEMENT.get(loaded.dtype, _LEAST_AGREEMENT_ROUNDED)
-    for row, ours in zip(rows, logits, strict=True):
+def _compare(loaded: LoadedModel, rows: Items[Sequence], output: Output, phase: str) -> None:
+    least = _LEAST_AGREEMENT.get(loaded.dtype_name, _LEAST_AGREEMENT_ROUNDED)
+    assert output.logits is not None
+    for row, ours in zip(rows, output.logits, strict=True):
         theirs = _reference(loaded, [*row.prompt_token_ids, *row.token_ids])
         a, b = (x.double() - x.double().mean() for x in (ours, theirs))
         agreement = float(torch.nn.functional.cosine_similarity(a, b, dim=0))

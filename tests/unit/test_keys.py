@@ -1,0 +1,54 @@
+"""The names of a queue's keys, and the ids that go into them."""
+
+import pytest
+
+from millpond.errors import InvalidRequestError
+from millpond.keys import QUEUE_KEYS, Keys
+from millpond.messages import JOB_ID_PATTERN as JOB_ID
+from millpond.messages import Priority
+
+
+def test_every_key_carries_the_hash_tag() -> None:
+    keys = Keys("q")
+    assert keys.job("a") == "mp:{q}:job:a"
+    for name in QUEUE_KEYS:
+        assert keys[name].startswith("mp:{q}:")
+    for of_job in (keys.job, keys.body, keys.result, keys.events):
+        assert of_job("a").startswith("mp:{q}:")
+        assert of_job("a").endswith(":a")
+
+
+def test_named_attributes_are_the_same_keys() -> None:
+    keys = Keys("q")
+    for name in ("counts", "wake", "workers", "dead", "channel"):
+        assert getattr(keys, name) == keys[name]
+    assert [keys.pending(priority) for priority in Priority] == [
+        keys["pending_interactive"],
+        keys["pending_normal"],
+        keys["pending_batch"],
+    ]
+
+
+def test_no_job_key_can_be_taken_for_another() -> None:
+    """Ids may hold colons; a prefix that began another would let two keys meet."""
+    prefixes = [name for name in QUEUE_KEYS.values() if name.endswith(":")]
+    for one in QUEUE_KEYS.values():
+        for prefix in prefixes:
+            assert one == prefix or not one.startswith(prefix)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a{b", "a}b", "{", "-a", ".a", "ä", "a\n", "a" * 33])
+def test_names_that_cannot_be_a_hash_tag_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        Keys(name)
+    assert caught.value.field == "queue"
+
+
+@pytest.mark.parametrize("id", ["a", "A9", "a" * 64, "a:b.c_d-e", "0"])
+def test_good_ids(id: str) -> None:
+    assert JOB_ID.fullmatch(id)
+
+
+@pytest.mark.parametrize("id", ["", ":a", "-a", "a/b", "a b", "a\n", 'a"', "a\\", "ä", "a" * 65])
+def test_bad_ids(id: str) -> None:
+    assert not JOB_ID.fullmatch(id)

@@ -1,0 +1,84 @@
+"""What is known of a model before it is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millpond.errors import ModelLoadError
+from millpond.presets import PRESETS, find_preset
+
+
+def folder(path: Path, config: Any, generation: Any = None) -> Path:
+    (path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation))
+    return path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_consistent(name: str) -> None:
+    preset = find_preset(name)
+    assert preset.name == name
+    assert 1 <= preset.max_tokens <= preset.max_output_tokens
+    # Whatever a client may ask for leaves room for a prompt.
+    assert preset.max_output_tokens < preset.context_tokens
+    assert preset.max_prompt_tokens + preset.max_tokens <= preset.context_tokens
+    assert 0 <= preset.temperature <= 2
+    assert 0 < preset.top_p <= 1
+
+
+def test_the_presets_that_are_promised() -> None:
+    assert {"smollm2-135m", "vibethinker-1.5b", "vibethinker-3b"} <= PRESETS.keys()
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    preset = find_preset(str(folder(tmp_path, {"max_position_embeddings": 2048})))
+    assert (preset.name, preset.source) == (tmp_path.name, str(tmp_path))
+    assert (preset.context_tokens, preset.max_prompt_tokens, preset.max_output_tokens) == (
+        2048,
+        1024,
+        1024,
+    )
+    assert preset.temperature == 0.0
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}, (0.6, 0.9, 20)),
+        ({"do_sample": True}, (1.0, 1.0, 0)),
+        ({"do_sample": False, "temperature": 0.6}, (0.0, 1.0, 0)),
+    ],
+)
+def test_a_folders_sampling(
+    tmp_path: Path, generation: dict[str, Any], expected: tuple[float, float, int]
+) -> None:
+    preset = find_preset(str(folder(tmp_path, {}, generation)))
+    assert (preset.temperature, preset.top_p, preset.top_k) == expected
+
+
+def test_a_small_context_bounds_everything(tmp_path: Path) -> None:
+    preset = find_preset(str(folder(tmp_path, {"max_position_embeddings": 64})))
+    assert preset.max_tokens == 32
+    assert preset.max_prompt_tokens + preset.max_tokens <= 64
+
+
+def test_a_hub_name() -> None:
+    preset = find_preset("owner/name")
+    assert (preset.name, preset.source) == ("owner/name", "owner/name")
+
+
+@pytest.mark.parametrize("model", ["nothing", "", "./folder/x", "/no/such", "a/b/c"])
+def test_what_is_no_model(model: str) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        find_preset(model)
+    assert "smollm2-135m" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "5"])
+def test_a_broken_config_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelLoadError, match=r"config\.json"):
+        find_preset(str(tmp_path))

@@ -1,0 +1,120 @@
+"""Settings: flags over variables over the file; errors name the setting."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from millpond.errors import InvalidRequestError
+from millpond.queue import QueueOptions
+from millpond.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the developer's, and a working directory without a file."""
+    for name in list(os.environ):
+        if name.startswith("MILLPOND_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_defaults() -> None:
+    settings = load_settings()
+    assert settings.redis_url == "redis://127.0.0.1:6379/0"
+    assert settings.host == "127.0.0.1"
+    assert (settings.window, settings.window_min_jobs, settings.window_max_wait_ms) == (
+        "hybrid",
+        2,
+        200.0,
+    )
+
+
+def test_flag_over_variable_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "millpond.toml").write_text("lease_s = 1\nslots = 1\nport = 1\n")
+    monkeypatch.setenv("MILLPOND_LEASE_S", "2")
+    monkeypatch.setenv("MILLPOND_SLOTS", "2")
+    settings = load_settings(lease_s=3.0)
+    assert (settings.lease_s, settings.slots, settings.port) == (3.0, 2, 1)
+
+
+def test_a_flag_of_none_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLPOND_LEASE_S", "2")
+    assert load_settings(lease_s=None).lease_s == 2.0
+
+
+def test_the_file_that_the_variable_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.toml").write_text('queue = "mine"\n')
+    monkeypatch.setenv("MILLPOND_CONFIG", str(tmp_path / "other.toml"))
+    assert load_settings().queue == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lease_s", "0"),
+        ("lease_s", "nan"),
+        ("lease_s", "inf"),
+        ("lease_s", "long"),
+        ("slots", "0"),
+        ("slots", "1.5"),
+        ("port", "65536"),
+        ("max_attempts", "-1"),
+        ("queue", "a b"),
+        ("queue", "a}b"),
+        ("window", "round"),
+        ("engine", "magic"),
+        ("dtype", "int8"),
+        ("grace_s", "-1"),
+        ("log_level", "loud"),
+    ],
+)
+def test_errors_name_the_setting(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"MILLPOND_{name.upper()}", value)
+    with pytest.raises(InvalidRequestError) as caught:
+        load_settings()
+    assert caught.value.field == name
+
+
+def test_an_unknown_flag() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        load_settings(lease=3)
+    assert caught.value.field == "lease"
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().slots = 3  # type: ignore[misc]
+
+
+def test_queue_options_take_every_promise() -> None:
+    values = {name: 7.0 for name in QueueOptions.__slots__ if name.endswith("_s")}
+    values |= {"max_attempts": 7, "event_maxlen": 7, "max_depth": 7}
+    options = load_settings(**values).queue_options()
+    for name, value in values.items():
+        assert getattr(options, name) == value
+
+
+def test_the_defaults_are_the_queues_own() -> None:
+    assert load_settings().queue_options() == QueueOptions()
+
+
+def test_children_get_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(
+        redis_url="redis://127.0.0.1:7000/2", lease_s=3.5, slots=4, model="a/b", window="fixed"
+    )
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == settings
+
+
+def test_model_name() -> None:
+    assert load_settings().model_name == "smollm2-135m"
+    assert load_settings(engine="simulated").model_name == "simulated"
+    assert load_settings(engine="simulated", model="vibethinker-3b").preset().max_tokens == 8192
+
+
+def test_every_setting_has_a_variable() -> None:
+    names = set(Settings.model_fields)
+    given = load_settings(model="m/m", kv_tokens=5).environment()
+    assert {f"MILLPOND_{name.upper()}" for name in names} == given.keys()

@@ -1,0 +1,47 @@
+"""What computes: the cache of keys and values, and the runner that fills and reads it."""
+
+from typing import Protocol
+
+from worker.engines.sequence import Sequence
+from worker.engines.transformers.kv_cache import KVCache
+from worker.engines.transformers.loading import LoadedModel
+from worker.engines.transformers.model_runner import ModelRunner
+from worker.engines.transformers.native.pages import PagedCache
+from worker.engines.transformers.native.runner import NativeRunner
+from worker.engines.transformers.sampling import Output
+
+
+class Cache(Protocol):
+    @property
+    def allocated_tokens(self) -> int: ...
+
+    def allocate(self, rows: list[Sequence]) -> None:
+        """Give each row a place for its tokens; all of them or, out of memory, none."""
+
+    def make_room(self) -> None:
+        """Give each row a place for its newest token."""
+
+    def free(self, row: Sequence, *, scrub: bool = False) -> None:
+        """Take the row's place back; unknown rows are ignored. ``scrub`` what may not be finite."""
+
+    def trim(self) -> None:
+        """Give unused memory back."""
+
+    def clear(self) -> None: ...
+
+
+class Runner(Protocol):
+    """With ``logits`` the output has them, else whatever the rows' own sampling needs."""
+
+    def prefill(self, rows: list[Sequence], *, logits: bool = False) -> Output: ...
+
+    def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]: ...
+
+
+def build_backend(loaded: LoadedModel, *, kv_tokens: int, slots: int) -> tuple[Cache, Runner]:
+    """A cache for so many tokens and rows, and its runner."""
+    if loaded.native is not None:
+        pages = PagedCache(loaded.native.page_bytes, kv_tokens=kv_tokens, slots=slots)
+        return pages, NativeRunner(loaded.native.model, loaded.native.library, pages)
+    shelves = KVCache(loaded.layout, kv_tokens=kv_tokens)
+    return shelves, ModelRunner(loaded.model, loaded.windows, shelves)

@@ -1,0 +1,1 @@
+"""A Llama-like model's forward pass in compiled kernels, for CPUs with AVX512-BF16."""

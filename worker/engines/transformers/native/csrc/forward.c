@@ -1,0 +1,98 @@
+/* A Llama-like model's forward pass over segments of tokens, in bfloat16 or int8 weights. */
+#include "attention.h"
+
+INLINE void norm(const struct model *m, const float *x, const float *weight, bf16 *out) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t i = 0; i < m->hidden; i += 16) {
+        __m512 v = _mm512_loadu_ps(x + i);
+        squares = _mm512_fmadd_ps(v, v, squares);
+    }
+    float mean = _mm512_reduce_add_ps(squares) / (float)m->hidden;
+    __m512 by = _mm512_set1_ps(1.0f / sqrtf(mean + m->epsilon));
+    for (int64_t i = 0; i < m->hidden; i += 16) {
+        __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + i), by);
+        store_bf16(out + i, _mm512_mul_ps(v, _mm512_loadu_ps(weight + i)));
+    }
+}
+
+/* A row of bf16 to unsigned bytes around 128, and what they are multiplied by. */
+INLINE void quantize_row(const struct batch *b, const bf16 *x, int64_t row, int64_t size) {
+    __m512 greatest = _mm512_setzero_ps();
+    for (int64_t i = 0; i < size; i += 16)
+        greatest = _mm512_max_ps(_mm512_abs_ps(load_bf16(x + i)), greatest);
+    float top = _mm512_reduce_max_ps(greatest);
+    __m512 by = _mm512_set1_ps(top > 0 ? 127.0f / top : 0.0f);
+    for (int64_t i = 0; i < size; i += 16) {
+        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x + i), by));
+        q = _mm512_add_epi32(q, _mm512_set1_epi32(128));
+        _mm_storeu_si128((__m128i *)(b->quantized + row * size + i), _mm512_cvtusepi32_epi8(q));
+    }
+    b->quant_scale[row] = top / 127.0f;
+}
+
+static void quantize(const struct batch *b, const struct linear *l, int64_t rows) {
+    if (!l->scale) return;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row++) quantize_row(b, b->input + row * l->k, row, l->k);
+}
+
+static void norm_rows(const struct model *m, const struct batch *b, const float *weight,
+                      const struct linear *next, int64_t rows, const int32_t *picked) {
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        bf16 *out = b->input + row * m->hidden;
+        norm(m, b->residual + (picked ? picked[row] : row) * m->hidden, weight, out);
+        if (next->scale) quantize_row(b, out, row, m->hidden);
+    }
+}
+
+static void embed(const struct model *m, const struct batch *b) {
+#pragma omp for schedule(static)
+    for (int64_t token = 0; token < b->tokens; token++) {
+        const bf16 *from = m->embedding + b->token_ids[token] * m->hidden;
+        float *to = b->residual + token * m->hidden;
+        for (int64_t i = 0; i < m->hidden; i += 16) _mm512_storeu_ps(to + i, load_bf16(from + i));
+    }
+}
+
+static void pick_best(const struct batch *b, int64_t panels) {
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < b->outputs; row++) {
+        const float *value = b->best_value + row * panels;
+        const int32_t *index = b->best_index + row * panels;
+        int64_t best = 0;
+        for (int64_t i = 0; i < panels && index[best] >= 0; i++)
+            if (index[i] < 0 || value[i] > value[best]) best = i;
+        b->best[row] = index[best];
+    }
+}
+
+__attribute__((visibility("default"))) void millpond_forward(const struct model *m,
+                                                             const struct batch *b) {
+#pragma omp parallel num_threads((int)b->threads)
+    {
+        embed(m, b);
+        for (int64_t layer = 0; layer < m->layers; layer++) {
+            const struct layer *l = m->layer + layer;
+            norm_rows(m, b, l->attention_norm, &l->qkv, b->tokens, NULL);
+            matmul(b, &l->qkv, b->input, b->tokens, STORE, l->qkv.n);
+#pragma omp for schedule(static)
+            for (int64_t token = 0; token < b->tokens; token++) place_token(m, b, layer, token);
+            attend(m, b, layer);
+            quantize(b, &l->out, b->tokens);
+            matmul(b, &l->out, b->input, b->tokens, ADD, m->hidden);
+            norm_rows(m, b, l->mlp_norm, &l->gate_up, b->tokens, NULL);
+            /* The norm's output is read while silu's is written: they take turns between buffers. */
+            struct batch other = *b;
+            other.input = b->queries;
+            matmul(&other, &l->gate_up, b->input, b->tokens, SWIGLU, m->inner);
+            if (l->down.scale) {
+                quantize(&other, &l->down, b->tokens);
+            }
+            matmul(b, &l->down, other.input, b->tokens, ADD, m->hidden);
+        }
+        norm_rows(m, b, m->final_norm, &m->head, b->outputs, b->output_tokens);
+        matmul(b, &m->head, b->input, b->outputs, SCORE, 0);
+        pick_best(b, (m->head.n + PANEL - 1) / PANEL);
+    }
+}

@@ -1,0 +1,108 @@
+"""Compile the kernels once for each machine, keep them on disk, load them."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+_SOURCES = Path(__file__).parent / "csrc"
+_COMPILERS = ("gcc", "cc")
+_COMPILE_TIMEOUT_S = 120.0
+_FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fopenmp",
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mavx512bf16",
+    "-mavx512vnni",
+    "-mfma",
+    "-mprefer-vector-width=512",
+)
+# What the flags let the compiler use; the processor must have it all.
+CPU_FLAGS = frozenset(
+    {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "fma"}
+)
+
+_log = logging.getLogger(__name__)
+
+
+class NoKernelsError(Exception):
+    """There are no compiled kernels on this machine, and the message says why."""
+
+
+def load_library(cache_dir: Path) -> ctypes.CDLL:
+    """The kernels, compiled first unless ``cache_dir`` has them. Raises NoKernelsError."""
+    missing = CPU_FLAGS - cpu_flags()
+    if missing:
+        raise NoKernelsError(f"the processor lacks {', '.join(sorted(missing))}")
+    path = cache_dir.expanduser() / "kernels" / f"millpond-{_fingerprint()}.so"
+    try:
+        if not path.is_file():
+            _compile(path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NoKernelsError(f"{path}: {error}") from error
+
+
+def cpu_flags() -> set[str]:
+    """What the processor says it can do; empty where the system does not tell."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return set()
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("flags"):
+            return set(line.split())
+    return set()
+
+
+def _fingerprint() -> str:
+    digest = hashlib.sha256(repr((_FLAGS, torch.__version__, platform.libc_ver())).encode())
+    for source in sorted(_SOURCES.iterdir()):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(path: Path) -> None:
+    """Compile beside ``path`` and move into place whole; processes may do so at once."""
+    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise NoKernelsError("there is no C compiler (gcc)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
+        made = Path(folder) / "forward.o"
+        library = Path(folder) / "forward.so"
+        _call([compiler, *_FLAGS, "-c", str(_SOURCES / "forward.c"), "-o", str(made)])
+        # torch's own OpenMP: with a second one, idle threads of each would stand in the other's way.
+        _call([compiler, "-shared", str(made), str(_openmp()), "-lm", "-o", str(library)])
+        os.replace(library, path)
+    _log.info("compiled the kernels, once, to %s", path)
+
+
+def _openmp() -> Path:
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    if not found:
+        raise NoKernelsError("this build of torch does not use GNU OpenMP")
+    return found[0]
+
+
+def _call(command: list[str]) -> None:
+    try:
+        done = subprocess.run(  # noqa: S603 - a compiler from the PATH, on our own files
+            command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NoKernelsError(f"the compiler took longer than {_COMPILE_TIMEOUT_S} s") from error
+    if done.returncode:
+        raise NoKernelsError(f"the compiler fails: {done.stderr[-500:]}")

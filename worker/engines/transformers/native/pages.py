@@ -1,0 +1,85 @@
+"""Keys and values of the running rows in pages of 64 tokens, each over all layers."""
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.engines.sequence import Sequence
+
+PAGE_TOKENS = 64
+
+
+class PageTable:
+    """One row's pages, in the order of its tokens; ``numbers`` has room for all it may come to."""
+
+    def __init__(self, most_tokens: int) -> None:
+        self.numbers: npt.NDArray[np.int32] = np.zeros(pages_for(most_tokens), dtype=np.int32)
+        self.used = 0
+        self.address = self.numbers.ctypes.data
+
+
+class PagedCache:
+    """Owns the pool of pages and which row has which.
+
+    Rows that keep to their reservations, ``kv_tokens`` in all and ``slots`` in number, always find
+    a page. The system gives memory to a page when it is first written, and low pages go first.
+    """
+
+    def __init__(self, page_bytes: int, *, kv_tokens: int, slots: int) -> None:
+        num_pages = kv_tokens // PAGE_TOKENS + slots
+        self._pool: npt.NDArray[np.uint8] = np.zeros((num_pages, page_bytes), dtype=np.uint8)
+        self.address = self._pool.ctypes.data
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._tables: dict[str, PageTable] = {}
+        self.rows: list[Sequence] = []
+
+    @property
+    def allocated_tokens(self) -> int:
+        return sum(t.used for t in self._tables.values()) * PAGE_TOKENS
+
+    def table_of(self, row: Sequence) -> PageTable:
+        return self._tables[row.id]
+
+    def allocate(self, rows: list[Sequence]) -> None:
+        """Give each row pages for its tokens."""
+        for row in rows:
+            self._tables[row.id] = PageTable(row.reserved_tokens)
+            self._extend(row)
+            self.rows.append(row)
+
+    def make_room(self) -> None:
+        """Give each row a place for its newest token."""
+        for row in self.rows:
+            if row.num_tokens % PAGE_TOKENS == 1:
+                self._extend(row)
+
+    def free(self, row: Sequence, *, scrub: bool = False) -> None:
+        """Take the row's pages back; unknown rows are ignored.
+
+        ``scrub`` when what is in them may not be finite: a masked NaN is still a NaN.
+        """
+        table = self._tables.pop(row.id, None)
+        if table is None:
+            return
+        pages = table.numbers[: table.used].tolist()
+        if scrub:
+            self._pool[pages] = 0
+        self._free.extend(reversed(pages))
+        self.rows.remove(row)
+
+    def trim(self) -> None:
+        """There is nothing to give back: a page once written stays with the pool."""
+
+    def clear(self) -> None:
+        self.rows.clear()
+        self._tables.clear()
+        self._pool = np.zeros((0, 0), dtype=np.uint8)
+
+    def _extend(self, row: Sequence) -> None:
+        table = self._tables[row.id]
+        while table.used * PAGE_TOKENS < row.num_tokens:
+            table.numbers[table.used] = self._free.pop()
+            table.used += 1
+
+
+def pages_for(num_tokens: int) -> int:
+    return -(-num_tokens // PAGE_TOKENS)

@@ -1,0 +1,155 @@
+"""Calls the compiled forward pass: prefill of a group, a decode step of the batch."""
+
+import ctypes
+from collections.abc import Sequence as Items
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worker.engines.sequence import Sequence
+from worker.engines.transformers.native import structs
+from worker.engines.transformers.native.pages import PagedCache
+from worker.engines.transformers.native.weights import PANEL, NativeModel
+from worker.engines.transformers.sampling import Output, needs_logits
+
+# Tokens of one call: long prompts go in pieces, which bounds the scratch memory.
+CHUNK_TOKENS = 2048
+
+
+class NativeRunner:
+    """A row's results depend on its own tokens alone, bit for bit: not on its company, nor on how
+    its tokens are divided between prefill and decode, nor on the number of threads."""
+
+    def __init__(self, model: NativeModel, library: ctypes.CDLL, cache: PagedCache) -> None:
+        self._model = model
+        self._cache = cache
+        self._forward = library.millpond_forward
+        self._forward.argtypes = (ctypes.POINTER(structs.Model), ctypes.POINTER(structs.Batch))
+        self._forward.restype = None
+        self._scratch: dict[str, npt.NDArray[Any]] = {}
+
+    def prefill(self, rows: Items[Sequence], *, logits: bool = False) -> Output:
+        """Read all tokens of these rows, which have their pages already."""
+        best: list[int] = []
+        scores: list[torch.Tensor] = []
+        wanted = logits or needs_logits(rows)
+        for pieces, ended in _chunks(rows):
+            ids = [t for row, start, stop in pieces for t in _tokens(row)[start:stop]]
+            found, some = self._run(
+                [row for row, _, _ in pieces],
+                ids,
+                [(start, stop - start) for _, start, stop in pieces],
+                ended,
+                wanted,
+            )
+            best += found
+            if some is not None:
+                scores.append(some)
+        return _output(best, torch.cat(scores) if scores else None)
+
+    def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]:
+        """Read each row's newest token."""
+        rows = list(self._cache.rows)
+        best, scores = self._run(
+            rows,
+            [row.token_ids[-1] for row in rows],
+            [(row.num_tokens - 1, 1) for row in rows],
+            list(range(len(rows))),
+            logits or needs_logits(rows),
+        )
+        return rows, _output(best, scores)
+
+    def _run(
+        self,
+        rows: Items[Sequence],
+        token_ids: Items[int],
+        spans: Items[tuple[int, int]],
+        ended: Items[int],
+        logits: bool,
+    ) -> tuple[list[int], torch.Tensor | None]:
+        """One call. ``spans`` are first positions and counts; ``ended`` the segments whose last
+        token's logits are wanted."""
+        counts = np.array([count for _, count in spans], dtype=np.int32)
+        starts = np.zeros(len(spans) + 1, dtype=np.int32)
+        np.cumsum(counts, out=starts[1:])
+        segment_of = np.repeat(np.arange(len(spans), dtype=np.int32), counts)
+        firsts = np.array([first for first, _ in spans], dtype=np.int32) - starts[:-1]
+        positions = np.arange(len(token_ids), dtype=np.int32) + firsts[segment_of]
+        ids = np.array(token_ids, dtype=np.int32)
+        pages = np.array([self._cache.table_of(r).address for r in rows], dtype=np.uint64)
+        outputs = starts[1:][list(ended)] - 1
+        best = np.empty(len(ended), dtype=np.int32)
+        scores = torch.empty((len(ended), self._model.vocab_size)) if logits else None
+        batch = structs.Batch(
+            threads=torch.get_num_threads(),
+            tokens=len(ids),
+            segments=len(spans),
+            outputs=len(ended),
+            token_ids=ids.ctypes.data,
+            positions=positions.ctypes.data,
+            segment_of=segment_of.ctypes.data,
+            segment_start=starts.ctypes.data,
+            pages=pages.ctypes.data,
+            output_tokens=outputs.ctypes.data,
+            pool=self._cache.address,
+            logits=None if scores is None else scores.data_ptr(),
+            best=best.ctypes.data,
+            **self._scratch_for(len(ids), len(ended)),
+        )
+        self._forward(self._model.struct, batch)
+        return best.tolist(), scores
+
+    def _scratch_for(self, tokens: int, outputs: int) -> dict[str, int]:
+        m = self._model
+        attention = m.num_heads * m.head_dim
+        widest = max(m.hidden_size, attention, m.inner_size)
+        panels = -(-m.vocab_size // PANEL)
+        rows = max(tokens, outputs)
+        sizes: dict[str, tuple[int, type]] = {
+            "residual": (tokens * m.hidden_size, np.float32),
+            "input": (rows * widest, np.uint16),
+            "queries": (rows * widest, np.uint16),
+            "wide": (tokens * (attention + 2 * m.num_kv_heads * m.head_dim), np.float32),
+            "quantized": (rows * widest, np.uint8),
+            "quant_scale": (rows, np.float32),
+            "best_value": (outputs * panels, np.float32),
+            "best_index": (outputs * panels, np.int32),
+        }
+        for name, (size, kind) in sizes.items():
+            held = self._scratch.get(name)
+            if held is None or held.size < size:
+                self._scratch[name] = np.empty(size, dtype=kind)
+        return {name: array.ctypes.data for name, array in self._scratch.items()}
+
+
+def _chunks(
+    rows: Items[Sequence],
+) -> list[tuple[list[tuple[Sequence, int, int]], list[int]]]:
+    """Cut rows into calls of at most CHUNK_TOKENS: pieces (row, start, stop), and which of them
+    end their rows."""
+    chunks: list[tuple[list[tuple[Sequence, int, int]], list[int]]] = [([], [])]
+    room = CHUNK_TOKENS
+    for row in rows:
+        start = 0
+        while start < row.num_tokens:
+            if room == 0:
+                chunks.append(([], []))
+                room = CHUNK_TOKENS
+            stop = min(row.num_tokens, start + room)
+            pieces, ended = chunks[-1]
+            if stop == row.num_tokens:
+                ended.append(len(pieces))
+            pieces.append((row, start, stop))
+            room -= stop - start
+            start = stop
+    return chunks
+
+
+def _tokens(row: Sequence) -> list[int]:
+    return row.prompt_token_ids + row.token_ids
+
+
+def _output(best: list[int], logits: torch.Tensor | None) -> Output:
+    return Output(logits=logits, best=[None if token < 0 else token for token in best])
