@@ -19,6 +19,9 @@ from pydantic import (
     ConfigDict,
     FailFast,
     Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
     model_validator,
 )
 from typing_extensions import TypeAliasType
@@ -117,7 +120,7 @@ def _as_list(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(_check_characters)]
 StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 # The first bad id is enough: a hostile list of a million would make a million errors. An alias of its
 # own, because FailFast cannot be hashed and so not stand in a union.
 PromptTokenIds = TypeAliasType(
@@ -149,15 +152,15 @@ class Message(Frozen):
 class SamplingParams(Frozen):
     """How a row is sampled and when it ends. ``None`` takes the preset's default."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_OUTPUT_TOKENS)] = 0
-    temperature: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
+    max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
+    min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_OUTPUT_TOKENS)] = 0
+    temperature: Annotated[StrictFloat, Field(ge=0.0, le=10.0)] | None = None
+    top_p: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = Field(
         default=None, description="Keep the k likeliest tokens; 0 keeps all."
     )
-    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    min_p: Annotated[StrictFloat, Field(ge=0.0, le=1.0)] | None = None
+    seed: Annotated[StrictInt, Field(ge=0, le=MAX_SEED)] | None = None
     # Factories here and below: a mutable default would be deep-copied for every request.
     stop: Annotated[
         list[StopString], BeforeValidator(_as_list), Field(max_length=MAX_STOP_STRINGS)
@@ -165,8 +168,8 @@ class SamplingParams(Frozen):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(
         default_factory=list
     )
-    ignore_eos: bool = False
-    return_token_ids: bool = False
+    ignore_eos: StrictBool = False
+    return_token_ids: StrictBool = False
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Self:
@@ -186,13 +189,13 @@ class JobRequest(SamplingParams):
     prompt: Annotated[Text, Field(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     token_ids: PromptTokenIds | None = None
-    raw: bool = False
+    raw: StrictBool = False
     system: Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)] | None = Field(
         default=None, description="Overrides the preset's system prompt; empty means none."
     )
     truncate: Truncation = Truncation.ERROR
     priority: Priority = Priority.NORMAL
-    deadline_s: Annotated[float, Field(gt=0.0, le=MAX_DEADLINE_S)] | None = Field(
+    deadline_s: Annotated[StrictFloat, Field(gt=0.0, le=MAX_DEADLINE_S)] | None = Field(
         default=None, description="Seconds after acceptance at which an unfinished job expires."
     )
     metadata: Annotated[
@@ -202,7 +205,7 @@ class JobRequest(SamplingParams):
         ],
         Field(max_length=MAX_METADATA_ITEMS),
     ] = Field(default_factory=dict)
-    stream: bool = Field(
+    stream: StrictBool = Field(
         default=True, description="Keep an event stream of the text as it grows, for live readers."
     )
 

@@ -8,8 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
@@ -164,29 +163,11 @@ class JobQueue:
         """Submit each on its own, in one round trip; a refused one does not stop the others."""
         ids = [job.id or new_job_id() for job in jobs]
         fields = [self._job_fields(id, job) for id, job in zip(ids, jobs, strict=True)]
-        answers = await self._run_batched(
+        answers = await self._scripts.run_batched(
             "submit", SUBMITS_A_CALL, fields, first=[self.options.max_depth]
         )
         pairs = zip(answers[::2], answers[1::2], strict=True)
         return [self._submission(id, *pair) for id, pair in zip(ids, pairs, strict=True)]
-
-    async def _run_batched(
-        self,
-        name: str,
-        size: int,
-        items: Sequence[Sequence[Arg]],
-        *,
-        first: Sequence[Arg] = (),
-        last: Sequence[Arg] = (),
-    ) -> list[Any]:
-        """All items in calls of at most ``size``, in one round trip; the joined answers."""
-        calls = [
-            [*first, *chain.from_iterable(items[i : i + size]), *last]
-            for i in range(0, len(items), size)
-        ]
-        if len(calls) == 1:
-            return cast(list[Any], await self._scripts.run(name, *calls[0]))
-        return list(chain.from_iterable(await self._scripts.run_many(name, calls)))
 
     def _job_fields(self, id: str, job: NewJob) -> list[Arg]:
         if not JOB_ID_PATTERN.fullmatch(id):
@@ -259,7 +240,7 @@ class JobQueue:
         items: list[list[Arg]] = [
             [result.id, fence, result.status, result.to_json()] for fence, result in results
         ]
-        answers = await self._run_batched(
+        answers = await self._scripts.run_batched(
             "complete", COMPLETES_A_CALL, items, last=[self._options_json]
         )
         return [Commit(answer.decode()) for answer in answers]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib import resources
+from itertools import chain
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -130,6 +131,27 @@ class Scripts:
             if isinstance(answer, Exception):
                 raise unavailable(answer) or answer
         return answers
+
+    async def run_batched(
+        self,
+        name: str,
+        size: int,
+        items: Sequence[Sequence[Arg]],
+        *,
+        first: Sequence[Arg] = (),
+        last: Sequence[Arg] = (),
+    ) -> list[Any]:
+        """For scripts that take many items: calls of at most ``size`` each, in one round trip.
+
+        Each call gets ``first``, its items' arguments, ``last``. The calls' answers, joined.
+        """
+        calls = [
+            [*first, *chain.from_iterable(items[i : i + size]), *last]
+            for i in range(0, len(items), size)
+        ]
+        if len(calls) == 1:
+            return cast(list[Any], await self.run(name, *calls[0]))
+        return list(chain.from_iterable(await self.run_many(name, calls)))
 
     async def _pipeline(
         self, command: str, script: Arg, keys: list[str], calls: Sequence[Sequence[Arg]]

@@ -309,3 +309,25 @@ def test_seeds_are_fixed_by_the_id() -> None:
     assert len(seeds) == 1_000
     assert all(0 <= seed <= MAX_SEED for seed in seeds)
     assert seed_from_id("a") == seed_from_id("a")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", True),
+        ("max_tokens", "5"),
+        ("max_tokens", 2.0),
+        ("temperature", "0.5"),
+        ("temperature", True),
+        ("ignore_eos", 1),
+        ("stream", "yes"),
+        ("deadline_s", "5"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_not_converted(field: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=field):
+        JobRequest.model_validate({"prompt": "x", field: value})
+
+
+def test_whole_numbers_do_for_fractions() -> None:
+    assert JobRequest.model_validate({"prompt": "x", "temperature": 1}).temperature == 1.0
