@@ -53,8 +53,9 @@ async def measure(options: argparse.Namespace, console: Console) -> list[Figure]
     with tempfile.TemporaryDirectory(prefix="millpond-bench-") as folder:
         async with stage(Path(folder)) as on:
             for name, part in parts.items():
-                with console.status(f"measuring: {name}"):
-                    figures += await part(on)
+                # No spinner: its thread would be measured too.
+                console.print(f"measuring: {name}", style="dim")
+                figures += await part(on)
     return figures
 
 

@@ -39,6 +39,8 @@ COMPLETES_A_CALL = 32
 BYTES_PER_TOKEN = 4
 ASSUMED_OUTPUT_TOKENS = 256
 
+_STATUSES = {status.encode(): status for status in JobStatus}
+
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
@@ -199,7 +201,7 @@ class JobQueue:
         if kind == b"conflict":
             return IdempotencyConflictError(id)
         assert isinstance(detail, bytes)
-        return Submission(id, JobStatus(detail.decode()), created=kind == b"accepted")
+        return Submission(id, _STATUSES[detail], created=kind == b"accepted")
 
     async def claim(
         self, worker: str, count: int, *, budget_tokens: int, capacity_tokens: int

@@ -11,7 +11,7 @@ for i = 1, #ARGV - 4, 4 do
   if record[2] == fence and record[1] == 'running' then
     finish(id, 'running', ARGV[i + 2], ARGV[i + 3], now, false)
     answer = 'stored'
-  elseif record[2] == fence and record[1] ~= 'queued' then
+  elseif record[2] == fence then
     answer = 'known'
   end
   answers[#answers + 1] = answer

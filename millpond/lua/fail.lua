@@ -9,7 +9,7 @@ if record[2] ~= fence then
   return 'lost'
 end
 if record[1] ~= 'running' then
-  return record[1] == 'queued' and 'lost' or 'known'
+  return 'known'
 end
 local now = clock_ms()
 if tonumber(record[3]) >= OPTIONS.max_attempts then

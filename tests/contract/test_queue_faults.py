@@ -30,6 +30,7 @@ from tests.contract.jobs import (
     success,
     take,
     take_one,
+    until,
     with_options,
 )
 
@@ -201,11 +202,13 @@ async def test_a_full_server_refuses_new_jobs_only(real: Redis) -> None:
     assert await queue.fail(held["failed"].fence, 1, failed("failed")) is Commit.RETRY
     assert await queue.release([("released", held["released"].fence)]) == 1
     brief = with_options(queue, real, lease_s=0.001)
-    for _ in range(2):
-        await asyncio.sleep(0.005)
+
+    async def buried() -> int:
         await take(brief)
-    await asyncio.sleep(0.005)
-    await queue.reap()
+        await brief.reap()
+        return int(await real.llen(queue.keys.dead))
+
+    assert await until(buried)  # leases may end too, up to the last attempt
     await check_invariants(real, queue.keys)
     await real.config_set("maxmemory", "0")
     await put(queue, "new")
