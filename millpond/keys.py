@@ -15,6 +15,9 @@ QUEUE_KEYS: dict[str, str] = {
     "pending_interactive": "pending:interactive",
     "pending_normal": "pending:normal",
     "pending_batch": "pending:batch",
+    # List of groups of ids, space between them: jobs whose worker died while it ran them. One may be
+    # the cause, so each group is run with nothing else beside it.
+    "suspects": "suspects",
     # Sorted set, job id -> server time in ms at which the running job's lease ends.
     "leases": "leases",
     # Sorted set, job id -> server time in ms at which a failed attempt is to be queued again.

@@ -107,10 +107,14 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A window's worth of jobs, and how many ids were left in the lanes behind them."""
+    """A window's worth of jobs, and how many ids were left in the lanes behind them.
+
+    ``alone``: they are suspects, so run nothing beside them.
+    """
 
     jobs: list[ClaimedJob]
     left: int
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +215,7 @@ class JobQueue:
         ``capacity_tokens`` is the budget of a worker that runs nothing. A lost answer is survivable:
         the leases end and the jobs come back.
         """
-        now, left, jobs = await self._scripts.run(
+        now, left, jobs, alone = await self._scripts.run(
             "claim",
             worker,
             count,
@@ -227,6 +231,7 @@ class JobQueue:
                 for id, fence, attempt, created, body in jobs
             ],
             left,
+            alone == b"1",
         )
 
     async def renew(self, held: Sequence[tuple[str, int]]) -> Renewal:
@@ -261,6 +266,17 @@ class JobQueue:
             "fail", result.id, fence, round(delay_s * 1000), result.to_json(), self._options_json
         )
         return Commit(answer.decode())
+
+    async def suspect(self, held: Sequence[tuple[int, JobResult]]) -> int:
+        """Give back what a broken engine ran, as (fence, result if it was the last attempt) pairs.
+
+        Several: no attempt is spent, and they are run again by halves, to corner the one that broke
+        it. One: as `fail`, but tried again at once. Returns how many were still ours.
+        """
+        args: list[Arg] = []
+        for fence, result in held:
+            args += [result.id, fence, result.to_json()]
+        return int(await self._scripts.run("suspect", *args, self._options_json))
 
     async def release(self, held: Sequence[tuple[str, int]]) -> int:
         """Put jobs back at the head of their lanes, the attempt refunded. Returns how many."""
@@ -312,6 +328,7 @@ class JobQueue:
         """Ids in the lanes now: what a claim could take, and tombstones that it would clear away."""
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.llen(self.keys["suspects"])
                 for priority in Priority:
                     pipe.llen(self.keys.pending(priority))
                 return sum(await pipe.execute())

@@ -24,11 +24,10 @@ RESULTS_A_WRITE = 64
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A claim's last word. ``retry``: this attempt failed and another may do better."""
+    """A claim's last word."""
 
     claimed: ClaimedJob
     result: JobResult
-    retry: bool = False
 
 
 class Committer:
@@ -81,15 +80,9 @@ class Committer:
     async def _write(self) -> None:
         endings = self._endings[:RESULTS_A_WRITE]
         await self._write_texts({e.claimed.row for e in endings})
-        final = [e for e in endings if not e.retry]
-        if final:
-            commits = await self._queue.complete([(e.claimed.fence, e.result) for e in final])
-            for ending, commit in zip(final, commits, strict=True):
-                self._done(ending, commit)
-        for ending in endings:
-            if ending.retry:
-                claimed = ending.claimed
-                commit = await self._queue.fail(claimed.fence, claimed.attempt, ending.result)
+        if endings:
+            commits = await self._queue.complete([(e.claimed.fence, e.result) for e in endings])
+            for ending, commit in zip(endings, commits, strict=True):
                 self._done(ending, commit)
         if self._endings:
             self._changed.set()

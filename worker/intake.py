@@ -60,6 +60,7 @@ class Intake:
         self._work = asyncio.Event()  # something may be queued
         self._wanted = asyncio.Event()  # this worker could take it
         self._closed = False
+        self._alone = False  # what was claimed last is to run with nothing beside it
 
     async def listen(self) -> None:
         """Wait for wake-ups for as long as this worker can take more. Run as a task."""
@@ -113,7 +114,7 @@ class Intake:
 
     async def refill(self, capacity: Capacity) -> Window | None:
         """For a busy worker: what waits for its free slots, without waiting for more."""
-        if capacity.free_slots < 1:
+        if capacity.free_slots < 1 or self._alone:
             self._wanted.clear()
             return None
         self._wanted.set()
@@ -133,6 +134,7 @@ class Intake:
             budget_tokens=capacity.free_tokens,
             capacity_tokens=self._full.free_tokens,
         )
+        self._alone = claim.alone
         if claim.left:
             self._work.set()
         if sum(len(job.body) for job in claim.jobs) > INLINE_TOKENIZE_BYTES:

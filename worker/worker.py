@@ -230,9 +230,9 @@ class Worker:
         else:
             self._end(job, job.result(finished, self._options.worker_id, self._info))
 
-    def _end(self, job: HeldJob, result: JobResult, *, retry: bool = False) -> None:
+    def _end(self, job: HeldJob, result: JobResult) -> None:
         job.ended = True
-        self._committer.add_ending(Ending(job.claimed, result, retry))
+        self._committer.add_ending(Ending(job.claimed, result))
 
     def _on_committed(self, ending: Ending, commit: Commit) -> None:
         self._held.pop(ending.claimed.row, None)
@@ -240,15 +240,18 @@ class Worker:
             log.debug("committed", job=ending.claimed.id, commit=commit)
 
     async def _recover(self, error: Exception) -> None:
-        """The engine and all its rows are gone: give every job another attempt, build it anew."""
+        """The engine and all its rows are gone: give the jobs back as suspects, build it anew."""
         self._engine_failures += 1
         self._num_rows = 0
         message = f"the engine broke: {type(error).__name__}: {error}"
-        for job in self._held.values():
-            if not job.lost and not job.ended:
-                result = failure(job.claimed, "engine_failed", message, job.request)
-                self._end(job, result, retry=True)
         await self._committer.settled()
+        running = [
+            (job.claimed.fence, failure(job.claimed, "engine_failed", message, job.request))
+            for job in self._held.values()
+            if not job.lost
+        ]
+        with contextlib.suppress(QueueUnavailableError):  # then the end of the leases does the same
+            await self._queue.suspect(running)
         self._held.clear()
         if self._engine_failures >= MAX_ENGINE_FAILURES:
             raise EngineFailedError(message) from error

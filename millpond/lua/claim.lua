@@ -1,10 +1,13 @@
--- keys: job body result events channel counts leases delayed deadlines dead wake pending_interactive pending_normal pending_batch
+-- keys: job body result events channel counts leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
 -- uses: records sweep
 -- ARGV: worker, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
--- -> {now, ids left in the lanes, {{id, fence, attempt, created, body}, ...}}
+-- -> {now, ids left in the lanes, {{id, fence, attempt, created, body}, ...}, '1' if they are suspects}
 -- Takes up to `count` jobs whose tokens fit the budget, in arrival order within each priority. A job
 -- that claims to need more than the worker's whole capacity counts as needing all of it: the worker
 -- gets to see it when it is empty, and refuses it.
+--
+-- Suspects come first and alone: a worker that runs nothing takes one group of them and is to take
+-- nothing else until they have ended; a busy worker gets nothing until somebody has taken them.
 
 -- Sixteen turns: a backlogged lane gets at least its share of them, so nothing starves. A turn whose
 -- lane is empty goes to the highest lane that is not.
@@ -36,41 +39,87 @@ local counts = redis.call('HMGET', K.counts, 'turn', 'fence')
 local turn, fence = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
 local claimed, leases, taken = {}, {}, { interactive = 0, normal = 0, batch = 0 }
 local skipping = 0
-while #claimed < count and skipping < SKIPPING_A_CALL do
-  local id, lane = pop(turn)
-  if not id then
-    break
-  end
+
+-- 'claimed', 'skipped' (it has ended, or does now) or 'full' (it does not fit the budget).
+local function claim(id)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'status', 'tokens', 'deadline', 'attempts', 'created', 'priority',
     'stream', 'due')
-  local body = record[1] == 'queued' and redis.call('GET', K.body .. id)
-  local need = math.min(tonumber(record[2] or 0), capacity)
   if record[1] ~= 'queued' or record[8] then
     skipping = skipping + 1
-  elseif record[3] and tonumber(record[3]) <= now then
+    return 'skipped'
+  end
+  if record[3] and tonumber(record[3]) <= now then
     end_expired(id, 'queued', now)
     skipping = skipping + 10
-  elseif not body then
+    return 'skipped'
+  end
+  local body = redis.call('GET', K.body .. id)
+  if not body then
     bury(id, 'queued', bare_result(id, 'failed', 'error', 'body_missing', 'the stored request is gone'), now)
     skipping = skipping + 10
-  elseif need > budget then
-    redis.call('LPUSH', lane, id)
-    break
-  else
-    budget = budget - need
-    turn = turn + 1
-    fence = fence + 1
-    local attempt = tonumber(record[4]) + 1
-    -- At once: the lane may hold this id again, as the tombstone of an earlier job.
-    redis.call('HSET', job, 'status', 'running', 'worker', worker, 'fence', int(fence),
-      'attempts', attempt, 'claimed', int(now))
-    tell(id, 'started', attempt, record[7], '', '')
-    taken[record[6]] = taken[record[6]] + 1
-    leases[#leases + 1] = int(now + lease_ms)
-    leases[#leases + 1] = id
-    claimed[#claimed + 1] = { id, fence, attempt, record[5], body }
+    return 'skipped'
   end
+  local need = math.min(tonumber(record[2]), capacity)
+  if need > budget then
+    return 'full'
+  end
+  budget = budget - need
+  fence = fence + 1
+  local attempt = tonumber(record[4]) + 1
+  -- At once: the lane may hold this id again, as the tombstone of an earlier job.
+  redis.call('HSET', job, 'status', 'running', 'worker', worker, 'fence', int(fence),
+    'attempts', attempt, 'claimed', int(now))
+  tell(id, 'started', attempt, record[7], '', '')
+  taken[record[6]] = taken[record[6]] + 1
+  leases[#leases + 1] = int(now + lease_ms)
+  leases[#leases + 1] = id
+  claimed[#claimed + 1] = { id, fence, attempt, record[5], body }
+  return 'claimed'
+end
+
+-- Claim the first group of suspects that has a job left; what does not fit stays a group of its own.
+local function claim_suspects()
+  while #claimed == 0 do
+    local group = redis.call('LPOP', K.suspects)
+    if not group then
+      return
+    end
+    local rest = {}
+    for id in string.gmatch(group, '%S+') do
+      if #claimed >= count or claim(id) == 'full' then
+        rest[#rest + 1] = id
+      end
+    end
+    if #rest > 0 then
+      redis.call('LPUSH', K.suspects, table.concat(rest, ' '))
+    end
+  end
+end
+
+local function claim_lanes()
+  while #claimed < count and skipping < SKIPPING_A_CALL do
+    local id, lane = pop(turn)
+    if not id then
+      return
+    end
+    local outcome = claim(id)
+    if outcome == 'full' then
+      redis.call('LPUSH', lane, id)
+      return
+    elseif outcome == 'claimed' then
+      turn = turn + 1
+    end
+  end
+end
+
+local alone = false
+if count > 0 and redis.call('LLEN', K.suspects) > 0 and budget >= capacity then
+  claim_suspects()
+  alone = #claimed > 0
+end
+if redis.call('LLEN', K.suspects) == 0 and not alone then
+  claim_lanes()
 end
 
 local left = 0
@@ -84,10 +133,10 @@ if #claimed > 0 then
   redis.call('HINCRBY', K.counts, 'running', #claimed)
   redis.call('HSET', K.counts, 'turn', turn % #TURNS, 'fence', int(fence))
 end
-for _, lane in pairs(LANES) do
-  left = left + redis.call('LLEN', lane)
+for _, list in ipairs({ K.suspects, LANES.i, LANES.n, LANES.b }) do
+  left = left + redis.call('LLEN', list)
 end
 if left > 0 then
   wake_worker()
 end
-return { now, left, claimed }
+return { now, left, claimed, alone and '1' or '0' }

@@ -1,4 +1,4 @@
--- keys: job body result events channel counts leases delayed deadlines dead wake pending_interactive pending_normal pending_batch
+-- keys: job body result events channel counts leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
 -- uses: records
 -- ARGV: id, fence, delay_ms, result if this was the last attempt, options
 -- -> 'retry' | 'buried' | 'stored' (it was to be cancelled, and now is) | 'known' | 'lost'
@@ -16,4 +16,8 @@ if tonumber(record[3]) >= OPTIONS.max_attempts then
   bury(id, 'running', ARGV[4], now)
   return 'buried'
 end
-return requeue(id, now, now + tonumber(ARGV[3]), false, 'failed') and 'retry' or 'stored'
+if not take_back(id, now, false, 'failed') then
+  return 'stored'
+end
+to_delay(id, now + tonumber(ARGV[3]))
+return 'retry'

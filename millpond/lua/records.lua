@@ -96,10 +96,10 @@ local function end_cancelled(id, was, now)
     'cancelled by the client'), now, false)
 end
 
--- Put a running job back. `due` nil: at the head of its lane; else at that time. The attempt's text
--- is void, so readers are told to forget it; so is its fence. A job that was to be cancelled ends here
--- instead: false.
-local function requeue(id, now, due, refund, why)
+-- Take a running job out of its worker's hands. The attempt's text is void, so readers are told to
+-- forget it; so is its fence. The caller says where the job goes: to_lane, to_delay or to_suspects.
+-- False: the job was to be cancelled, and ended here instead.
+local function take_back(id, now, refund, why)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'deadline', 'cancel')
   if record[5] then
@@ -118,14 +118,25 @@ local function requeue(id, now, due, refund, why)
   if refund then
     redis.call('HINCRBY', job, 'attempts', -1)
   end
-  if due then
-    redis.call('HSET', job, 'due', int(due))
-    redis.call('ZADD', K.delayed, int(due), id)
-  else
-    redis.call('LPUSH', lane_of(record[1]), id)
+  return true
+end
+
+-- At the head: it has waited before.
+local function to_lane(id)
+  redis.call('LPUSH', lane_of(redis.call('HGET', K.job .. id, 'priority')), id)
+  wake_worker()
+end
+
+local function to_delay(id, due)
+  redis.call('HSET', K.job .. id, 'due', int(due))
+  redis.call('ZADD', K.delayed, int(due), id)
+end
+
+local function to_suspects(ids)
+  if #ids > 0 then
+    redis.call('RPUSH', K.suspects, table.concat(ids, ' '))
     wake_worker()
   end
-  return true
 end
 
 -- No attempt is left: a stored failure and an entry in the dead-letter list.
@@ -133,4 +144,29 @@ local function bury(id, was, result, now)
   finish(id, was, 'failed', result, now, true)
   redis.call('RPUSH', K.dead, id)
   redis.call('LTRIM', K.dead, int(-OPTIONS.dead_max), -1)
+end
+
+-- Jobs that one worker ran when it died or its engine broke, in the order of their claims. One of
+-- them may be the cause. Several: no attempt is spent, and each half is run again with nothing else
+-- beside it, so the halves that pass are cleared and the cause is cornered. One: its attempt is spent.
+-- `last_result(job)` is what a job without attempts ends with.
+local function isolate(ids, now, why, last_result)
+  if #ids == 1 then
+    local id = ids[1]
+    if tonumber(redis.call('HGET', K.job .. id, 'attempts')) >= OPTIONS.max_attempts then
+      bury(id, 'running', last_result(id), now)
+    elseif take_back(id, now, false, why) then
+      to_suspects({ id })
+    end
+    return
+  end
+  local halves = { {}, {} }
+  for i, id in ipairs(ids) do
+    if take_back(id, now, true, why) then
+      local half = halves[i * 2 <= #ids and 1 or 2]
+      half[#half + 1] = id
+    end
+  end
+  to_suspects(halves[1])
+  to_suspects(halves[2])
 end

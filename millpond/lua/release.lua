@@ -1,4 +1,4 @@
--- keys: job body result events channel counts leases delayed deadlines dead wake pending_interactive pending_normal pending_batch
+-- keys: job body result events channel counts leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
 -- uses: records
 -- ARGV: id, fence for each job, then options
 -- -> number of jobs put back. The attempt is refunded: the worker, not the job, had to stop.
@@ -7,7 +7,8 @@ local released, now = 0, clock_ms()
 for i = #ARGV - 2, 1, -2 do -- backwards, so that the first one given is again at the head
   local record = redis.call('HMGET', K.job .. ARGV[i], 'status', 'fence')
   if record[1] == 'running' and record[2] == ARGV[i + 1] then
-    if requeue(ARGV[i], now, nil, true, 'released') then
+    if take_back(ARGV[i], now, true, 'released') then
+      to_lane(ARGV[i])
       released = released + 1
     end
   end

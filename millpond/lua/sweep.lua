@@ -1,16 +1,12 @@
 -- What time alone brings about, bounded by `limit` of each kind. Prepended to claim and reap.
 
--- Retries whose delay is over go to the head of their lane, the first due foremost.
+-- Retries whose delay is over, the first due foremost. A job that failed alone is tried again alone.
 local function promote_due(now, limit)
   local ids = redis.call('ZRANGEBYSCORE', K.delayed, '-inf', int(now), 'LIMIT', 0, limit)
-  for i = #ids, 1, -1 do
-    local id = ids[i]
+  for _, id in ipairs(ids) do
     redis.call('ZREM', K.delayed, id)
     redis.call('HDEL', K.job .. id, 'due')
-    redis.call('LPUSH', lane_of(redis.call('HGET', K.job .. id, 'priority')), id)
-  end
-  if #ids > 0 then
-    wake_worker()
+    to_suspects({ id })
   end
   return #ids
 end
@@ -20,33 +16,57 @@ local function end_expired(id, was, now)
     'the deadline passed before the job was finished'), now, false)
 end
 
--- Leases that ran out: the worker is dead, stopped or cut off. Their fences are void, whatever comes
--- next. Later claims are put back first, so that the lane's order stays.
+-- Leases that ran out: their workers are dead, stopped or cut off. What else those workers hold is
+-- taken from them too, claimed after their last renewal as it may be: one death is settled at once.
 local function reap_leases(now, limit)
-  local ids = redis.call('ZRANGEBYSCORE', K.leases, '-inf', int(now), 'LIMIT', 0, limit)
-  local records = {}
-  for i, id in ipairs(ids) do
-    records[i] = redis.call('HMGET', K.job .. id, 'attempts', 'cancel', 'deadline', 'fence')
-    records[i].id = id
+  local first = redis.call('ZRANGEBYSCORE', K.leases, '-inf', int(now), 'LIMIT', 0, limit)
+  if #first == 0 then
+    return 0
   end
-  table.sort(records, function(one, other)
-    return tonumber(one[4]) > tonumber(other[4])
-  end)
-  for _, record in ipairs(records) do
-    local id = record.id
-    redis.call('HDEL', K.job .. id, 'fence')
-    if record[3] and tonumber(record[3]) <= now then
-      end_expired(id, 'running', now)
-    elseif record[2] then
-      end_cancelled(id, 'running', now)
-    elseif tonumber(record[1]) >= OPTIONS.max_attempts then
-      bury(id, 'running', bare_result(id, 'failed', 'error', 'attempts_exhausted',
-        'its worker died or lost the lease in each of ' .. record[1] .. ' attempts'), now)
-    else
-      requeue(id, now, nil, false, 'lease_expired')
+  local held, workers, reaped = {}, {}, 0
+
+  local function hold(ids, known_only)
+    for _, id in ipairs(ids) do
+      local record = redis.call('HMGET', K.job .. id, 'worker', 'fence', 'deadline', 'cancel')
+      local worker = record[1]
+      if held[worker] or not known_only then
+        if not held[worker] then
+          held[worker] = {}
+          workers[#workers + 1] = worker
+        end
+        record.id = id
+        table.insert(held[worker], record)
+      end
     end
   end
-  return #ids
+
+  hold(first, false)
+  hold(redis.call('ZRANGEBYSCORE', K.leases, '(' .. int(now), '+inf', 'LIMIT', 0, limit), true)
+  for _, worker in ipairs(workers) do
+    table.sort(held[worker], function(one, other)
+      return tonumber(one[2]) < tonumber(other[2])
+    end)
+    local suspects = {}
+    for _, record in ipairs(held[worker]) do
+      reaped = reaped + 1
+      redis.call('HDEL', K.job .. record.id, 'fence')
+      if record[3] and tonumber(record[3]) <= now then
+        end_expired(record.id, 'running', now)
+      elseif record[4] then
+        end_cancelled(record.id, 'running', now)
+      else
+        suspects[#suspects + 1] = record.id
+      end
+    end
+    if #suspects > 0 then
+      isolate(suspects, now, 'lease_expired', function(id)
+        local attempts = redis.call('HGET', K.job .. id, 'attempts')
+        return bare_result(id, 'failed', 'error', 'attempts_exhausted',
+          'its worker died or lost the lease in each of ' .. attempts .. ' attempts')
+      end)
+    end
+  end
+  return reaped
 end
 
 -- Deadlines that passed. A running job is left to its worker, which learns of it when it renews; if

@@ -96,7 +96,9 @@ def _check_queued(shot: Snapshot, id: str, record: dict[str, str]) -> None:
     _check_unfinished(shot, id, record)
     lane = shot.get(f"pending_{record['priority']}") or []
     delayed = shot.get("delayed") or {}
-    assert (id in lane) != (id in delayed), f"{id} is queued in {lane.count(id)} lanes or none"
+    suspects = " ".join(shot.get("suspects") or []).split()
+    places = [id in lane, id in delayed, id in suspects]
+    assert sum(places) == 1, f"{id} is queued in {sum(places)} places"
     assert ("due" in record) == (id in delayed)
     if id in delayed:
         assert delayed[id] == int(record["due"])

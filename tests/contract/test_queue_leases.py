@@ -80,7 +80,7 @@ async def test_a_lease_that_ran_out_unnoticed_can_be_renewed(
     assert await queue.complete([(job.fence, success("a"))]) == [Commit.STORED]
 
 
-async def test_an_expired_lease_puts_the_job_back_at_the_head(
+async def test_an_expired_lease_brings_the_job_back_alone(
     queue: JobQueue, short: JobQueue, redis: Redis, results: Results
 ) -> None:
     await put(queue, "a", "b")
@@ -90,20 +90,24 @@ async def test_an_expired_lease_puts_the_job_back_at_the_head(
     view = await results.get("a")
     assert (view.status, view.attempts, view.worker) == (JobStatus.QUEUED, 1, None)
     again = await take(queue)
-    assert ids(again) == ["a", "b"]
+    assert ids(again) == ["a"]
     assert again[0].attempt == 2
     assert again[0].fence > first.fence
+    assert ids(await take(queue)) == ["b"]
     assert await event_types(redis, queue, "a") == ["started", "lease_expired", "started"]
 
 
-async def test_a_dead_workers_window_comes_back_in_order(
+async def test_a_dead_workers_window_comes_back_by_halves(
     queue: JobQueue, short: JobQueue, redis: Redis
 ) -> None:
     names = ["k", "c", "z", "a", "m"]
     await put(queue, *names, "behind")
     assert ids(await take(short, 5)) == names
     await lease_over(redis, queue)
-    assert ids(await take(queue)) == [*names, "behind"]
+    halves = [await take(queue), await take(queue)]
+    assert [ids(half) for half in halves] == [names[:2], names[2:]]
+    assert {job.attempt for half in halves for job in half} == {1}, "no attempt is spent"
+    assert ids(await take(queue)) == ["behind"]
 
 
 async def test_a_claim_reaps_by_itself(queue: JobQueue, short: JobQueue, redis: Redis) -> None:

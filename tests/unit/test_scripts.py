@@ -51,6 +51,7 @@ def test_the_operations_are_these() -> None:
         "release",
         "renew",
         "submit",
+        "suspect",
     ]
 
 

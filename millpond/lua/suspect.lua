@@ -1,0 +1,19 @@
+-- keys: job body result events channel counts leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
+-- uses: records
+-- ARGV: id, fence, result if this was its last attempt, for each job that a broken engine ran; then options
+-- -> number of jobs whose lease was still held
+
+local held, results = {}, {}
+for i = 1, #ARGV - 3, 3 do
+  local record = redis.call('HMGET', K.job .. ARGV[i], 'status', 'fence')
+  if record[1] == 'running' and record[2] == ARGV[i + 1] then
+    held[#held + 1] = ARGV[i]
+    results[ARGV[i]] = ARGV[i + 2]
+  end
+end
+if #held > 0 then
+  isolate(held, clock_ms(), 'failed', function(id)
+    return results[id]
+  end)
+end
+return #held
