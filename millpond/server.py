@@ -132,6 +132,12 @@ class RedisServer:
             process.kill()
             await process.wait()
 
+    async def kill(self) -> None:
+        """SIGKILL, as a test of what survives it; `start` may follow."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
     async def __aenter__(self) -> "RedisServer":
         await self.start()
         return self

@@ -3,6 +3,7 @@
 The file is ``millpond.toml`` in the working directory, or the one that ``MILLPOND_CONFIG`` names.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,8 +44,17 @@ class Settings(BaseSettings):
     engine: Literal["transformers", "simulated"] = "transformers"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    weights: Literal["auto", "int8"] = Field(
+        default="auto",
+        description="int8: a byte for each weight, where the CPU has kernels for it.",
+    )
     slots: Count = Field(default=32, description="Rows that the engine decodes at once.")
     kv_tokens: Count | None = Field(default=None, description="Tokens of KV cache in all slots.")
+
+    simulated: dict[str, Any] = Field(
+        default={},
+        description="Of the simulated engine: costs, faults and tokens_per_step, as JSON.",
+    )
 
     # The window and the groups
     window: Literal["hybrid", "fixed", "sliding"] = "hybrid"
@@ -119,7 +129,7 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """The variables by which a child process gets these same settings."""
         return {
-            f"MILLPOND_{name.upper()}": str(value)
+            f"MILLPOND_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
             for name, value in self.model_dump(mode="json").items()
             if value is not None
         }

@@ -121,6 +121,12 @@ class Child:
             delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S)
             await self._spawn()
 
+    def signal(self, number: signal.Signals) -> None:
+        """Raises ProcessLookupError when it is not running at this moment."""
+        if self._process is None or self._process.returncode is not None:
+            raise ProcessLookupError(self.name)
+        self._process.send_signal(number)
+
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL after its time; returns when it is gone."""
         if self._watcher is not None:

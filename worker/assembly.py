@@ -1,12 +1,15 @@
 """From settings to the worker's parts."""
 
 from collections.abc import Callable
+from typing import Any
 
+from millpond.errors import InvalidRequestError
 from millpond.presets import Preset
 from millpond.settings import Settings
 from millpond.tokenization import ByteTokenizer, FolderTokenizer, Tokenizer
 from worker.engines import build_engine
 from worker.engines.base import Engine, EngineConfig
+from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedFaults
 from worker.window import WindowPolicy
 
 
@@ -43,5 +46,21 @@ def worker_engine(settings: Settings, preset: Preset) -> tuple[Tokenizer, Callab
         device=settings.device,
         slots=settings.slots,
         kv_tokens=settings.kv_tokens,
+        weights=settings.weights,
+        cache_dir=settings.cache_dir,
     )
-    return tokenizer, lambda: build_engine(config, tokenizer)
+    simulated = simulated_config(settings.simulated)
+    return tokenizer, lambda: build_engine(config, tokenizer, simulated=simulated)
+
+
+def simulated_config(fields: dict[str, Any]) -> SimulatedConfig:
+    """The setting ``simulated`` as the engine's own types. Raises InvalidRequestError."""
+    known = dict(fields)
+    try:
+        return SimulatedConfig(
+            costs=SimulatedCosts(**known.pop("costs", {})),
+            faults=SimulatedFaults(**known.pop("faults", {})),
+            **known,
+        )
+    except TypeError as error:
+        raise InvalidRequestError("simulated", str(error)) from error

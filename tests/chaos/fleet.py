@@ -1,0 +1,188 @@
+"""Real worker processes that can be killed, stopped and started, and a ledger that checks them."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from millpond.connection import connect
+from millpond.errors import QueueUnavailableError
+from millpond.messages import EventType, JobRequest, JobResult, JobStatus, seed_from_id
+from millpond.presets import PRESETS
+from millpond.prompts import prepare_prompt
+from millpond.queue import JobQueue, NewJob, QueueOptions, Submission
+from millpond.results import Results
+from millpond.server import RedisServer
+from millpond.settings import Settings, load_settings
+from millpond.subscriptions import GAP, Subscriptions
+from millpond.tokenization import ByteTokenizer
+from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
+from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedEngine
+
+QUEUE = "chaos"
+
+
+class Fleet:
+    """``number`` workers on one server. Those that die by themselves are started again."""
+
+    def __init__(self, settings: Settings, number: int, log: Path) -> None:
+        self._settings = settings
+        self._number = number
+        self._log = log
+        self.processes: list[asyncio.subprocess.Process] = []
+        self._watchers: list[asyncio.Task[None]] = []
+        self.starts = 0
+
+    async def __aenter__(self) -> "Fleet":
+        for place in range(self._number):
+            self.processes.append(await self._start())
+            self._watchers.append(asyncio.create_task(self._watch(place)))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for watcher in self._watchers:
+            watcher.cancel()
+        for process in self.processes:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGCONT)
+                    process.kill()
+            await process.wait()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        self.starts += 1
+        with self._log.open("ab") as sink:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "worker"),
+                env={**os.environ, **self._settings.environment()},
+                stdout=sink,
+                stderr=sink,
+            )
+
+    async def _watch(self, place: int) -> None:
+        while True:
+            await self.processes[place].wait()
+            self.processes[place] = await self._start()
+
+    def signal_one(self, number: signal.Signals, chance: random.Random) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            chance.choice(self.processes).send_signal(number)
+
+
+def worker_settings(server: RedisServer, **changes: Any) -> Settings:
+    fields: dict[str, Any] = {
+        "redis_url": server.url,
+        "queue": QUEUE,
+        "engine": "simulated",
+        "lease_s": 1.0,
+        "heartbeat_s": 0.2,
+        "slots": 32,
+        "window_max_wait_ms": 20,
+        "log_level": "warning",
+        "simulated": {"costs": {"prefill_s_per_token": 0.0, "decode_s_per_step": 0.002}},
+    }
+    return load_settings(**{**fields, **changes})
+
+
+def expected_text(request: JobRequest, id: str) -> str:
+    """What the simulated engine writes for this job, computed in this process."""
+    tokenizer = ByteTokenizer()
+    preset = PRESETS["simulated"]
+    prompt = prepare_prompt(request, preset, tokenizer)
+    free = SimulatedConfig(costs=SimulatedCosts.free(), tokens_per_step=1_000)
+    engine = SimulatedEngine(EngineConfig("simulated", None, preset, slots=1), tokenizer, free)
+    sampling = Sampling(
+        max_tokens=prompt.max_tokens,
+        seed=seed_from_id(id),
+        ignore_eos=request.ignore_eos,
+    )
+    engine.admit([GenerationRequest(id, prompt.token_ids, sampling)])
+    while engine.num_rows:
+        for event in engine.step():
+            if isinstance(event, Finished):
+                return event.text
+    raise AssertionError("the engine finished without a word")
+
+
+class Ledger:
+    """Submits jobs, hears every `finished`, and compares at the end what everybody saw."""
+
+    def __init__(self, redis: Redis, queue: JobQueue, results: Results) -> None:
+        self.redis = redis
+        self.queue = queue
+        self.results = results
+        self.requests: dict[str, JobRequest] = {}
+        self.heard: Counter[str] = Counter()
+        self.first_seen: dict[str, bytes] = {}
+
+    async def submit(self, requests: list[JobRequest]) -> None:
+        for start in range(0, len(requests), 500):
+            chunk = requests[start : start + 500]
+            answers = await self.queue.submit_many([NewJob(r, tokens=100) for r in chunk])
+            for request, answer in zip(chunk, answers, strict=True):
+                assert isinstance(answer, Submission)
+                self.requests[answer.id] = request
+
+    async def listen(self, subscriptions: Subscriptions) -> None:
+        """Run as a task: counts the final events and keeps the first result seen of each job."""
+        async with subscriptions.listen(self.queue.keys.channel) as inbox:
+            while True:
+                message = await inbox.get()
+                if message is GAP or b'"type":"finished"' not in message[:64]:
+                    continue
+                event = orjson.loads(message)
+                assert event["type"] == EventType.FINISHED
+                self.heard[event["id"]] += 1
+                with contextlib.suppress(Exception):  # the server may be away: seen later
+                    stored = await self.redis.get(self.queue.keys.result(event["id"]))
+                    if stored is not None:
+                        self.first_seen.setdefault(event["id"], stored)
+
+    async def all_ended(self, timeout_s: float) -> None:
+        """Poll until no job is queued or running."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                with contextlib.suppress(QueueUnavailableError):
+                    state = await self.results.queue_state()
+                    if state.depth == 0 and state.running == 0:
+                        return
+                await asyncio.sleep(0.05)
+
+    async def check(self, *, least_succeeded: float = 0.95) -> Counter[JobStatus]:
+        """Every job ended once, with the right text, and no result has changed."""
+        statuses: Counter[JobStatus] = Counter()
+        for id, request in self.requests.items():
+            stored = await self.redis.get(self.queue.keys.result(id))
+            assert stored is not None, f"{id} is lost"
+            result = JobResult.model_validate_json(stored)
+            statuses[result.status] += 1
+            assert self.first_seen.get(id, stored) == stored, f"{id} has changed"
+            assert self.heard[id] <= 1, f"{id} was announced {self.heard[id]} times"
+            if result.status is JobStatus.SUCCEEDED:
+                assert result.text == expected_text(request, id), f"{id} is wrong"
+        assert statuses[JobStatus.SUCCEEDED] >= least_succeeded * len(self.requests)
+        return statuses
+
+
+@contextlib.asynccontextmanager
+async def ledger_on(server: RedisServer, options: QueueOptions) -> AsyncIterator[Ledger]:
+    redis = connect(server.url)
+    subscriptions = Subscriptions(redis)
+    ledger = Ledger(redis, JobQueue(redis, QUEUE, options), Results(redis, QUEUE, subscriptions))
+    listening = asyncio.create_task(ledger.listen(subscriptions))
+    try:
+        yield ledger
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await subscriptions.close()
+        await redis.aclose()
