@@ -16,7 +16,7 @@ import structlog
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobResult
 from millpond.presets import Preset
-from millpond.queue import Commit, JobQueue
+from millpond.queue import JobQueue
 from millpond.tokenization import Tokenizer
 from worker.committer import Committer, Ending
 from worker.engine_thread import EngineThread, Turn
@@ -234,10 +234,8 @@ class Worker:
         job.ended = True
         self._committer.add_ending(Ending(job.claimed, result))
 
-    def _on_committed(self, ending: Ending, commit: Commit) -> None:
+    def _on_committed(self, ending: Ending) -> None:
         self._held.pop(ending.claimed.row, None)
-        if commit is not Commit.LOST:
-            log.debug("committed", job=ending.claimed.id, commit=commit)
 
     async def _recover(self, error: Exception) -> None:
         """The engine and all its rows are gone: give the jobs back as suspects, build it anew."""
