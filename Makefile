@@ -66,5 +66,9 @@ chaos: dev ## the faults of docs/reliability.md in full size, about ten minutes
 bench-queue: dev ## the queue's figures beside RQ's
 	$(BIN)/python -m bench.queue
 
+WORKLOAD ?= workload.jsonl
+bench-engine: dev ## the engine alone and end to end, on the batch file WORKLOAD
+	$(BIN)/python -m bench.engine $(WORKLOAD) $(ARGS)
+
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -48,7 +48,7 @@ class Settings(BaseSettings):
         default="auto",
         description="int8: a byte for each weight, where the CPU has kernels for it.",
     )
-    slots: Count = Field(default=32, description="Rows that the engine decodes at once.")
+    slots: Count = Field(default=64, description="Rows that the engine decodes at once.")
     kv_tokens: Count | None = Field(default=None, description="Tokens of KV cache in all slots.")
 
     simulated: dict[str, Any] = Field(
@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     # The window and the groups
     window: Literal["hybrid", "fixed", "sliding"] = "hybrid"
     window_min_jobs: Count = 2
-    window_max_jobs: Count = 32
+    window_max_jobs: Count = 64
     window_max_wait_ms: Annotated[float, Field(ge=0)] = 200.0
     group_padded_tokens: Count = Field(
         default=4096, description="Prefill budget of one group, padding included."
