@@ -20,9 +20,11 @@ from starlette.responses import Response
 from millpond.errors import (
     InvalidRequestError,
     JobNotFoundError,
+    LimitExceededError,
     MillpondError,
     QueueFullError,
     QueueUnavailableError,
+    TenantFullError,
 )
 
 PROBLEM_TYPE = "urn:millpond:problem:"
@@ -33,6 +35,7 @@ MAX_FAULTS_READ = 5_000
 MAX_FIELD_CHARS = 100
 UNAVAILABLE_RETRY_S = 2
 MODEL_RETRY_S = 5
+CHALLENGE = 'Bearer realm="millpond"'
 
 _LIMITS = ("le", "lt", "ge", "gt", "max_length", "min_length")
 # A check that sees the whole object names the field at the head of its message.
@@ -103,6 +106,25 @@ class BodyTooLargeError(MillpondError):
         self.faults = [Fault("body", f"is longer than {limit} bytes", limit)]
 
 
+class UnauthenticatedError(MillpondError):
+    """One answer for every way to have no good key: it tells nobody which keys exist."""
+
+    code = "unauthenticated"
+    http_status = 401
+
+    def __init__(self) -> None:
+        super().__init__("send an API key that is good: Authorization: Bearer mp_...")
+
+
+class ForbiddenError(MillpondError):
+    code = "forbidden"
+    http_status = 403
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this key lacks the scope {scope!r}, which this route needs")
+        self.scope = scope
+
+
 class ModelNotReadyError(MillpondError):
     """The tokenizer is not here yet, so no prompt can be checked."""
 
@@ -122,6 +144,8 @@ class Problem:
     detail: str
     faults: tuple[Fault, ...] = ()
     retry_after_s: int | None = None
+    violated_policies: tuple[str, ...] = ()
+    challenge: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -135,12 +159,16 @@ class Problem:
             body["errors"] = [fault.as_dict() for fault in self.faults[:MAX_FAULTS_SHOWN]]
         if self.retry_after_s is not None:
             body["retry_after_s"] = self.retry_after_s
+        if self.violated_policies:
+            body["violated-policies"] = list(self.violated_policies)
         return body
 
     def response(self, headers: Mapping[str, str] | None = None) -> Response:
         extra = dict(headers or {})
         if self.retry_after_s is not None:
             extra["Retry-After"] = str(self.retry_after_s)
+        if self.challenge is not None:
+            extra["WWW-Authenticate"] = self.challenge
         body = orjson.dumps(self.as_dict())
         return Response(body, self.status, extra, media_type=PROBLEM_MEDIA_TYPE)
 
@@ -159,8 +187,27 @@ def problem_of(error: MillpondError) -> Problem:
             return Problem(error.http_status, error.code, str(error), faults)
         case QueueFullError():
             return Problem(
-                error.http_status, error.code, str(error), retry_after_s=error.retry_after_s
+                error.http_status,
+                error.code,
+                str(error),
+                retry_after_s=error.retry_after_s,
+                violated_policies=(
+                    ("unfinished_jobs",) if isinstance(error, TenantFullError) else ()
+                ),
             )
+        case LimitExceededError():
+            return Problem(
+                error.http_status,
+                error.code,
+                str(error),
+                retry_after_s=error.retry_after_s,
+                violated_policies=(error.name,),
+            )
+        case UnauthenticatedError():
+            return Problem(401, error.code, str(error), challenge=CHALLENGE)
+        case ForbiddenError():
+            challenge = f'{CHALLENGE}, error="insufficient_scope", scope="{error.scope}"'
+            return Problem(403, error.code, str(error), challenge=challenge)
         case QueueUnavailableError():
             detail = "the queue cannot be reached or cannot take jobs now; try again"
             return Problem(503, error.code, detail, retry_after_s=UNAVAILABLE_RETRY_S)

@@ -32,6 +32,11 @@ _FIELD_PROBLEM = {
 }
 # One example for each code that a route may answer.
 _EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
+    "unauthenticated": (
+        401,
+        {"detail": "send an API key that is good: Authorization: Bearer mp_..."},
+    ),
+    "forbidden": (403, {"detail": "this key lacks the scope 'submit', which this route needs"}),
     "invalid_json": (400, {"detail": "Invalid JSON: EOF while parsing a value at line 1 column 0"}),
     "job_not_found": (404, {"detail": "no such job: unknown, or its result has expired"}),
     "body_too_large": (
@@ -65,12 +70,31 @@ _EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
         429,
         {"detail": "the queue holds 100000 jobs, its limit is 100000", "retry_after_s": 12},
     ),
+    "tenant_full": (
+        429,
+        {
+            "detail": "the tenant has 500 unfinished jobs, the limit of its key is 500",
+            "retry_after_s": 12,
+            "violated-policies": ["unfinished_jobs"],
+        },
+    ),
+    "limit_exceeded": (
+        429,
+        {
+            "detail": "this key may spend 600 requests a minute; wait 3 s",
+            "retry_after_s": 3,
+            "violated-policies": ["requests"],
+        },
+    ),
     "queue_unavailable": (
         503,
         {"detail": "the queue cannot be reached or cannot take jobs now", "retry_after_s": 2},
     ),
     "model_not_ready": (503, {"detail": "the model's files are not ready yet", "retry_after_s": 5}),
 }
+
+# What every route may answer that needs a key.
+KEY_PROBLEMS = ("unauthenticated", "forbidden", "limit_exceeded", "queue_unavailable")
 
 SUBMIT_PROBLEMS = (
     "invalid_json",
@@ -81,6 +105,8 @@ SUBMIT_PROBLEMS = (
     "unknown_model",
     "idempotency_conflict",
     "queue_full",
+    "tenant_full",
+    "limit_exceeded",
     "queue_unavailable",
     "model_not_ready",
 )
@@ -162,4 +188,6 @@ def _empty_problem(status: int) -> dict[str, Any]:
         entry["headers"] = {
             "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}
         }
+    if status in (401, 403):
+        entry["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
     return entry

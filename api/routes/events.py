@@ -11,7 +11,7 @@ from api.openapi import problems
 from api.routes.jobs import check_id
 from api.services import Api
 from api.sse import EventStream
-from api.tenancy import Tenant
+from api.tenancy import Reader
 from millpond.messages import JobEvent
 
 FROM_THE_START = "0"
@@ -50,7 +50,7 @@ router = APIRouter(tags=["jobs"])
 )
 async def follow(
     api: Api,
-    tenant: Tenant,
+    caller: Reader,
     job_id: str,
     after: Annotated[str, Query(description="Only events after this one.")] = FROM_THE_START,
     last_event_id: Annotated[
@@ -63,8 +63,8 @@ async def follow(
         start = _check_entry("after", after)
     else:
         start = _check_entry("Last-Event-ID", last_event_id)
-    await api.results.get(id, tenant=tenant)
-    events = api.results.subscribe(id, start, tenant=tenant)
+    await api.results.get(id, tenant=caller.tenant)
+    events = api.results.subscribe(id, start, tenant=caller.tenant)
     return EventStream(cast(AsyncGenerator[JobEvent, None], events), api.closing)
 
 

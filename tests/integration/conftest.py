@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from api.app import create_app
 from api.server import ApiServer
 from api.services import Services, services_of
+from millpond.api_keys import ApiKeys, KeyLimits, Scope
 from millpond.connection import connect
 from millpond.messages import FinishReason, JobResult, JobStatus, Usage
 from millpond.queue import ClaimedJob, JobQueue
@@ -61,6 +62,18 @@ class RunningApi:
         await self.queue.complete([(job.fence, result)])
 
 
+async def make_key(
+    api: RunningApi,
+    tenant: str = "acme",
+    scopes: Sequence[Scope] = (Scope.SUBMIT, Scope.READ),
+    **limits: int,
+) -> dict[str, str]:
+    """A new key of the API's queue, as the header that carries it."""
+    keys = ApiKeys(api.services.redis, api.queue.keys)
+    _, token = await keys.create(tenant, scopes, limits=KeyLimits(**limits))
+    return {"Authorization": f"Bearer {token}"}
+
+
 async def listening(api: RunningApi, id: str, *, wanted: bool = True) -> None:
     """Until somebody listens to the job's channel, or nobody does any more."""
     channel = api.queue.keys.events(id)
@@ -103,4 +116,11 @@ def start_api(tmp_path: Path) -> StartApi:
 @pytest.fixture
 async def api(redis_server: RedisServer, start_api: StartApi) -> AsyncIterator[RunningApi]:
     async with start_api(redis_server.url) as running:
+        yield running
+
+
+@pytest.fixture
+async def keyed_api(redis_server: RedisServer, start_api: StartApi) -> AsyncIterator[RunningApi]:
+    """One that asks for keys, see `make_key`."""
+    async with start_api(redis_server.url, auth="on") as running:
         yield running
