@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from millpond.errors import (
     InvalidRequestError,
@@ -250,9 +251,22 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
             problem = Problem(404, "not_found", "there is nothing under this path")
         case 405:
             problem = Problem(405, "method_not_allowed", "this path does not take this method")
+            return problem.response({"Allow": ", ".join(_methods(request))})
         case status:
             problem = Problem(status, f"http_{status}", error.detail or "")
     return problem.response(error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method of the resource under this path; the router knows of one at a time."""
+    matching = [
+        route
+        for route in request.app.state.routes
+        if route.matches(request.scope)[0] is not Match.NONE
+    ]
+    # A path that is spelled out comes before one with a parameter that it would fit into.
+    same = [route.methods for route in matching if route.path == matching[0].path]
+    return sorted(set().union(*same))
 
 
 def _faults(found: Iterable[Mapping[str, Any]]) -> Iterable[Fault]:

@@ -3,9 +3,10 @@
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from api.bodies import MAX_BULK_JOBS
 from api.errors import PROBLEM_MEDIA_TYPE, PROBLEM_TYPE
 from api.schemas import ProblemBody
 from millpond.messages import JobRequest
@@ -140,8 +141,8 @@ def json_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any
     return {"requestBody": {"required": True, "content": content}}
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Add the schemas that only `json_body` and `problems` refer to."""
+def install_openapi(app: FastAPI, max_wait_s: float) -> None:
+    """Add the schemas that only `json_body` and `problems` refer to, and the limit that is a setting."""
     derive = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -155,6 +156,10 @@ def install_openapi(app: FastAPI) -> None:
             for name, schema in own["$defs"].items():
                 schemas.setdefault(name, schema)
             _drop_derived_problems(described)
+            _describe_parameters(described, max_wait_s)
+            # A stream is no string: FastAPI says so for want of a model.
+            followed = described["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]
+            del followed["content"]["text/event-stream"]["schema"]
             app.openapi_schema = described
         return app.openapi_schema
 
@@ -164,7 +169,21 @@ def install_openapi(app: FastAPI) -> None:
 class BulkBody(BaseModel):
     """1 to 1000 jobs, each accepted or refused on its own."""
 
-    jobs: list[JobRequest]
+    model_config = ConfigDict(extra="forbid")
+
+    jobs: list[JobRequest] = Field(min_length=1, max_length=MAX_BULK_JOBS)
+
+
+def _describe_parameters(described: dict[str, Any], max_wait_s: float) -> None:
+    """A parameter that may be left out is not null then, as FastAPI has it."""
+    for path, methods in described["paths"].items():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", ()):
+                schema = parameter["schema"]
+                given = [one for one in schema.pop("anyOf", ()) if one != {"type": "null"}]
+                schema.update(*given)
+                if (path, parameter["name"]) == ("/v1/jobs/{job_id}", "wait"):
+                    schema["maximum"] = max_wait_s
 
 
 def _drop_derived_problems(described: dict[str, Any]) -> None:

@@ -56,6 +56,7 @@ IdempotencyKey = Annotated[
     Header(
         alias=KEY_HEADER,
         description="1 to 255 visible ASCII characters. The same request under it is one job.",
+        json_schema_extra={"pattern": f"^{_KEY.pattern}$"},
     ),
 ]
 

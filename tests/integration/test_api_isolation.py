@@ -156,7 +156,7 @@ class Echo:
             await queue.wait_for_work(0.2)
             claim = await queue.claim("w1", 16, budget_tokens=PLENTY, capacity_tokens=PLENTY)
             for job in claim.jobs:
-                text = json.loads(job.body)["prompt"]
+                text = json.loads(job.body).get("prompt") or "no prompt"
                 half = len(text) // 2
                 pieces = ((text[:half], 0), (text[half:], half))
                 deltas = [
