@@ -27,7 +27,7 @@ def _outlined(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappin
         given = sys.exc_info()
     error = given[1] if isinstance(given, tuple) else given
     if isinstance(error, BaseException):
-        event |= outline(error)
+        event.update(outline(error))
     return event
 
 
