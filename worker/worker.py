@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from millpond.errors import QueueUnavailableError
+from millpond.logs import outline
 from millpond.messages import JobResult
 from millpond.presets import Preset
 from millpond.queue import JobQueue
@@ -180,7 +181,7 @@ class Worker:
         try:
             turn = await self._engine.turn(requests, ending)
         except Exception as error:
-            log.exception("engine_broke", rows=self._num_rows)
+            log.error("engine_broke", rows=self._num_rows, **outline(error))
             await self._recover(error)
             return
         self._engine_failures = 0
@@ -241,7 +242,8 @@ class Worker:
         """The engine and all its rows are gone: give the jobs back as suspects, build it anew."""
         self._engine_failures += 1
         self._num_rows = 0
-        message = f"the engine broke: {type(error).__name__}: {error}"
+        # Not its text: that may hold one tenant's prompt, and this goes into everybody's results.
+        message = f"the engine broke: {type(error).__name__}"
         await self._committer.settled()
         running = [
             (job.claimed.fence, failure(job.claimed, "engine_failed", message, job.request))
