@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from millpond.api_keys import ApiKey, ApiKeys, KeyLimits, Scope
@@ -60,7 +61,7 @@ def list_keys(redis_url: RedisFlag = None, queue: QueueFlag = None, data: DataFl
         for key in await keys.list():
             table.add_row(
                 key.id,
-                key.name,
+                escape(key.name),
                 key.tenant,
                 " ".join(sorted(key.scopes)),
                 _limits(key),

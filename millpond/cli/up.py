@@ -17,6 +17,7 @@ from millpond.cli.options import (
     SetFlag,
     parse_assignments,
 )
+from millpond.connection import without_password
 from millpond.settings import Settings, is_loopback, load_settings
 from millpond.stack import running_stack
 
@@ -74,7 +75,7 @@ async def _up(settings: Settings, *, embedded: bool, fsync: str) -> None:
             console.print(
                 f"[bold]{stack.api_url}[/bold]  {worker.state['model']}, {worker.state['dtype']} on "
                 f"{worker.state['device']}, {worker.state['slots']} slots\n"
-                f"Redis: {stack.redis_url}, queue {settings.queue!r}. "
+                f"Redis: {without_password(stack.redis_url)}, queue {settings.queue!r}. "
                 f"Logs: {settings.data_dir}. Ctrl-C stops everything."
             )
             if settings.auth_required:

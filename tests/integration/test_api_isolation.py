@@ -75,7 +75,7 @@ async def foreign_jobs(api: RunningApi, headers: Headers) -> list[str]:
     for prompt in ("ended", "running", "queued"):
         answer = await api.http.post("/v1/jobs", json={"prompt": prompt}, headers=headers)
         ids.append(answer.json()["id"])
-    await api.complete(await api.claim(), "x" * 100_000)
+    await api.complete(await api.claim(), "x" * 1_000_000)
     await api.claim()
     return ids
 

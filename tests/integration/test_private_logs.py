@@ -78,45 +78,37 @@ class TellingEngine(SimulatedEngine):
 
 
 async def test_a_broken_engine_tells_no_prompt_to_log_or_neighbour(
-    redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
+    redis_server: RedisServer,
 ) -> None:
     redis = connect(redis_server.url)
-    options = QueueOptions(max_attempts=1)
-    queue = JobQueue(redis, "default", options)
+    queue = JobQueue(redis, "default", QueueOptions(max_attempts=1))
     preset, tokenizer = PRESETS["simulated"], ByteTokenizer()
     config = EngineConfig("simulated", None, preset, slots=4)
     mine = (await queue.submit(JobRequest(prompt=CANARY, raw=True), tenant="mine")).id
     theirs = (await queue.submit(JobRequest(prompt="b", raw=True), tenant="theirs")).id
-    configure_logs("debug", process="worker")
-    try:
-        worker = Worker(
-            queue,
-            lambda: TellingEngine(config, tokenizer),
-            tokenizer,
-            preset,
-            WorkerOptions("w1", WindowPolicy.hybrid(2, 4, 0.02), heartbeat_s=0.05, grace_s=1.0),
-        )
+    worker = Worker(
+        queue,
+        lambda: TellingEngine(config, tokenizer),
+        tokenizer,
+        preset,
+        WorkerOptions("w1", WindowPolicy.hybrid(2, 4, 0.02), heartbeat_s=0.05, grace_s=1.0),
+    )
+    subscriptions = Subscriptions(redis)
+    results = Results(redis, "default", subscriptions)
+    with structlog.testing.capture_logs() as said:
         task = asyncio.create_task(worker.run())
-        subscriptions = Subscriptions(redis)
-        results = Results(redis, "default", subscriptions)
         views = [await results.wait(id, 10) for id in (mine, theirs)]
         worker.stop()
         worker.stop()
         [ended] = await asyncio.gather(task, return_exceptions=True)
-        assert CANARY not in str(ended)
-    finally:
-        structlog.reset_defaults()
-        structlog.contextvars.clear_contextvars()
-    said = capsys.readouterr()
-    assert "engine_broke" in said.err
-    assert "KeyError" in said.err
-    assert CANARY not in said.err + said.out
+    broke = [entry for entry in said if entry["event"] == "engine_broke"]
+    assert [entry["kind"] for entry in broke] == ["KeyError"]
+    assert CANARY not in f"{said} {ended}"
     for view in views:
         assert view.status is JobStatus.FAILED
         assert view.result is not None
         assert view.result.error is not None
-        assert CANARY not in view.result.error.message
-        assert "KeyError" in view.result.error.message
+        assert view.result.error.message == "the engine broke: KeyError"
     await subscriptions.close()
     await redis.aclose()
 
