@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 from redis.asyncio import Redis
 
@@ -23,6 +24,7 @@ from millpond.queue import JobQueue, NewJob, QueueOptions, Submission
 from millpond.results import Results
 from millpond.server import RedisServer
 from millpond.settings import Settings, load_settings
+from millpond.stack import Child
 from millpond.subscriptions import GAP, Subscriptions
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
@@ -186,3 +188,34 @@ async def ledger_on(server: RedisServer, options: QueueOptions) -> AsyncIterator
         await asyncio.gather(listening, return_exceptions=True)
         await subscriptions.close()
         await redis.aclose()
+
+
+@contextlib.asynccontextmanager
+async def running_api(settings: Settings, log: Path) -> AsyncIterator[Child]:
+    """An API process on the settings' port, started again should it die."""
+    with log.open("ab") as sink:
+        api = Child(
+            *("api", [sys.executable, "-m", "api"], settings.environment()),
+            stop_s=5.0,
+            say=lambda _: None,
+            log=sink,
+        )
+        await api.start()
+        try:
+            async with asyncio.timeout(30), httpx.AsyncClient(base_url=api_url(settings)) as http:
+                while not await _healthy(http):
+                    await asyncio.sleep(0.02)
+            yield api
+        finally:
+            await api.stop()
+
+
+def api_url(settings: Settings) -> str:
+    return f"http://127.0.0.1:{settings.port}"
+
+
+async def _healthy(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/healthz")).status_code == 200
+    except httpx.TransportError:
+        return False
