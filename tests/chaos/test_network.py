@@ -118,29 +118,24 @@ async def test_a_worker_dies_at_each_call(
                 await asyncio.sleep(0)
 
             proxy.trap = trap = Trap(script, point, kill, nth)
-            for i, request in enumerate(jobs(60, tokens=30)):
-                await persist(ledger.queue, ledger, f"p{number}-{i}", request)
-            telling = asyncio.create_task(tell_to_end(fleet, trap, ledger))
-            if script != "release":
-                telling.cancel()
-            await asyncio.wait_for(trap.sprung.wait(), 20.0)
+            await feed(fleet, trap, ledger, f"p{number}", end_workers=script == "release")
             await ledger.all_ended(LIMIT_S)
             await ledger.check(least_succeeded=1.0)
             await check_invariants(ledger.redis, ledger.queue.keys)
-            await asyncio.gather(telling, return_exceptions=True)
     print(f"{len(points)} points")
 
 
-async def tell_to_end(fleet: Fleet, trap: Trap, ledger: Ledger) -> None:
-    """SIGTERM without grace makes a worker release; again until the trap has sprung."""
+async def feed(fleet: Fleet, trap: Trap, ledger: Ledger, name: str, *, end_workers: bool) -> None:
+    """Give the worker jobs until the trap has sprung. SIGTERM without grace makes it release."""
     number = 0
-    while not trap.sprung.is_set():
-        for request in jobs(10, tokens=300):
-            await persist(ledger.queue, ledger, f"more-{number}", request)
-            number += 1
-        if (await ledger.results.queue_state()).running:
-            fleet.signal_one(signal.SIGTERM, random.Random(0))
-        await asyncio.sleep(0.2)
+    async with asyncio.timeout(30.0):
+        while not trap.sprung.is_set():
+            for request in jobs(20, tokens=200):
+                await persist(ledger.queue, ledger, f"{name}-{number}", request)
+                number += 1
+            if end_workers and (await ledger.results.queue_state()).running:
+                fleet.signal_one(signal.SIGTERM, random.Random(0))
+            await asyncio.sleep(0.2)
 
 
 @pytest.mark.parametrize("point", Point)
