@@ -26,6 +26,13 @@ class PackingConnection(Connection):
             args = (*name.split(), *args[1:])
         return [hiredis.pack_command(args)]
 
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """A transport that uvloop has closed raises RuntimeError, which nobody would try again."""
+        try:
+            await super().send_packed_command(*args, **kwargs)
+        except RuntimeError as error:
+            raise ConnectionError(f"the connection is gone: {error}") from error
+
 
 def connect(url: str) -> Redis:
     """A client whose commands are tried again on a broken connection: every script is safe to repeat.

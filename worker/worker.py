@@ -6,6 +6,7 @@ runs, the Committer writes what the turns before it produced.
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
@@ -71,6 +72,7 @@ class Worker:
         self._ending: list[str] = []
         self._num_rows = 0
         self._engine_failures = 0
+        self._background_error: BaseException | None = None
         self._stopping = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._state = "loading"
@@ -96,7 +98,8 @@ class Worker:
     async def run(self) -> bool:
         """Work until `stop`. False: the engine's thread hangs in a turn, so end the process hard.
 
-        Raises EngineFailedError, and whatever building the engine raises.
+        Raises EngineFailedError, whatever building the engine raises, and what ended a background
+        task: a worker that cannot write or renew must not hold on to its jobs.
         """
         background = [
             asyncio.create_task(self._committer.run(), name="committer"),
@@ -104,12 +107,24 @@ class Worker:
             asyncio.create_task(self._beat_forever(), name="registry"),
         ]
         work = asyncio.create_task(self._work(), name="work")
+        for task in background:
+            task.add_done_callback(functools.partial(self._on_background_end, work))
         try:
             await self._until_done_or_out_of_grace(work)
+        except asyncio.CancelledError as error:
+            if self._background_error is not None:
+                raise self._background_error from error
+            raise
         finally:
             work.cancel()
             clean = await self._wind_down(background)
         return clean
+
+    def _on_background_end(self, work: asyncio.Task[None], ended: asyncio.Task[None]) -> None:
+        if not ended.cancelled() and (error := ended.exception()) is not None:
+            log.error("background_task_failed", task=ended.get_name(), exc_info=error)
+            self._background_error = error
+            work.cancel()
 
     async def _work(self) -> None:
         intake = await self._start_engine()

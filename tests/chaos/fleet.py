@@ -7,10 +7,11 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 from redis.asyncio import Redis
 
@@ -23,6 +24,7 @@ from millpond.queue import JobQueue, NewJob, QueueOptions, Submission
 from millpond.results import Results
 from millpond.server import RedisServer
 from millpond.settings import Settings, load_settings
+from millpond.stack import Child
 from millpond.subscriptions import GAP, Subscriptions
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
@@ -30,21 +32,36 @@ from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedE
 
 QUEUE = "chaos"
 
+# Runs the worker with a wall clock that is off by its argument.
+WRONG_CLOCK = """
+import runpy, sys, time
+off_s, true_s, true_ns = float(sys.argv.pop()), time.time, time.time_ns
+time.time = lambda: true_s() + off_s
+time.time_ns = lambda: true_ns() + round(off_s * 1e9)
+runpy.run_module("worker", run_name="__main__", alter_sys=True)
+"""
+
 
 class Fleet:
-    """``number`` workers on one server. Those that die by themselves are started again."""
+    """``number`` workers on one server. Those that die by themselves are started again.
 
-    def __init__(self, settings: Settings, number: int, log: Path) -> None:
+    ``clocks_off_s``: how far the wall clock of each is off.
+    """
+
+    def __init__(
+        self, settings: Settings, number: int, log: Path, clocks_off_s: Sequence[float] = ()
+    ) -> None:
         self._settings = settings
         self._number = number
         self._log = log
+        self._clocks_off_s = clocks_off_s
         self.processes: list[asyncio.subprocess.Process] = []
         self._watchers: list[asyncio.Task[None]] = []
         self.starts = 0
 
     async def __aenter__(self) -> "Fleet":
         for place in range(self._number):
-            self.processes.append(await self._start())
+            self.processes.append(await self._start(place))
             self._watchers.append(asyncio.create_task(self._watch(place)))
         return self
 
@@ -58,11 +75,14 @@ class Fleet:
                     process.kill()
             await process.wait()
 
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _start(self, place: int) -> asyncio.subprocess.Process:
         self.starts += 1
+        arguments = ["-m", "worker"]
+        if self._clocks_off_s:
+            arguments = ["-c", WRONG_CLOCK, str(self._clocks_off_s[place])]
         with self._log.open("ab") as sink:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "worker"),
+                *(sys.executable, *arguments),
                 env={**os.environ, **self._settings.environment()},
                 stdout=sink,
                 stderr=sink,
@@ -71,7 +91,7 @@ class Fleet:
     async def _watch(self, place: int) -> None:
         while True:
             await self.processes[place].wait()
-            self.processes[place] = await self._start()
+            self.processes[place] = await self._start(place)
 
     def signal_one(self, number: signal.Signals, chance: random.Random) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -122,6 +142,7 @@ class Ledger:
         self.results = results
         self.requests: dict[str, JobRequest] = {}
         self.heard: Counter[str] = Counter()
+        self.resets: Counter[str] = Counter()
         self.first_seen: dict[str, bytes] = {}
 
     async def submit(self, requests: list[JobRequest]) -> None:
@@ -137,10 +158,13 @@ class Ledger:
         async with subscriptions.listen(self.queue.keys.channel) as inbox:
             while True:
                 message = await inbox.get()
-                if message is GAP or b'"type":"finished"' not in message[:64]:
+                if message is GAP:
                     continue
                 event = orjson.loads(message)
-                assert event["type"] == EventType.FINISHED
+                if event["type"] == EventType.RESET:
+                    self.resets[event["reason"]] += 1
+                if event["type"] != EventType.FINISHED:
+                    continue
                 self.heard[event["id"]] += 1
                 with contextlib.suppress(Exception):  # the server may be away: seen later
                     stored = await self.redis.get(self.queue.keys.result(event["id"]))
@@ -186,3 +210,34 @@ async def ledger_on(server: RedisServer, options: QueueOptions) -> AsyncIterator
         await asyncio.gather(listening, return_exceptions=True)
         await subscriptions.close()
         await redis.aclose()
+
+
+@contextlib.asynccontextmanager
+async def running_api(settings: Settings, log: Path) -> AsyncIterator[Child]:
+    """An API process on the settings' port, started again should it die."""
+    with log.open("ab") as sink:
+        api = Child(
+            *("api", [sys.executable, "-m", "api"], settings.environment()),
+            stop_s=5.0,
+            say=lambda _: None,
+            log=sink,
+        )
+        await api.start()
+        try:
+            async with asyncio.timeout(30), httpx.AsyncClient(base_url=api_url(settings)) as http:
+                while not await _healthy(http):
+                    await asyncio.sleep(0.02)
+            yield api
+        finally:
+            await api.stop()
+
+
+def api_url(settings: Settings) -> str:
+    return f"http://127.0.0.1:{settings.port}"
+
+
+async def _healthy(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/healthz")).status_code == 200
+    except httpx.TransportError:
+        return False

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import random
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from millpond.errors import QueueUnavailableError
 from millpond.messages import JobRequest, JobStatus
 from millpond.queue import NewJob, Submission
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
-from millpond.stack import Child
-from tests.chaos.fleet import Fleet, Ledger, ledger_on, worker_settings
+from tests.chaos.fleet import Fleet, Ledger, api_url, ledger_on, running_api, worker_settings
 from tests.chaos.test_workers import jobs, size
 
 
@@ -88,42 +86,33 @@ async def test_the_api_is_killed_under_retries(tmp_path: Path) -> None:
     chance = random.Random(7)
     async with RedisServer(options, bundled_server()) as server:
         settings = worker_settings(server, port=free_port())
-        with (tmp_path / "api.log").open("ab") as log:
-            api = Child(
-                *("api", [sys.executable, "-m", "api"], settings.environment()),
-                stop_s=5.0,
-                say=lambda _: None,
-                log=log,
-            )
-            await api.start()
-            base_url = f"http://127.0.0.1:{settings.port}"
-            async with (
-                ledger_on(server, settings.queue_options()) as ledger,
-                Fleet(settings, 1, tmp_path / "workers.log"),
-                httpx.AsyncClient(base_url=base_url, timeout=5.0) as http,
-            ):
-                limit = asyncio.Semaphore(16)
+        async with (
+            running_api(settings, tmp_path / "api.log") as api,
+            ledger_on(server, settings.queue_options()) as ledger,
+            Fleet(settings, 1, tmp_path / "workers.log"),
+            httpx.AsyncClient(base_url=api_url(settings), timeout=5.0) as http,
+        ):
+            limit = asyncio.Semaphore(16)
 
-                async def persist(number: int) -> str:
-                    async with limit:
-                        ids = {await post(http, number) for _ in range(3)}
-                    assert len(ids) == 1, "one key gave several jobs"
-                    return ids.pop()
+            async def persist(number: int) -> str:
+                async with limit:
+                    ids = {await post(http, number) for _ in range(3)}
+                assert len(ids) == 1, "one key gave several jobs"
+                return ids.pop()
 
-                clients = asyncio.gather(*(persist(number) for number in range(keys)))
-                for _ in range(size(20, 2)):
-                    await asyncio.sleep(chance.uniform(1.2, 2.5) if not clients.done() else 0)
-                    if api.pid is not None:
-                        with contextlib.suppress(ProcessLookupError):
-                            api.signal(signal.SIGKILL)
-                ids = await clients
-                assert len(set(ids)) == keys
-                state = await ledger.results.queue_state()
-                assert sum(state.accepted.values()) == keys
-                await ledger.all_ended(120.0)
-                state = await ledger.results.queue_state()
-                assert state.done[JobStatus.SUCCEEDED] == keys
-            await api.stop()
+            clients = asyncio.gather(*(persist(number) for number in range(keys)))
+            for _ in range(size(20, 2)):
+                await asyncio.sleep(chance.uniform(1.2, 2.5) if not clients.done() else 0)
+                if api.pid is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        api.signal(signal.SIGKILL)
+            ids = await clients
+            assert len(set(ids)) == keys
+            state = await ledger.results.queue_state()
+            assert sum(state.accepted.values()) == keys
+            await ledger.all_ended(120.0)
+            state = await ledger.results.queue_state()
+            assert state.done[JobStatus.SUCCEEDED] == keys
 
 
 async def post(http: httpx.AsyncClient, number: int) -> str:

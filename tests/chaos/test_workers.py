@@ -7,8 +7,10 @@ import asyncio
 import os
 import random
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -16,10 +18,11 @@ from millpond.messages import JobRequest, JobStatus
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
 from tests.chaos.fleet import Fleet, ledger_on, worker_settings
 
+T = TypeVar("T")
 FULL = os.environ.get("MILLPOND_CHAOS") == "full"
 
 
-def size(full: int, short: int) -> int:
+def size(full: T, short: T) -> T:
     return full if FULL else short
 
 
@@ -129,3 +132,26 @@ async def test_poison_is_cornered(server: RedisServer, tmp_path: Path) -> None:
             view = await ledger.results.get(id)
             assert view.attempts == (3 if "POISON" in str(request.prompt) else 1)
         print(f"worker starts {fleet.starts}")
+
+
+async def test_clocks_ten_minutes_off(server: RedisServer, tmp_path: Path) -> None:
+    """Row 12: workers whose clocks are off hold their jobs through many leases."""
+    settings = worker_settings(server)
+    async with (
+        ledger_on(server, settings.queue_options()) as ledger,
+        Fleet(settings, 3, tmp_path / "workers.log", clocks_off_s=(600.0, -600.0, 0.0)),
+    ):
+        # The longest rows live through two leases, and through ten in full.
+        await ledger.submit(jobs(size(2_000, 150), tokens=size(4_000, 1_000)))
+        await ledger.all_ended(300.0)
+        await ledger.check(least_succeeded=1.0)
+        assert not ledger.resets, "nothing was taken from anybody"
+        workers = set()
+        for id in ledger.requests:
+            view = await ledger.results.get(id)
+            assert view.attempts == 1
+            assert view.result is not None
+            assert view.result.receipt is not None
+            assert abs(view.result.finished_ms - time.time() * 1000) < 300_000
+            workers.add(view.result.receipt.worker)
+        assert len(workers) == 3

@@ -330,3 +330,23 @@ async def test_two_workers_share_without_doubling(bench: Bench) -> None:
     assert {v.status for v in views} == {JobStatus.SUCCEEDED}
     assert {v.attempts for v in views} == {1}
     assert {v.worker for v in views} == {"w1", "w2"}
+
+
+async def test_a_worker_whose_writing_breaks_ends_instead_of_holding_its_jobs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leases were renewed for ever by a worker whose Committer had died of an unforeseen error."""
+
+    async def broken(results: Any) -> Any:
+        raise ZeroDivisionError("unforeseen")
+
+    id = await bench.submit(max_tokens=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.queue, "complete", broken)
+        with contextlib.suppress(ZeroDivisionError):
+            async with bench.worker() as (_, task):
+                await asyncio.wait([task], timeout=10)
+        assert isinstance(task.exception(), ZeroDivisionError)
+
+    async with bench.worker(id="w2"):
+        assert await bench.ended(id) is JobStatus.SUCCEEDED

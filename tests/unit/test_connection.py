@@ -1,8 +1,9 @@
-"""What may be shown of a Redis URL."""
+"""The connection: its own faults, and what may be shown of its URL."""
 
 import pytest
+import redis.exceptions
 
-from millpond.connection import without_password
+from millpond.connection import PackingConnection, without_password
 
 
 @pytest.mark.parametrize(
@@ -16,3 +17,25 @@ from millpond.connection import without_password
 )
 def test_a_password_is_not_shown(url: str, shown: str) -> None:
     assert without_password(url) == shown
+
+
+class ClosedByUvloop:
+    """uvloop's transport after a reset: another error than asyncio's own."""
+
+    def writelines(self, data: object) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport>; the handler is closed")
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_transport_that_uvloop_closed_is_a_broken_connection() -> None:
+    """A reset between two commands: the next write must count as a lost connection, to be made anew."""
+    connection = PackingConnection()
+    connection._reader = object()  # type: ignore[assignment]
+    connection._writer = ClosedByUvloop()  # type: ignore[assignment]
+
+    with pytest.raises(redis.exceptions.ConnectionError, match="handler is closed"):
+        await connection.send_packed_command([b"PING"], check_health=False)
+
+    assert not connection.is_connected

@@ -1,0 +1,234 @@
+"""The queue as a plain Python model: what the scripts are to do, said a second time without Redis."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from millpond.messages import JobStatus
+from millpond.queue import Commit, QueueOptions
+
+PRIORITIES = ("interactive", "normal", "batch")
+TURNS = "iiiniiiiniiiinib"
+RUNNING, QUEUED = JobStatus.RUNNING, JobStatus.QUEUED
+
+
+@dataclass
+class ModelJob:
+    id: str
+    priority: str
+    tokens: int
+    deadline_ms: int | None
+    status: JobStatus = QUEUED
+    attempts: int = 0
+    fence: int | None = None
+    worker: str = ""
+    lease_end_ms: int = 0
+    cancel: bool = False
+    due_ms: int | None = None
+
+
+@dataclass
+class Model:
+    """``lanes`` and ``suspects`` hold tombstones, as the queue's lists do."""
+
+    options: QueueOptions
+    now_ms: int = 1_000_000_000_000
+    jobs: dict[str, ModelJob] = field(default_factory=dict)
+    lanes: dict[str, list[str]] = field(default_factory=lambda: {p: [] for p in PRIORITIES})
+    suspects: list[list[str]] = field(default_factory=list)
+    deadlines: dict[str, int] = field(default_factory=dict)
+    dead: list[str] = field(default_factory=list)
+    fence: int = 0
+    turn: int = 0
+
+    # -- clients
+
+    def submit(self, id: str, priority: str, tokens: int, deadline_ms: int | None) -> bool:
+        """False: the id is known."""
+        if id in self.jobs:
+            return False
+        due = None if deadline_ms is None else self.now_ms + deadline_ms
+        self.jobs[id] = ModelJob(id, priority, tokens, due)
+        self.lanes[priority].append(id)
+        if due is not None:
+            self.deadlines[id] = due
+        return True
+
+    def cancel(self, id: str) -> JobStatus | None:
+        job = self.jobs.get(id)
+        if job is None:
+            return None
+        if job.status is QUEUED:
+            self._finish(job, JobStatus.CANCELLED)
+        elif job.status is RUNNING:
+            job.cancel = True
+        return job.status
+
+    # -- workers
+
+    def claim(
+        self, worker: str, count: int, budget: int, capacity: int, lease_ms: int
+    ) -> tuple[list[tuple[str, int, int]], int, bool]:
+        """(id, fence, attempt) of each job, ids left, whether they are suspects."""
+        self.sweep()
+        claimed: list[tuple[str, int, int]] = []
+
+        def take(id: str) -> str:
+            nonlocal budget
+            job = self.jobs.get(id)
+            if job is None or job.status is not QUEUED or job.due_ms is not None:
+                return "skipped"
+            need = min(job.tokens, capacity)
+            if need > budget:
+                return "full"
+            budget -= need
+            self.fence += 1
+            job.status, job.fence, job.worker = RUNNING, self.fence, worker
+            job.attempts += 1
+            job.lease_end_ms = self.now_ms + lease_ms
+            claimed.append((id, self.fence, job.attempts))
+            return "claimed"
+
+        alone = False
+        if self.suspects and budget >= capacity:
+            while self.suspects and not claimed:
+                group = self.suspects.pop(0)
+                rest = [id for id in group if len(claimed) >= count or take(id) == "full"]
+                if rest:
+                    self.suspects.insert(0, rest)
+            alone = bool(claimed)
+        if not self.suspects and not alone:
+            while len(claimed) < count:
+                wanted = next(p for p in PRIORITIES if p[0] == TURNS[self.turn])
+                lane = next((self.lanes[p] for p in (wanted, *PRIORITIES) if self.lanes[p]), None)
+                if lane is None:
+                    break
+                id = lane.pop(0)
+                outcome = take(id)
+                if outcome == "full":
+                    lane.insert(0, id)
+                    break
+                if outcome == "claimed":
+                    self.turn = (self.turn + 1) % len(TURNS)
+        return claimed, len(self.suspects) + sum(map(len, self.lanes.values())), alone
+
+    def renew(
+        self, held: Sequence[tuple[str, int]], lease_ms: int
+    ) -> tuple[set[str], set[str], set[str]]:
+        lost, cancelled, expired = set(), set(), set()
+        for id, fence in held:
+            job = self.jobs.get(id)
+            if job is None or job.status is not RUNNING or job.fence != fence:
+                lost.add(id)
+                continue
+            job.lease_end_ms = self.now_ms + lease_ms
+            if job.cancel:
+                cancelled.add(id)
+            elif job.deadline_ms is not None and job.deadline_ms <= self.now_ms:
+                expired.add(id)
+        return lost, cancelled, expired
+
+    def holds(self, id: str, fence: int) -> bool:
+        job = self.jobs.get(id)
+        return job is not None and job.status is RUNNING and job.fence == fence
+
+    def complete(self, id: str, fence: int, status: JobStatus) -> Commit:
+        if self.holds(id, fence):
+            self._finish(self.jobs[id], status)
+            return Commit.STORED
+        job = self.jobs.get(id)
+        return Commit.KNOWN if job is not None and job.fence == fence else Commit.LOST
+
+    def fail(self, id: str, fence: int, attempt: int) -> Commit:
+        if not self.holds(id, fence):
+            job = self.jobs.get(id)
+            return Commit.KNOWN if job is not None and job.fence == fence else Commit.LOST
+        job = self.jobs[id]
+        if job.attempts >= self.options.max_attempts:
+            self._bury(job)
+            return Commit.BURIED
+        if not self._take_back(job, refund=False):
+            return Commit.STORED
+        delay_s = min(
+            self.options.retry_delay_s * 2 ** (attempt - 1), self.options.retry_delay_max_s
+        )
+        job.due_ms = self.now_ms + round(delay_s * 1000)
+        return Commit.RETRY
+
+    def release(self, held: Sequence[tuple[str, int]]) -> int:
+        released = 0
+        for id, fence in reversed(held):
+            if self.holds(id, fence) and self._take_back(self.jobs[id], refund=True):
+                self.lanes[self.jobs[id].priority].insert(0, id)
+                released += 1
+        return released
+
+    def suspect(self, held: Sequence[tuple[str, int]]) -> int:
+        ours = [self.jobs[id] for id, fence in held if self.holds(id, fence)]
+        if ours:
+            self._isolate(ours)
+        return len(ours)
+
+    # -- time
+
+    def sweep(self) -> None:
+        running = sorted(
+            (j for j in self.jobs.values() if j.status is RUNNING),
+            key=lambda j: (j.lease_end_ms, j.id),
+        )
+        dead_workers = [j.worker for j in running if j.lease_end_ms <= self.now_ms]
+        for worker in dict.fromkeys(dead_workers):
+            held = sorted((j for j in running if j.worker == worker), key=lambda j: j.fence or 0)
+            suspects = []
+            for job in held:
+                job.fence = None
+                if job.deadline_ms is not None and job.deadline_ms <= self.now_ms:
+                    self._finish(job, JobStatus.EXPIRED)
+                elif job.cancel:
+                    self._finish(job, JobStatus.CANCELLED)
+                else:
+                    suspects.append(job)
+            if suspects:
+                self._isolate(suspects)
+        due = [j for j in self.jobs.values() if j.due_ms is not None and j.status is QUEUED]
+        for job in sorted(due, key=lambda j: (j.due_ms, j.id)):
+            assert job.due_ms is not None
+            if job.due_ms <= self.now_ms:
+                job.due_ms = None
+                self.suspects.append([job.id])
+        for id, deadline in list(self.deadlines.items()):
+            if deadline <= self.now_ms:
+                if self.jobs[id].status is QUEUED:
+                    self._finish(self.jobs[id], JobStatus.EXPIRED)
+                else:
+                    del self.deadlines[id]
+
+    def _isolate(self, held: list[ModelJob]) -> None:
+        if len(held) == 1:
+            if held[0].attempts >= self.options.max_attempts:
+                self._bury(held[0])
+            elif self._take_back(held[0], refund=False):
+                self.suspects.append([held[0].id])
+            return
+        middle = len(held) // 2
+        halves = [held[:middle], held[middle:]]
+        left = [[j.id for j in half if self._take_back(j, refund=True)] for half in halves]
+        self.suspects += [ids for ids in left if ids]
+
+    def _take_back(self, job: ModelJob, *, refund: bool) -> bool:
+        if job.cancel:
+            self._finish(job, JobStatus.CANCELLED)
+            return False
+        if job.deadline_ms is not None:
+            self.deadlines[job.id] = job.deadline_ms
+        job.status, job.fence = QUEUED, None
+        job.attempts -= refund
+        return True
+
+    def _bury(self, job: ModelJob) -> None:
+        self._finish(job, JobStatus.FAILED)
+        self.dead.append(job.id)
+
+    def _finish(self, job: ModelJob, status: JobStatus) -> None:
+        job.status = status
+        job.due_ms = None
+        self.deadlines.pop(job.id, None)

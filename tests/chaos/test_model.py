@@ -1,0 +1,220 @@
+"""Row 9: random operations on a real server, each compared with a plain Python model of the queue.
+
+The server's clock is the model's: the scripts' own `TIME` is replaced by a key that the test sets.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Coroutine
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings, stateful
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from redis.asyncio import Redis
+
+from millpond import scripts
+from millpond.connection import connect
+from millpond.errors import IdempotencyConflictError
+from millpond.messages import EventType, JobEvent, JobRequest, JobStatus
+from millpond.queue import ClaimedJob, JobQueue, NewJob, QueueOptions, Submission
+from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
+from tests.chaos.model import PRIORITIES, Model
+from tests.chaos.test_workers import size
+from tests.contract.invariants import check_invariants
+from tests.contract.jobs import failed, success
+
+T = TypeVar("T")
+CLOCK = "clock"
+LEASE_MS = 1_000
+OPTIONS = QueueOptions(lease_s=LEASE_MS / 1000, retry_delay_s=0.5, max_attempts=3)
+IDS = st.sampled_from([f"job-{i}" for i in range(12)])
+WORKERS = st.sampled_from(["ann", "bob", "cleo"])
+PICK = st.integers(0, 1_000)
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """``rows`` are all claims ever made: most of them are stale, and are used all the same."""
+
+    run_on: ClassVar[asyncio.Runner]
+    redis: ClassVar[Redis]
+    steps: ClassVar[int] = 0
+
+    @initialize()
+    def empty(self) -> None:
+        self.model = Model(OPTIONS)
+        self.queue = JobQueue(self.redis, "model", OPTIONS)
+        self.rows: list[tuple[str, ClaimedJob]] = []
+        self.seen: dict[str, bytes] = {}
+        self.wait(self.redis.flushall())
+        self.set_clock()
+
+    def wait(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.run_on.run(call)
+
+    def set_clock(self) -> None:
+        seconds, ms = divmod(self.model.now_ms, 1000)
+        self.wait(self.redis.hset(CLOCK, mapping={"s": seconds, "us": ms * 1000}))
+
+    def row(self, pick: int) -> ClaimedJob:
+        return self.rows[-1 - pick % len(self.rows)][1]
+
+    def rows_of(self, worker: str) -> list[tuple[str, int]]:
+        """One claim of each id at most, the newest: what a worker's table can hold."""
+        newest = {job.id: job.fence for owner, job in self.rows if owner == worker}
+        return list(newest.items())
+
+    @rule(
+        id=IDS,
+        priority=st.sampled_from(PRIORITIES),
+        tokens=st.sampled_from([5, 10, 40]),
+        deadline_ms=st.sampled_from([None, None, 300, 1_500]),
+        stream=st.booleans(),
+    )
+    def submit(
+        self, id: str, priority: Any, tokens: int, deadline_ms: int | None, stream: bool
+    ) -> None:
+        deadline_s = None if deadline_ms is None else deadline_ms / 1000
+        request = JobRequest(prompt=id, priority=priority, deadline_s=deadline_s, stream=stream)
+        [answer] = self.wait(self.queue.submit_many([NewJob(request, id, tokens=tokens)]))
+        new = self.model.submit(id, priority, tokens, deadline_ms)
+        if isinstance(answer, Submission):
+            assert answer == Submission(id, self.model.jobs[id].status, created=new)
+        else:
+            assert isinstance(answer, IdempotencyConflictError)
+            assert not new
+
+    @rule(worker=WORKERS, count=st.integers(1, 8), free=st.sampled_from([10, 30, 30, 30]))
+    def claim(self, worker: str, count: int, free: int) -> None:
+        claim = self.wait(self.queue.claim(worker, count, budget_tokens=free, capacity_tokens=30))
+        jobs, left, alone = self.model.claim(worker, count, free, 30, LEASE_MS)
+        assert [(j.id, j.fence, j.attempt) for j in claim.jobs] == jobs
+        assert (claim.left, claim.alone) == (left, alone)
+        self.rows += [(worker, job) for job in claim.jobs]
+
+    @rule(ms=st.sampled_from([1, 200, 500, LEASE_MS - 1, LEASE_MS, 3 * LEASE_MS]))
+    def time_passes(self, ms: int) -> None:
+        """Also the crash: whoever does not renew within a lease is dead."""
+        self.model.now_ms += ms
+        self.set_clock()
+
+    @rule()
+    def reap(self) -> None:
+        self.wait(self.queue.reap())
+        self.model.sweep()
+
+    @rule(worker=WORKERS)
+    def renew(self, worker: str) -> None:
+        held = self.rows_of(worker)
+        renewal = self.wait(self.queue.renew(held))
+        found = (set(renewal.lost), set(renewal.cancelled), set(renewal.expired))
+        assert found == self.model.renew(held, LEASE_MS)
+
+    @rule(id=IDS)
+    def cancel(self, id: str) -> None:
+        assert self.wait(self.queue.cancel(id)) == self.model.cancel(id)
+
+    @precondition(lambda self: self.rows)
+    @rule(pick=PICK, again=st.booleans())
+    def complete(self, pick: int, again: bool) -> None:
+        job = self.row(pick)
+        for _ in range(1 + again):
+            result = success(job.id, text=f"fence {job.fence}")
+            [commit] = self.wait(self.queue.complete([(job.fence, result)]))
+            assert commit == self.model.complete(job.id, job.fence, result.status)
+
+    @precondition(lambda self: self.rows)
+    @rule(pick=PICK)
+    def fail(self, pick: int) -> None:
+        job = self.row(pick)
+        commit = self.wait(self.queue.fail(job.fence, job.attempt, failed(job.id)))
+        assert commit == self.model.fail(job.id, job.fence, job.attempt)
+
+    @rule(worker=WORKERS)
+    def release(self, worker: str) -> None:
+        held = self.rows_of(worker)
+        assert self.wait(self.queue.release(held)) == self.model.release(held)
+
+    @rule(worker=WORKERS)
+    def suspect(self, worker: str) -> None:
+        held = self.rows_of(worker)
+        pairs = [(fence, failed(id)) for id, fence in held]
+        assert self.wait(self.queue.suspect(pairs)) == self.model.suspect(held)
+
+    @precondition(lambda self: self.rows)
+    @rule(pick=PICK)
+    def emit(self, pick: int) -> None:
+        job = self.row(pick)
+        event = JobEvent(type=EventType.DELTA, id=job.id, attempt=job.attempt, text="x", offset=0)
+        lost = self.wait(self.queue.emit([(job.fence, event)]))
+        assert (job.id in lost) is not self.model.holds(job.id, job.fence)
+
+    @rule(id=IDS)
+    def forget(self, id: str) -> None:
+        """The time to live of a job that has ended is over; its id may come again."""
+        job = self.model.jobs.get(id)
+        # A tombstone among the suspects is gone long before any time to live.
+        if job is None or not job.status.terminal or any(id in g for g in self.model.suspects):
+            return
+        keys = self.queue.keys
+        self.wait(self.redis.delete(*(keys[k] + id for k in ("job", "body", "result", "events"))))
+        del self.model.jobs[id]
+        self.seen.pop(id, None)
+
+    @invariant()
+    def the_queue_is_as_the_model_says(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        type(self).steps += 1
+        self.wait(self.redis.delete(CLOCK))
+        shot = self.wait(check_invariants(self.redis, self.queue.keys))
+        self.set_clock()
+        model = self.model
+        for name in PRIORITIES:
+            assert (shot.get(f"pending_{name}") or []) == model.lanes[name]
+        assert [g.split() for g in shot.get("suspects") or []] == model.suspects
+        assert (shot.get("deadlines") or {}) == model.deadlines
+        assert (shot.get("dead") or []) == model.dead
+        waiting = {j.id: j.due_ms for j in model.jobs.values() if j.due_ms is not None}
+        assert (shot.get("delayed") or {}) == waiting
+        running = [j for j in model.jobs.values() if j.status is JobStatus.RUNNING]
+        assert (shot.get("leases") or {}) == {j.id: j.lease_end_ms for j in running}
+        records = {id: shot.raw[self.queue.keys.job(id)] for id in shot.ids("job")}
+        found = {id: (r["status"], int(r["attempts"])) for id, r in records.items()}
+        assert found == {j.id: (j.status, j.attempts) for j in model.jobs.values()}
+        for id in shot.ids("result"):
+            stored = shot.raw[self.queue.keys.result(id)]
+            assert self.seen.setdefault(id, stored) == stored, "a result has changed"
+
+
+def test_the_queue_does_what_the_model_does(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = scripts.load_script
+
+    def with_our_clock(name: str) -> scripts.Script:
+        script = real(name)
+        ours = f"redis.call('HMGET', '{CLOCK}', 's', 'us')".encode()
+        source = script.source.replace(b"redis.call('TIME')", ours)
+        sha = scripts.sha1(source, usedforsecurity=False).hexdigest()
+        return dataclasses.replace(script, source=source, sha=sha)
+
+    monkeypatch.setattr(scripts, "load_script", with_our_clock)
+    server = RedisServer(ServerOptions(tmp_path / "redis", free_port()), bundled_server())
+    with asyncio.Runner() as runner:
+        runner.run(server.start())
+        QueueMachine.run_on, QueueMachine.redis = runner, connect(server.url)
+        try:
+            stateful.run_state_machine_as_test(
+                QueueMachine,
+                settings=settings(
+                    max_examples=size(250, 12),
+                    stateful_step_count=50,
+                    deadline=None,
+                    derandomize=size(0, 1) == 1,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+            print(f"steps {QueueMachine.steps}")
+        finally:
+            runner.run(QueueMachine.redis.aclose())
+            runner.run(server.stop())
