@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         default="auto",
         description="int8: a byte for each weight, where the CPU has kernels for it.",
     )
-    slots: Count = Field(default=64, description="Rows that the engine decodes at once.")
+    slots: Count = Field(default=128, description="Rows that the engine decodes at once.")
     kv_tokens: Count | None = Field(default=None, description="Tokens of KV cache in all slots.")
 
     simulated: dict[str, Any] = Field(

@@ -2,25 +2,25 @@
 
 import ctypes
 import hashlib
+import importlib.util
 import logging
-import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 _SOURCES = Path(__file__).parent / "csrc"
-_COMPILERS = ("gcc", "cc")
+_COMPILERS = ("gcc", "clang", "cc")
 _COMPILE_TIMEOUT_S = 120.0
 _FLAGS = (
     "-std=gnu11",
     "-O3",
     "-fPIC",
+    "-shared",
     "-fvisibility=hidden",
-    "-fopenmp",
+    "-pthread",
     "-mavx512f",
     "-mavx512bw",
     "-mavx512dq",
@@ -67,8 +67,18 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+def find_compiler() -> list[str] | None:
+    """A C compiler of the system's, or the one inside the PyPI package ziglang."""
+    for name in _COMPILERS:
+        if found := shutil.which(name):
+            return [found]
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang", "cc"]
+    return None
+
+
 def _fingerprint() -> str:
-    digest = hashlib.sha256(repr((_FLAGS, torch.__version__, platform.libc_ver())).encode())
+    digest = hashlib.sha256(repr((_FLAGS, platform.libc_ver())).encode())
     for source in sorted(_SOURCES.iterdir()):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
@@ -76,25 +86,17 @@ def _fingerprint() -> str:
 
 def _compile(path: Path) -> None:
     """Compile beside ``path`` and move into place whole; processes may do so at once."""
-    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+    compiler = find_compiler()
     if compiler is None:
-        raise NoKernelsError("there is no C compiler (gcc)")
+        raise NoKernelsError(
+            "there is no C compiler; install gcc, or the package ziglang from PyPI"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
-        made = Path(folder) / "forward.o"
-        library = Path(folder) / "forward.so"
-        _call([compiler, *_FLAGS, "-c", str(_SOURCES / "forward.c"), "-o", str(made)])
-        # torch's own OpenMP: with a second one, idle threads of each would stand in the other's way.
-        _call([compiler, "-shared", str(made), str(_openmp()), "-lm", "-o", str(library)])
-        os.replace(library, path)
+        made = Path(folder) / "forward.so"
+        _call([*compiler, *_FLAGS, str(_SOURCES / "forward.c"), "-lm", "-o", str(made)])
+        made.replace(path)
     _log.info("compiled the kernels, once, to %s", path)
-
-
-def _openmp() -> Path:
-    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    if not found:
-        raise NoKernelsError("this build of torch does not use GNU OpenMP")
-    return found[0]
 
 
 def _call(command: list[str]) -> None:

@@ -1,6 +1,5 @@
 """A transformers model's weights, laid out once for the kernels."""
 
-import ctypes
 import math
 from collections.abc import Sequence as Items
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from worker.engines.transformers.native import structs
+from worker.engines.transformers.native.smoothing import ChannelPeaks
 
 Weights = Literal["bfloat16", "int8"]
 
@@ -53,6 +53,7 @@ class NativeModel:
         check_native(config, windows)
         self._kept: list[torch.Tensor] = []
         self._weights = weights
+        self._peaks = ChannelPeaks(model) if weights == "int8" else None
         base = model.model
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
@@ -65,6 +66,10 @@ class NativeModel:
         layers = (structs.Layer * self.num_layers)()
         for target, layer, window in zip(layers, base.layers, windows, strict=True):
             self._fill_layer(target, layer, window)
+        final_norm, head = base.norm.weight, model.lm_head.weight
+        if self._peaks is not None:
+            by = self._peaks.factors(model.lm_head, head)
+            final_norm, head = final_norm / by, head * by
         self.struct = structs.Model(
             layers=self.num_layers,
             hidden=self.hidden_size,
@@ -77,19 +82,21 @@ class NativeModel:
             epsilon=config.rms_norm_eps,
             scale=base.layers[0].self_attn.scaling * math.log2(math.e),
             embedding=self._keep(base.embed_tokens.weight.detach().to(torch.bfloat16)),
-            final_norm=self._floats(base.norm.weight),
+            final_norm=self._floats(final_norm),
             cosine=self._keep(cosine),
             sine=self._keep(sine),
             layer=layers,
-            head=self._linear(model.lm_head.weight, model.lm_head.bias),
+            head=self._linear(head, model.lm_head.bias),
         )
 
     def _fill_layer(self, target: structs.Layer, layer: Any, window: int | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         if hasattr(attention, "qkv_proj"):
+            reads_norm, reads_mlp_norm = attention.qkv_proj, mlp.gate_up_proj
             qkv, qkv_bias = attention.qkv_proj.weight, attention.qkv_proj.bias
             gate, up = mlp.gate_up_proj.weight.chunk(2)
         else:
+            reads_norm, reads_mlp_norm = attention.q_proj, mlp.gate_proj
             parts = (attention.q_proj, attention.k_proj, attention.v_proj)
             qkv = torch.cat([p.weight for p in parts])
             biases = [p.bias for p in parts if p.bias is not None]
@@ -97,26 +104,35 @@ class NativeModel:
             gate, up = mlp.gate_proj.weight, mlp.up_proj.weight
             if mlp.gate_proj.bias is not None:
                 raise NotNativeError("no kernels for biases in the MLP")
+        norm, mlp_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        if self._peaks is not None:
+            by = self._peaks.factors(reads_norm, qkv)
+            norm, qkv = norm / by, qkv * by
+            by = self._peaks.factors(reads_mlp_norm, gate, up)
+            mlp_norm, gate, up = mlp_norm / by, gate * by, up * by
         # 32 gates and their 32 ups share a panel, so that one kernel call has both.
         pairs = (gate.unflatten(0, (-1, _GATES)), up.unflatten(0, (-1, _GATES)))
         target.qkv = self._linear(qkv, qkv_bias)
         target.out = self._linear(attention.o_proj.weight, attention.o_proj.bias)
         target.gate_up = self._linear(torch.cat(pairs, dim=1).flatten(0, 1), None)
-        target.down = self._linear(mlp.down_proj.weight, mlp.down_proj.bias)
-        target.attention_norm = self._floats(layer.input_layernorm.weight)
-        target.mlp_norm = self._floats(layer.post_attention_layernorm.weight)
+        # What it reads is too uneven for a byte, even in int8.
+        target.down = self._linear(mlp.down_proj.weight, mlp.down_proj.bias, "bfloat16")
+        target.attention_norm = self._floats(norm)
+        target.mlp_norm = self._floats(mlp_norm)
         if hasattr(attention, "q_norm"):
             target.query_norm = self._floats(attention.q_norm.weight)
             target.key_norm = self._floats(attention.k_norm.weight)
         target.window = window or 0
 
-    def _linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> structs.Linear:
+    def _linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, kind: Weights | None = None
+    ) -> structs.Linear:
         weight = weight.detach()
         n, k = weight.shape
         linear = structs.Linear(n=n, k=k)
         if bias is not None:
             linear.bias = self._floats(bias)
-        if self._weights == "int8":
+        if (kind or self._weights) == "int8":
             scale = weight.float().abs().amax(dim=1).clamp_(min=1e-12) / 127
             whole = (weight.float() / scale[:, None]).round_().to(torch.int8)
             linear.scale = self._keep(_pad(scale))
@@ -144,7 +160,9 @@ def _pad(tensor: torch.Tensor) -> torch.Tensor:
 
 def _panels(weight: torch.Tensor, together: int) -> torch.Tensor:
     """From [n, k] to panels of 64 outputs: [n / 64, k / together, 64, together]."""
-    panels = _pad(weight).unflatten(0, (-1, PANEL)).unflatten(2, (-1, together))
+    padded = _pad(weight)
+    n, k = padded.shape
+    panels = padded.view(n // PANEL, PANEL, k // together, together)
     return panels.permute(0, 2, 1, 3).contiguous()
 
 

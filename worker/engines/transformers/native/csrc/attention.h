@@ -112,13 +112,16 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
     for (int64_t page = oldest / PAGE; page <= position[count - 1] / PAGE; page++) {
         const bf16 *keys = page_of(m, b, b->pages[segment][page], layer, head);
         const bf16 *values = keys + PAGE * dim;
+        const uint32_t *next = (const uint32_t *)values;
+        if (page < position[count - 1] / PAGE)
+            next = (const uint32_t *)page_of(m, b, b->pages[segment][page + 1], layer, head);
         int64_t held = position[count - 1] - page * PAGE + 1;
         if (held > PAGE) held = PAGE;
         for (int64_t r = 0; r < count; r += TILE) {
             int rows = count - r < TILE ? (int)(count - r) : TILE;
             if (position[r + rows - 1] < page * PAGE) continue;
             multiply(rows, (int)(held + 15) / 16, 0, dim / 2, query + r, (const uint32_t *)keys, PAGE,
-                     scores + r * PAGE, PAGE);
+                     (const uint32_t *)values, scores + r * PAGE, PAGE);
             for (int64_t i = r; i < r + rows; i++) {
                 int64_t to = position[i] - page * PAGE + 1;
                 int64_t from = window ? to - window : 0;
@@ -133,7 +136,7 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
             for (int64_t d = 0; d < dim; d += 64) {
                 int cols = dim - d >= 64 ? 4 : (int)(dim - d) / 16;
                 multiply(rows, cols, 1, (held + 1) / 2, weight + r, (const uint32_t *)values + d, dim,
-                         out + r * dim + d, dim);
+                         next, out + r * dim + d, dim);
             }
         }
     }
@@ -146,28 +149,24 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
     }
 }
 
-/* Called by every thread of the team. */
+/* Called by every thread of the team. The tasks are segments' key heads and blocks of query rows,
+ * last blocks first, since they read most. */
 static void attend(const struct model *m, const struct batch *b, int64_t layer) {
-    int64_t group = m->heads / m->kv_heads;
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t task = 0; task < b->segments * m->kv_heads; task++) {
-        int64_t segment = task / m->kv_heads;
-        int64_t rows = (b->segment_start[segment + 1] - b->segment_start[segment]) * group;
-        if (rows <= BLOCK) attend_block(m, b, layer, segment, task % m->kv_heads, 0, rows);
-    }
-    for (int64_t segment = 0; segment < b->segments; segment++) {
-        int64_t rows = (b->segment_start[segment + 1] - b->segment_start[segment]) * group;
-        if (rows <= BLOCK) continue;
-        int64_t blocks = (rows + BLOCK - 1) / BLOCK;
-#pragma omp for schedule(dynamic, 1) nowait
-        for (int64_t task = 0; task < blocks * m->kv_heads; task++) {
-            /* The last blocks read most: they go first. */
-            int64_t first = (blocks - 1 - task / m->kv_heads) * BLOCK;
-            attend_block(m, b, layer, segment, task % m->kv_heads, first,
-                         rows - first < BLOCK ? rows - first : BLOCK);
+    int64_t group = m->heads / m->kv_heads, segment = -1, before = 0, tasks = 0, rows = 0, blocks = 0;
+    for (;;) {
+        int64_t task = take_task();
+        while (task >= before + tasks && ++segment < b->segments) {
+            before += tasks;
+            rows = (b->segment_start[segment + 1] - b->segment_start[segment]) * group;
+            blocks = (rows + BLOCK - 1) / BLOCK;
+            tasks = blocks * m->kv_heads;
         }
+        if (segment >= b->segments) break;
+        int64_t first = (blocks - 1 - (task - before) / m->kv_heads) * BLOCK;
+        attend_block(m, b, layer, segment, (task - before) % m->kv_heads, first,
+                     rows - first < BLOCK ? rows - first : BLOCK);
     }
-#pragma omp barrier
+    meet();
 }
 
 #endif

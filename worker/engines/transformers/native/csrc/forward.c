@@ -1,6 +1,12 @@
 /* A Llama-like model's forward pass over segments of tokens, in bfloat16 or int8 weights. */
 #include "attention.h"
 
+/* Share out 0 to count - 1 between the threads, some at a time; follow it by `meet`. */
+#define FOR_EACH(i, count) \
+    for (int64_t some = ((count) + 8 * team.threads - 1) / (8 * team.threads), first; \
+         (first = take_task() * some) < (count);) \
+        for (int64_t i = first; i < (count) && i < first + some; i++)
+
 INLINE void norm(const struct model *m, const float *x, const float *weight, bf16 *out) {
     __m512 squares = _mm512_setzero_ps();
     for (int64_t i = 0; i < m->hidden; i += 16) {
@@ -32,32 +38,31 @@ INLINE void quantize_row(const struct batch *b, const bf16 *x, int64_t row, int6
 
 static void quantize(const struct batch *b, const struct linear *l, int64_t rows) {
     if (!l->scale) return;
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; row++) quantize_row(b, b->input + row * l->k, row, l->k);
+    FOR_EACH(row, rows) quantize_row(b, b->input + row * l->k, row, l->k);
+    meet();
 }
 
 static void norm_rows(const struct model *m, const struct batch *b, const float *weight,
                       const struct linear *next, int64_t rows, const int32_t *picked) {
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
+    FOR_EACH(row, rows) {
         bf16 *out = b->input + row * m->hidden;
         norm(m, b->residual + (picked ? picked[row] : row) * m->hidden, weight, out);
         if (next->scale) quantize_row(b, out, row, m->hidden);
     }
+    meet();
 }
 
 static void embed(const struct model *m, const struct batch *b) {
-#pragma omp for schedule(static)
-    for (int64_t token = 0; token < b->tokens; token++) {
+    FOR_EACH(token, b->tokens) {
         const bf16 *from = m->embedding + b->token_ids[token] * m->hidden;
         float *to = b->residual + token * m->hidden;
         for (int64_t i = 0; i < m->hidden; i += 16) _mm512_storeu_ps(to + i, load_bf16(from + i));
     }
+    meet();
 }
 
 static void pick_best(const struct batch *b, int64_t panels) {
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < b->outputs; row++) {
+    FOR_EACH(row, b->outputs) {
         const float *value = b->best_value + row * panels;
         const int32_t *index = b->best_index + row * panels;
         int64_t best = 0;
@@ -67,32 +72,40 @@ static void pick_best(const struct batch *b, int64_t panels) {
     }
 }
 
-__attribute__((visibility("default"))) void millpond_forward(const struct model *m,
-                                                             const struct batch *b) {
-#pragma omp parallel num_threads((int)b->threads)
-    {
-        embed(m, b);
-        for (int64_t layer = 0; layer < m->layers; layer++) {
-            const struct layer *l = m->layer + layer;
-            norm_rows(m, b, l->attention_norm, &l->qkv, b->tokens, NULL);
-            matmul(b, &l->qkv, b->input, b->tokens, STORE, l->qkv.n);
-#pragma omp for schedule(static)
-            for (int64_t token = 0; token < b->tokens; token++) place_token(m, b, layer, token);
-            attend(m, b, layer);
-            quantize(b, &l->out, b->tokens);
-            matmul(b, &l->out, b->input, b->tokens, ADD, m->hidden);
-            norm_rows(m, b, l->mlp_norm, &l->gate_up, b->tokens, NULL);
-            /* The norm's output is read while silu's is written: they take turns between buffers. */
-            struct batch other = *b;
-            other.input = b->queries;
-            matmul(&other, &l->gate_up, b->input, b->tokens, SWIGLU, m->inner);
-            if (l->down.scale) {
-                quantize(&other, &l->down, b->tokens);
-            }
-            matmul(b, &l->down, other.input, b->tokens, ADD, m->hidden);
-        }
-        norm_rows(m, b, m->final_norm, &m->head, b->outputs, b->output_tokens);
-        matmul(b, &m->head, b->input, b->outputs, SCORE, 0);
-        pick_best(b, (m->head.n + PANEL - 1) / PANEL);
+struct call {
+    const struct model *model;
+    const struct batch *batch;
+};
+
+/* Run by every thread of the team. */
+static void forward(void *argument) {
+    const struct model *m = ((struct call *)argument)->model;
+    const struct batch *b = ((struct call *)argument)->batch;
+    /* The norm's output is read while silu's is written, so silu has another buffer. */
+    struct batch inner = *b;
+    inner.input = b->queries;
+    embed(m, b);
+    for (int64_t layer = 0; layer < m->layers; layer++) {
+        const struct layer *l = m->layer + layer;
+        norm_rows(m, b, l->attention_norm, &l->qkv, b->tokens, NULL);
+        matmul(b, &l->qkv, b->input, b->tokens, STORE, l->qkv.n);
+        FOR_EACH(token, b->tokens) place_token(m, b, layer, token);
+        meet();
+        attend(m, b, layer);
+        quantize(b, &l->out, b->tokens);
+        matmul(b, &l->out, b->input, b->tokens, ADD, m->hidden);
+        norm_rows(m, b, l->mlp_norm, &l->gate_up, b->tokens, NULL);
+        matmul(&inner, &l->gate_up, b->input, b->tokens, SWIGLU, m->inner);
+        quantize(&inner, &l->down, b->tokens);
+        matmul(&inner, &l->down, inner.input, b->tokens, ADD, m->hidden);
     }
+    norm_rows(m, b, m->final_norm, &m->head, b->outputs, b->output_tokens);
+    matmul(b, &m->head, b->input, b->outputs, SCORE, 0);
+    pick_best(b, (m->head.n + PANEL - 1) / PANEL);
+}
+
+__attribute__((visibility("default"))) void millpond_forward(const struct model *model,
+                                                             const struct batch *batch) {
+    struct call call = {model, batch};
+    run_team(batch->threads, forward, &call);
 }

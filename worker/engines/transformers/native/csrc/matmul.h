@@ -3,12 +3,15 @@
 #ifndef MILLPOND_MATMUL_H
 #define MILLPOND_MATMUL_H
 #include "model.h"
+#include "team.h"
 
 /* acc[rows][16 * cols] += a[row][pairs] * w[pairs][16 * cols], over pairs of bf16. Rows and cols are
  * constants wherever this is called, so acc lives in registers. */
 INLINE void tile_bf16(const int rows, const int cols, int64_t pairs, const uint32_t *const *a,
-                      const uint32_t *w, int64_t w_stride, __m512 acc[TILE][4]) {
+                      const uint32_t *w, int64_t w_stride, const uint32_t *ahead,
+                      __m512 acc[TILE][4]) {
     for (int64_t k = 0; k < pairs; k++) {
+        _mm_prefetch((const char *)(ahead + 16 * k), _MM_HINT_T1);
         __m512i b[4];
         UNROLL for (int j = 0; j < cols; j++) b[j] = _mm512_loadu_si512(w + k * w_stride + 16 * j);
         UNROLL for (int i = 0; i < rows; i++) {
@@ -19,14 +22,19 @@ INLINE void tile_bf16(const int rows, const int cols, int64_t pairs, const uint3
     }
 }
 
+/* As gcc's own vector type: with arrays of __m512i it keeps the sums in memory as well. */
+typedef int32_t sums __attribute__((vector_size(64)));
+
 INLINE void tile_int8(const int rows, const int cols, int64_t quads, const uint32_t *const *a,
-                      const uint32_t *w, int64_t w_stride, __m512i acc[TILE][4]) {
+                      const uint32_t *w, int64_t w_stride, const uint32_t *ahead,
+                      sums acc[TILE][4]) {
     for (int64_t k = 0; k < quads; k++) {
+        _mm_prefetch((const char *)(ahead + 16 * k), _MM_HINT_T1);
         __m512i b[4];
         UNROLL for (int j = 0; j < cols; j++) b[j] = _mm512_loadu_si512(w + k * w_stride + 16 * j);
         UNROLL for (int i = 0; i < rows; i++) {
             __m512i x = _mm512_set1_epi32((int)a[i][k]);
-            UNROLL for (int j = 0; j < cols; j++) acc[i][j] = _mm512_dpbusd_epi32(acc[i][j], x, b[j]);
+            UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (sums)_mm512_dpbusd_epi32((__m512i)acc[i][j], x, b[j]);
         }
     }
 }
@@ -36,22 +44,22 @@ INLINE void tile_int8(const int rows, const int cols, int64_t quads, const uint3
 
 /* out[rows][64] = a * w. With add, out's first 16 * cols columns are where the sum starts. */
 INLINE void run_tile(const int rows, const int cols, int add, int64_t pairs,
-                     const uint32_t *const *a, const uint32_t *w, int64_t w_stride, float *out,
-                     int64_t out_stride) {
+                     const uint32_t *const *a, const uint32_t *w, int64_t w_stride,
+                     const uint32_t *ahead, float *out, int64_t out_stride) {
     __m512 acc[TILE][4];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < cols; j++)
             acc[i][j] = add ? _mm512_loadu_ps(out + i * out_stride + 16 * j) : _mm512_setzero_ps();
-    tile_bf16(rows, cols, pairs, a, w, w_stride, acc);
+    tile_bf16(rows, cols, pairs, a, w, w_stride, ahead, acc);
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < cols; j++) _mm512_storeu_ps(out + i * out_stride + 16 * j, acc[i][j]);
 }
 
 static __attribute__((noinline)) void multiply(int rows, int cols, int add, int64_t pairs,
-                     const uint32_t *const *a, const uint32_t *w, int64_t w_stride, float *out,
-                     int64_t out_stride) {
+                     const uint32_t *const *a, const uint32_t *w, int64_t w_stride,
+                     const uint32_t *ahead, float *out, int64_t out_stride) {
 #define CASE(R, C) case R * 8 + C: \
-    run_tile(R, C, add, pairs, a, w, w_stride, out, out_stride); break;
+    run_tile(R, C, add, pairs, a, w, w_stride, ahead, out, out_stride); break;
     switch (rows * 8 + cols) {
         FOR_TILE_SHAPES(CASE, 1) FOR_TILE_SHAPES(CASE, 2)
         FOR_TILE_SHAPES(CASE, 3) FOR_TILE_SHAPES(CASE, 4)
@@ -61,17 +69,17 @@ static __attribute__((noinline)) void multiply(int rows, int cols, int add, int6
 
 INLINE void run_tile_int8(const int rows, const int cols, int64_t quads, const uint32_t *const *a,
                           const float *a_scale, const uint32_t *w, const float *scale,
-                          const int32_t *sum, float *out) {
-    __m512i acc[TILE][4];
+                          const int32_t *sum, const uint32_t *ahead, float *out) {
+    sums acc[TILE][4];
     UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < cols; j++) acc[i][j] = _mm512_setzero_si512();
-    tile_int8(rows, cols, quads, a, w, PANEL, acc);
+        UNROLL for (int j = 0; j < cols; j++) acc[i][j] = (sums){0};
+    tile_int8(rows, cols, quads, a, w, PANEL, ahead, acc);
     UNROLL for (int j = 0; j < cols; j++) {
         /* Activations are stored plus 128: take 128 times the column's sum off again. */
         __m512i offset = _mm512_slli_epi32(_mm512_loadu_si512(sum + 16 * j), 7);
         __m512 by = _mm512_loadu_ps(scale + 16 * j);
         UNROLL for (int i = 0; i < rows; i++) {
-            __m512 x = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc[i][j], offset));
+            __m512 x = _mm512_cvtepi32_ps(_mm512_sub_epi32((__m512i)acc[i][j], offset));
             x = _mm512_mul_ps(x, _mm512_mul_ps(by, _mm512_set1_ps(a_scale[i])));
             _mm512_storeu_ps(out + i * PANEL + 16 * j, x);
         }
@@ -80,9 +88,9 @@ INLINE void run_tile_int8(const int rows, const int cols, int64_t quads, const u
 
 static __attribute__((noinline)) void multiply_int8(int rows, int cols, int64_t quads,
                      const uint32_t *const *a, const float *a_scale, const uint32_t *w,
-                     const float *scale, const int32_t *sum, float *out) {
+                     const float *scale, const int32_t *sum, const uint32_t *ahead, float *out) {
 #define CASE(R, C) case R * 8 + C: \
-    run_tile_int8(R, C, quads, a, a_scale, w, scale, sum, out); break;
+    run_tile_int8(R, C, quads, a, a_scale, w, scale, sum, ahead, out); break;
     switch (rows * 8 + cols) { FOR_TILE_SHAPES(CASE, 2) FOR_TILE_SHAPES(CASE, 4) }
 #undef CASE
 }
@@ -165,12 +173,14 @@ static void matmul(const struct batch *b, const struct linear *l, const bf16 *in
     if (chunks > tiles) chunks = tiles;
     int64_t chunk = (tiles + chunks - 1) / chunks * TILE;
     chunks = (rows + chunk - 1) / chunk;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < chunks * units; task++) {
+    for (int64_t task; (task = take_task()) < chunks * units;) {
         int64_t first = task / units * chunk, at = task % units * width;
         int64_t end = first + chunk < rows ? first + chunk : rows;
         const uint32_t *w = (const uint32_t *)l->weight + at / PANEL * PANEL * steps + at % PANEL;
-        for (int64_t row = first; row < end; row += TILE) {
+        /* While these rows are multiplied, fetch the panel that this thread comes to next, a quarter
+         * with each tile. Fetching too far does no harm. */
+        const uint32_t *ahead = w + b->threads * width / PANEL * PANEL * steps;
+        for (int64_t row = first; row < end; row += TILE, ahead += 16 * steps) {
             int count = end - row < TILE ? (int)(end - row) : TILE;
             const uint32_t *a[TILE];
             float tile[TILE * PANEL] __attribute__((aligned(64)));
@@ -180,12 +190,13 @@ static void matmul(const struct batch *b, const struct linear *l, const bf16 *in
             }
             if (int8)
                 multiply_int8(count, width / 16, steps, a, b->quant_scale + row, w, l->scale + at,
-                              l->sum + at, tile);
+                              l->sum + at, ahead, tile);
             else
-                multiply(count, width / 16, 0, steps, a, w, PANEL, tile, PANEL);
+                multiply(count, width / 16, 0, steps, a, w, PANEL, ahead, tile, PANEL);
             use_tile(b, l, use, count, width, row, at, tile, out_stride);
         }
     }
+    meet();
 }
 
 #endif
