@@ -6,7 +6,9 @@ The file is ``millpond.toml`` in the working directory, or the one that ``MILLPO
 import ipaddress
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
@@ -156,16 +158,24 @@ class Settings(BaseSettings):
         }
 
 
-def load_settings(**flags: Any) -> Settings:
+def load_settings(assigned: Mapping[str, str] | None = None, /, **flags: Any) -> Settings:
     """Settings with the given flags on top; None means that the flag was not given.
 
-    Raises InvalidRequestError naming the first setting that is wrong, and its source is the message.
+    ``assigned`` are settings by name, as ``--set`` gives them; a flag of its own goes before them.
+    Raises InvalidRequestError naming the first setting that is wrong.
     """
-    unknown = sorted(set(flags) - set(Settings.model_fields))
+    given = dict(assigned or {}) | {k: value for k, value in flags.items() if value is not None}
+    unknown = sorted(set(given) - set(Settings.model_fields))
     if unknown:
         raise InvalidRequestError(unknown[0], "there is no such setting")
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named is not None and not Path(named).is_file():
+        raise InvalidRequestError(CONFIG_VARIABLE, f"there is no file {named}")
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        return Settings(**given)
+    except TOMLDecodeError as error:
+        file = named or DEFAULT_CONFIG_FILE
+        raise InvalidRequestError(file, f"is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         message = first["msg"].removeprefix("Value error, ")

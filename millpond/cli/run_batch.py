@@ -60,12 +60,12 @@ def run_batch(
     if input_.resolve() == output.resolve():
         raise typer.BadParameter("must be another file than --input", param_hint="--output")
     settings = load_settings(
+        parse_assignments(set_),
         model=model,
         dtype=dtype,
         engine=engine,
         redis_url=redis_url,
         queue=queue,
-        **parse_assignments(set_),
     )
     preset = settings.preset()
     rows, bad = _read(input_)

@@ -43,6 +43,7 @@ def up(
     if fsync not in ("everysec", "always"):
         raise typer.BadParameter("must be everysec or always", param_hint="--fsync")
     settings = load_settings(
+        parse_assignments(set_),
         model=model,
         engine=engine,
         dtype=dtype,
@@ -51,7 +52,6 @@ def up(
         host=host,
         redis_url=redis_url,
         queue=queue,
-        **parse_assignments(set_),
     )
     settings.preset()  # a wrong model is told before anything starts
     asyncio.run(_up(settings, embedded="redis_url" not in settings.model_fields_set, fsync=fsync))

@@ -139,3 +139,22 @@ def test_keys_are_off_elsewhere_only_if_said_in_so_many_words(host: str) -> None
         load_settings(host=host, auth="off")
     assert caught.value.field == "auth"
     assert "off-and-i-know-it-is-open" in str(caught.value)
+
+
+def test_assigned_settings_come_below_flags_of_their_own() -> None:
+    settings = load_settings({"slots": "3", "port": "5"}, slots=4, port=None)
+    assert (settings.slots, settings.port) == (4, 5)
+    with pytest.raises(InvalidRequestError, match="nonsense"):
+        load_settings({"nonsense": "1"})
+
+
+def test_a_file_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLPOND_CONFIG", "nowhere.toml")
+    with pytest.raises(InvalidRequestError, match=r"MILLPOND_CONFIG: .*nowhere\.toml"):
+        load_settings()
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "millpond.toml").write_text("slots = = 1")
+    with pytest.raises(InvalidRequestError, match=r"millpond\.toml: is not TOML"):
+        load_settings()
