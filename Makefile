@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install install-api install-worker dev demo up test check format chaos bench-queue clean
+.PHONY: help install install-api install-worker dev demo up test check format chaos fuzz bench-queue \
+	bench-engine audit clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +51,13 @@ up: install ## start everything and keep it running; Ctrl-C stops it
 test: dev ## run every test
 	$(BIN)/python -m pytest
 
+fuzz: dev ## the long form of the hostile tests: 500 requests a route, 10,000 hang-ups
+	MILLPOND_FUZZ_EXAMPLES=500 MILLPOND_HANGUPS=10000 MILLPOND_TIMINGS=1000 \
+	$(BIN)/python -m pytest -s tests/integration/test_fuzz.py tests/integration/test_api_isolation.py
+
+audit: dev ## known vulnerabilities of the pinned packages; needs the package index's own site
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
 check: dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -65,6 +73,10 @@ chaos: dev ## the faults of docs/reliability.md in full size, about ten minutes
 
 bench-queue: dev ## the queue's figures beside RQ's
 	$(BIN)/python -m bench.queue
+
+WORKLOAD ?= workload.jsonl
+bench-engine: dev ## the engine alone and end to end, on the batch file WORKLOAD
+	$(BIN)/python -m bench.engine $(WORKLOAD) $(ARGS)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -9,7 +9,8 @@ from api.body_limit import BodyLimitMiddleware
 from api.errors import install_error_handlers
 from api.metrics import Metrics
 from api.observer import ObserverMiddleware
-from api.openapi import DESCRIPTION, TITLE, install_openapi
+from api.openapi import DESCRIPTION, KEY_PROBLEMS, TITLE, install_openapi, problems
+from api.rate_headers import RateHeadersMiddleware
 from api.routes import bulk, events, health, jobs, metrics, models, queue
 from api.services import open_services
 from millpond import __version__
@@ -37,14 +38,18 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    for module in (bulk, jobs, events, queue, models, health, metrics):
-        app.include_router(module.router)
+    keyed = (bulk, jobs, events, queue, models, metrics)
+    for module in keyed:
+        app.include_router(module.router, responses=problems(*KEY_PROBLEMS))
+    app.include_router(health.router)
+    app.state.routes = [route for module in (*keyed, health) for route in module.router.routes]
     install_error_handlers(app)
-    install_openapi(app)
+    install_openapi(app, settings.max_wait_s)
     app.add_middleware(
         BodyLimitMiddleware,
         limit=settings.max_body_bytes,
         limits={bulk.BULK_PATH: max(bulk.MAX_BULK_BYTES, settings.max_body_bytes)},
     )
+    app.add_middleware(RateHeadersMiddleware)
     app.add_middleware(ObserverMiddleware, metrics=counted)
     return app

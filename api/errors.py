@@ -16,13 +16,16 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from millpond.errors import (
     InvalidRequestError,
     JobNotFoundError,
+    LimitExceededError,
     MillpondError,
     QueueFullError,
     QueueUnavailableError,
+    TenantFullError,
 )
 
 PROBLEM_TYPE = "urn:millpond:problem:"
@@ -33,6 +36,7 @@ MAX_FAULTS_READ = 5_000
 MAX_FIELD_CHARS = 100
 UNAVAILABLE_RETRY_S = 2
 MODEL_RETRY_S = 5
+CHALLENGE = 'Bearer realm="millpond"'
 
 _LIMITS = ("le", "lt", "ge", "gt", "max_length", "min_length")
 # A check that sees the whole object names the field at the head of its message.
@@ -103,6 +107,25 @@ class BodyTooLargeError(MillpondError):
         self.faults = [Fault("body", f"is longer than {limit} bytes", limit)]
 
 
+class UnauthenticatedError(MillpondError):
+    """One answer for every way to have no good key: it tells nobody which keys exist."""
+
+    code = "unauthenticated"
+    http_status = 401
+
+    def __init__(self) -> None:
+        super().__init__("send an API key that is good: Authorization: Bearer mp_...")
+
+
+class ForbiddenError(MillpondError):
+    code = "forbidden"
+    http_status = 403
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this key lacks the scope {scope!r}, which this route needs")
+        self.scope = scope
+
+
 class ModelNotReadyError(MillpondError):
     """The tokenizer is not here yet, so no prompt can be checked."""
 
@@ -122,6 +145,8 @@ class Problem:
     detail: str
     faults: tuple[Fault, ...] = ()
     retry_after_s: int | None = None
+    violated_policies: tuple[str, ...] = ()
+    challenge: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -135,12 +160,16 @@ class Problem:
             body["errors"] = [fault.as_dict() for fault in self.faults[:MAX_FAULTS_SHOWN]]
         if self.retry_after_s is not None:
             body["retry_after_s"] = self.retry_after_s
+        if self.violated_policies:
+            body["violated-policies"] = list(self.violated_policies)
         return body
 
     def response(self, headers: Mapping[str, str] | None = None) -> Response:
         extra = dict(headers or {})
         if self.retry_after_s is not None:
             extra["Retry-After"] = str(self.retry_after_s)
+        if self.challenge is not None:
+            extra["WWW-Authenticate"] = self.challenge
         body = orjson.dumps(self.as_dict())
         return Response(body, self.status, extra, media_type=PROBLEM_MEDIA_TYPE)
 
@@ -159,8 +188,27 @@ def problem_of(error: MillpondError) -> Problem:
             return Problem(error.http_status, error.code, str(error), faults)
         case QueueFullError():
             return Problem(
-                error.http_status, error.code, str(error), retry_after_s=error.retry_after_s
+                error.http_status,
+                error.code,
+                str(error),
+                retry_after_s=error.retry_after_s,
+                violated_policies=(
+                    ("unfinished_jobs",) if isinstance(error, TenantFullError) else ()
+                ),
             )
+        case LimitExceededError():
+            return Problem(
+                error.http_status,
+                error.code,
+                str(error),
+                retry_after_s=error.retry_after_s,
+                violated_policies=(error.name,),
+            )
+        case UnauthenticatedError():
+            return Problem(401, error.code, str(error), challenge=CHALLENGE)
+        case ForbiddenError():
+            challenge = f'{CHALLENGE}, error="insufficient_scope", scope="{error.scope}"'
+            return Problem(403, error.code, str(error), challenge=challenge)
         case QueueUnavailableError():
             detail = "the queue cannot be reached or cannot take jobs now; try again"
             return Problem(503, error.code, detail, retry_after_s=UNAVAILABLE_RETRY_S)
@@ -203,9 +251,22 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
             problem = Problem(404, "not_found", "there is nothing under this path")
         case 405:
             problem = Problem(405, "method_not_allowed", "this path does not take this method")
+            return problem.response({"Allow": ", ".join(_methods(request))})
         case status:
             problem = Problem(status, f"http_{status}", error.detail or "")
     return problem.response(error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method of the resource under this path; the router knows of one at a time."""
+    matching = [
+        route
+        for route in request.app.state.routes
+        if route.matches(request.scope)[0] is not Match.NONE
+    ]
+    # A path that is spelled out comes before one with a parameter that it would fit into.
+    same = [route.methods for route in matching if route.path == matching[0].path]
+    return sorted(set().union(*same))
 
 
 def _faults(found: Iterable[Mapping[str, Any]]) -> Iterable[Fault]:

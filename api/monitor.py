@@ -36,7 +36,7 @@ class QueueMonitor:
     async def with_retry_after(self, error: QueueFullError) -> QueueFullError:
         """The same error, with a guess of when there will be room."""
         jobs_per_s = (await self.state()).jobs_per_s
-        return QueueFullError(error.depth, error.limit, retry_after_s(error.limit, jobs_per_s))
+        return type(error)(error.depth, error.limit, retry_after_s(error.limit, jobs_per_s))
 
 
 def retry_after_s(max_depth: int, jobs_per_s: float) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import traceback
 
 import structlog
 from starlette.requests import ClientDisconnect
@@ -10,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import INTERNAL_PROBLEM, STOPPING_PROBLEM
 from api.metrics import Metrics
+from millpond.logs import outline
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "unmatched"
@@ -45,10 +45,7 @@ class ObserverMiddleware:
         except ClientDisconnect:
             log.debug("client_left", route=_route(scope))
         except Exception as error:
-            # Only the type and the places: an exception's text may hold what a client sent.
-            frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
-            kind = type(error).__name__
-            log.error("unexpected_error", route=_route(scope), kind=kind, frames=frames[-8:])
+            log.error("unexpected_error", route=_route(scope), **outline(error))
             if not answered:
                 await INTERNAL_PROBLEM.response()(scope, receive, observed)
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from api.bodies import MAX_BULK_JOBS
 from api.errors import PROBLEM_MEDIA_TYPE, PROBLEM_TYPE
 from api.schemas import ProblemBody
 from millpond.messages import JobRequest
@@ -32,6 +33,11 @@ _FIELD_PROBLEM = {
 }
 # One example for each code that a route may answer.
 _EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
+    "unauthenticated": (
+        401,
+        {"detail": "send an API key that is good: Authorization: Bearer mp_..."},
+    ),
+    "forbidden": (403, {"detail": "this key lacks the scope 'submit', which this route needs"}),
     "invalid_json": (400, {"detail": "Invalid JSON: EOF while parsing a value at line 1 column 0"}),
     "job_not_found": (404, {"detail": "no such job: unknown, or its result has expired"}),
     "body_too_large": (
@@ -65,12 +71,31 @@ _EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
         429,
         {"detail": "the queue holds 100000 jobs, its limit is 100000", "retry_after_s": 12},
     ),
+    "tenant_full": (
+        429,
+        {
+            "detail": "the tenant has 500 unfinished jobs, the limit of its key is 500",
+            "retry_after_s": 12,
+            "violated-policies": ["unfinished_jobs"],
+        },
+    ),
+    "limit_exceeded": (
+        429,
+        {
+            "detail": "this key may spend 600 requests a minute; wait 3 s",
+            "retry_after_s": 3,
+            "violated-policies": ["requests"],
+        },
+    ),
     "queue_unavailable": (
         503,
         {"detail": "the queue cannot be reached or cannot take jobs now", "retry_after_s": 2},
     ),
     "model_not_ready": (503, {"detail": "the model's files are not ready yet", "retry_after_s": 5}),
 }
+
+# What every route may answer that needs a key.
+KEY_PROBLEMS = ("unauthenticated", "forbidden", "limit_exceeded", "queue_unavailable")
 
 SUBMIT_PROBLEMS = (
     "invalid_json",
@@ -81,6 +106,8 @@ SUBMIT_PROBLEMS = (
     "unknown_model",
     "idempotency_conflict",
     "queue_full",
+    "tenant_full",
+    "limit_exceeded",
     "queue_unavailable",
     "model_not_ready",
 )
@@ -114,8 +141,8 @@ def json_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any
     return {"requestBody": {"required": True, "content": content}}
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Add the schemas that only `json_body` and `problems` refer to."""
+def install_openapi(app: FastAPI, max_wait_s: float) -> None:
+    """Add the schemas that only `json_body` and `problems` refer to, and the limit that is a setting."""
     derive = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -129,6 +156,10 @@ def install_openapi(app: FastAPI) -> None:
             for name, schema in own["$defs"].items():
                 schemas.setdefault(name, schema)
             _drop_derived_problems(described)
+            _describe_parameters(described, max_wait_s)
+            # A stream is no string: FastAPI says so for want of a model.
+            followed = described["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]
+            del followed["content"]["text/event-stream"]["schema"]
             app.openapi_schema = described
         return app.openapi_schema
 
@@ -138,7 +169,21 @@ def install_openapi(app: FastAPI) -> None:
 class BulkBody(BaseModel):
     """1 to 1000 jobs, each accepted or refused on its own."""
 
-    jobs: list[JobRequest]
+    model_config = ConfigDict(extra="forbid")
+
+    jobs: list[JobRequest] = Field(min_length=1, max_length=MAX_BULK_JOBS)
+
+
+def _describe_parameters(described: dict[str, Any], max_wait_s: float) -> None:
+    """A parameter that may be left out is not null then, as FastAPI has it."""
+    for path, methods in described["paths"].items():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", ()):
+                schema = parameter["schema"]
+                given = [one for one in schema.pop("anyOf", ()) if one != {"type": "null"}]
+                schema.update(*given)
+                if (path, parameter["name"]) == ("/v1/jobs/{job_id}", "wait"):
+                    schema["maximum"] = max_wait_s
 
 
 def _drop_derived_problems(described: dict[str, Any]) -> None:
@@ -162,4 +207,6 @@ def _empty_problem(status: int) -> dict[str, Any]:
         entry["headers"] = {
             "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}
         }
+    if status in (401, 403):
+        entry["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
     return entry

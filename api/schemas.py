@@ -30,6 +30,11 @@ class ProblemBody(Answer):
     code: str = Field(description="Stable and machine-readable.")
     errors: list[ProblemFault] | None = None
     retry_after_s: int | None = None
+    violated_policies: list[str] | None = Field(
+        default=None,
+        alias="violated-policies",
+        description="The limits of the key that were passed.",
+    )
 
 
 class Links(Answer):

@@ -63,6 +63,8 @@ class StructlogHandler(logging.Handler):
     """Sends what libraries log through the process's own log, without their exceptions' texts."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        # asyncio puts the task, and in it the exception's text, below the first line.
+        message = record.getMessage().partition("\n")[0]
         kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
         extra = {} if kind is None else {"kind": kind}
-        log.log(record.levelno, record.getMessage(), logger=record.name, **extra)
+        log.log(record.levelno, message, logger=record.name, **extra)

@@ -9,14 +9,17 @@ from typing import Annotated, cast
 from fastapi import Depends, FastAPI, Request
 from redis.asyncio import Redis
 
+from api.gate import Gate
 from api.metrics import Metrics
 from api.monitor import QueueMonitor
 from api.submissions import SubmitBatcher
 from api.sweeper import sweep_forever
 from api.tokenizing import Tokenizing
+from millpond.api_keys import ApiKeys
 from millpond.connection import connect
 from millpond.presets import Preset
 from millpond.queue import JobQueue
+from millpond.rate_limits import RateLimiter
 from millpond.results import Results
 from millpond.settings import Settings
 from millpond.subscriptions import Subscriptions
@@ -35,6 +38,7 @@ class Services:
     monitor: QueueMonitor
     tokenizing: Tokenizing
     metrics: Metrics
+    gate: Gate
     closing: asyncio.Event
 
 
@@ -57,6 +61,11 @@ async def open_services(
         monitor=QueueMonitor(results),
         tokenizing=Tokenizing(settings, preset),
         metrics=metrics,
+        gate=Gate(
+            ApiKeys(redis, queue.keys),
+            RateLimiter(redis, queue.keys),
+            required=settings.auth_required,
+        ),
         closing=asyncio.Event(),
     )
     background = [

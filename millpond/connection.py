@@ -1,5 +1,6 @@
 """One way to connect to Redis, used by every process."""
 
+import re
 from typing import Any
 
 import hiredis
@@ -50,3 +51,8 @@ def connect(url: str) -> Redis:
         ),
     )
     return Redis.from_pool(pool)  # which closes the pool with the client
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    return re.sub(r"(?<=://)([^/@:]*):[^@]*@", r"\1:***@", url)

@@ -6,6 +6,8 @@ MillpondError
 │   └── UnknownModelError      no such model is served here
 ├── IdempotencyConflictError   an Idempotency-Key or job id was used for another request
 ├── QueueFullError             the depth limit is reached; try again later
+│   └── TenantFullError        the tenant has as many unfinished jobs as its key allows
+├── LimitExceededError         a key has spent its requests or tokens of this minute
 ├── JobNotFoundError           no job of that id, or its result has expired
 ├── LeaseLostError             another worker holds the job now; this write was refused
 ├── QueueUnavailableError      Redis is away, loading, read-only or out of memory
@@ -15,7 +17,8 @@ MillpondError
 └── ServerNotFoundError        no Redis-protocol server can be started on this machine
 """
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 
 class MillpondError(Exception):
@@ -69,6 +72,32 @@ class QueueFullError(MillpondError):
         self.depth = depth
         self.limit = limit
         self.retry_after_s = retry_after_s
+
+
+class TenantFullError(QueueFullError):
+    """Here ``depth`` and ``limit`` are of the tenant's queued and running jobs."""
+
+    code = "tenant_full"
+
+    def __init__(self, depth: int, limit: int, retry_after_s: int = 1) -> None:
+        super().__init__(depth, limit, retry_after_s)
+        self.args = (f"the tenant has {depth} unfinished jobs, the limit of its key is {limit}",)
+
+
+class LimitExceededError(MillpondError):
+    """``name`` is the limit that was passed, ``budgets`` what is left of each (`Budget`)."""
+
+    code = "limit_exceeded"
+    http_status = 429
+
+    def __init__(
+        self, name: str, limit: int, retry_after_s: int, budgets: Sequence[Any] = ()
+    ) -> None:
+        super().__init__(f"this key may spend {limit} {name} a minute; wait {retry_after_s} s")
+        self.name = name
+        self.limit = limit
+        self.retry_after_s = max(1, retry_after_s)
+        self.budgets = tuple(budgets)
 
 
 class JobNotFoundError(MillpondError):

@@ -2,7 +2,7 @@
 
 All carry the hash tag ``{queue}``, so one queue lives in one slot of a Redis Cluster and each script
 touches one slot only. Scripts get these names through ``KEYS`` (see `millpond.scripts`); where a name
-below ends in a colon it is a prefix, and the script appends a job id.
+below ends in a colon it is a prefix, and the script appends the id of a job or an API key.
 """
 
 from millpond.errors import InvalidRequestError
@@ -33,6 +33,14 @@ QUEUE_KEYS: dict[str, str] = {
     "wake": "wake",
     # Hash, worker id -> "BEAT_MS JSON".
     "workers": "workers",
+    # Hash, tenant -> number of its queued and running jobs; a tenant without any is not in it.
+    "open": "open",
+    # Set of the ids of all API keys, revoked ones too.
+    "api_keys": "api-keys",
+    # Hash: an API key (digest, tenant, scopes, limits, created, revoked); never the key itself.
+    "api_key": "api-key:",
+    # Hash with a time to live, bucket -> "LEVEL AT_MS": what an API key has left of this minute.
+    "spent": "spent:",
     # Channel: one message for every change of state of any job; small, without results.
     "channel": "events",
     # Hash: the job record (status, priority, tenant, attempts, fence, ...), always small.
@@ -80,3 +88,6 @@ class Keys:
     def events(self, job_id: str) -> str:
         """The event stream of a job; also the name of its channel."""
         return self["events"] + job_id
+
+    def api_key(self, key_id: str) -> str:
+        return self["api_key"] + key_id

@@ -5,9 +5,30 @@ Prompts and generated text are never logged; ids and counts are.
 
 import logging
 import sys
+import traceback
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+
+MAX_FRAMES = 8
+
+
+def outline(error: BaseException) -> dict[str, Any]:
+    """What may be logged of an exception: its type and places. Its text may hold a prompt."""
+    frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+    return {"kind": type(error).__name__, "frames": frames[-MAX_FRAMES:]}
+
+
+def _outlined(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """In place of a traceback with the exception's text, for whoever logs one all the same."""
+    given = event.pop("exc_info", None)
+    if given is True:
+        given = sys.exc_info()
+    error = given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        event.update(outline(error))
+    return event
 
 
 def configure_logs(level: str, **context: Any) -> None:
@@ -22,7 +43,7 @@ def configure_logs(level: str, **context: Any) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
+            _outlined,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),

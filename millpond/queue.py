@@ -14,7 +14,12 @@ import orjson
 from redis.asyncio import Redis
 
 from millpond.connection import MAX_BLOCK_S
-from millpond.errors import IdempotencyConflictError, InvalidRequestError, QueueFullError
+from millpond.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    QueueFullError,
+    TenantFullError,
+)
 from millpond.keys import Keys
 from millpond.messages import (
     JOB_ID_PATTERN,
@@ -80,12 +85,16 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """One job to submit. ``tokens`` is its prompt and output together, at most; None is a guess."""
+    """One job to submit. ``tokens`` is its prompt and output together, at most; None is a guess.
+
+    ``tenant_limit`` is how many unfinished jobs its tenant may have; None: any number.
+    """
 
     request: JobRequest
     id: str | None = None
     tenant: str = DEFAULT_TENANT
     tokens: int | None = None
+    tenant_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +182,9 @@ class JobQueue:
             "submit", SUBMITS_A_CALL, fields, first=[self.options.max_depth]
         )
         pairs = zip(answers[::2], answers[1::2], strict=True)
-        return [self._submission(id, *pair) for id, pair in zip(ids, pairs, strict=True)]
+        return [
+            self._submission(id, job, *pair) for id, job, pair in zip(ids, jobs, pairs, strict=True)
+        ]
 
     def _job_fields(self, id: str, job: NewJob) -> list[Arg]:
         if not JOB_ID_PATTERN.fullmatch(id):
@@ -195,13 +206,16 @@ class JobQueue:
             tokens,
             deadline_ms,
             "1" if request.stream else "0",
+            "" if job.tenant_limit is None else job.tenant_limit,
         ]
 
     def _submission(
-        self, id: str, kind: bytes, detail: bytes | int
+        self, id: str, job: NewJob, kind: bytes, detail: bytes | int
     ) -> Submission | IdempotencyConflictError | QueueFullError:
         if kind == b"full":
             return QueueFullError(int(detail), self.options.max_depth)
+        if kind == b"tenant_full":
+            return TenantFullError(int(detail), job.tenant_limit or 0)
         if kind == b"conflict":
             return IdempotencyConflictError(id)
         assert isinstance(detail, bytes)

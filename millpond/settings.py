@@ -3,12 +3,13 @@
 The file is ``millpond.toml`` in the working directory, or the one that ``MILLPOND_CONFIG`` names.
 """
 
+import ipaddress
 import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +23,7 @@ from millpond.queue import QueueOptions
 
 CONFIG_VARIABLE = "MILLPOND_CONFIG"
 DEFAULT_CONFIG_FILE = "millpond.toml"
+OPEN_TO_ALL = "off-and-i-know-it-is-open"
 DEFAULT_MODEL = "smollm2-135m"
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -48,7 +50,7 @@ class Settings(BaseSettings):
         default="auto",
         description="int8: a byte for each weight, where the CPU has kernels for it.",
     )
-    slots: Count = Field(default=32, description="Rows that the engine decodes at once.")
+    slots: Count = Field(default=64, description="Rows that the engine decodes at once.")
     kv_tokens: Count | None = Field(default=None, description="Tokens of KV cache in all slots.")
 
     simulated: dict[str, Any] = Field(
@@ -59,7 +61,7 @@ class Settings(BaseSettings):
     # The window and the groups
     window: Literal["hybrid", "fixed", "sliding"] = "hybrid"
     window_min_jobs: Count = 2
-    window_max_jobs: Count = 32
+    window_max_jobs: Count = 64
     window_max_wait_ms: Annotated[float, Field(ge=0)] = 200.0
     group_padded_tokens: Count = Field(
         default=4096, description="Prefill budget of one group, padding included."
@@ -87,9 +89,28 @@ class Settings(BaseSettings):
     # The API
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    auth: Literal["auto", "on", "off", "off-and-i-know-it-is-open"] = Field(
+        default="auto", description="Whether the API asks for keys; auto: unless on loopback."
+    )
     max_body_bytes: Count = 2 * 1024 * 1024
     max_wait_s: Seconds = 60.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("auth")
+    @classmethod
+    def _open_only_if_said_so(cls, auth: str, info: ValidationInfo) -> str:
+        host = info.data.get("host", "")
+        if auth == "off" and not is_loopback(host):
+            raise ValueError(
+                f"the host {host!r} can be reached from elsewhere, and without keys anybody there "
+                f"could use it; say on, or {OPEN_TO_ALL} if that is meant"
+            )
+        return auth
+
+    @property
+    def auth_required(self) -> bool:
+        """Whether the API asks for keys."""
+        return self.auth == "on" or (self.auth == "auto" and not is_loopback(self.host))
 
     @classmethod
     def settings_customise_sources(
@@ -147,4 +168,15 @@ def load_settings(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        raise InvalidRequestError(".".join(map(str, first["loc"])), first["msg"]) from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequestError(".".join(map(str, first["loc"])), message) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to bind to is reached from this machine alone. Unknown names are not."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

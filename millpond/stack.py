@@ -267,5 +267,6 @@ def _locked(data_dir: Path) -> Iterator[None]:
 def _write_stack_file(data_dir: Path, stack: Stack) -> None:
     about = StackFile(os.getpid(), stack.redis_url, stack.settings.queue, stack.api_url)
     partial = data_dir / f"{STACK_FILE}.partial"
+    partial.touch(mode=0o600)  # the URL may hold a password
     partial.write_bytes(orjson.dumps(about))
     partial.rename(data_dir / STACK_FILE)

@@ -36,7 +36,7 @@ class Committer:
     def __init__(
         self,
         queue: JobQueue,
-        on_committed: Callable[[Ending, Commit], None],
+        on_committed: Callable[[Ending], None],
         delta_interval_s: float,
     ) -> None:
         self._queue = queue
@@ -114,7 +114,7 @@ class Committer:
         self._endings.remove(ending)
         if commit is Commit.LOST:
             log.warning("late_write_refused", job=ending.claimed.id, fence=ending.claimed.fence)
-        self._on_committed(ending, commit)
+        self._on_committed(ending)
 
     def _note(self) -> None:
         self._settled.clear()

@@ -35,6 +35,7 @@ class HeldJob:
     request: JobRequest
     prompt: PreparedPrompt
     window_jobs: int
+    seed: int = field(init=False)
     claimed_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
     # Set when the job is to end early, and how it then counts.
@@ -47,6 +48,10 @@ class HeldJob:
     written_chars: int = 0
     written_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        own = self.request.seed
+        self.seed = seed_from_id(self.id) if own is None else own
+
     @property
     def id(self) -> str:
         return self.claimed.id
@@ -54,10 +59,6 @@ class HeldJob:
     @property
     def row(self) -> str:
         return self.claimed.row
-
-    @property
-    def seed(self) -> int:
-        return self.request.seed if self.request.seed is not None else seed_from_id(self.id)
 
     def generation_request(self, preset: Preset) -> GenerationRequest:
         """The row for the engine, every default resolved by the preset."""

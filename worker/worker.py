@@ -15,9 +15,10 @@ from typing import Any
 import structlog
 
 from millpond.errors import QueueUnavailableError
+from millpond.logs import outline
 from millpond.messages import JobResult
 from millpond.presets import Preset
-from millpond.queue import Commit, JobQueue
+from millpond.queue import JobQueue
 from millpond.tokenization import Tokenizer
 from worker.committer import Committer, Ending
 from worker.engine_thread import EngineThread, Turn
@@ -195,7 +196,7 @@ class Worker:
         try:
             turn = await self._engine.turn(requests, ending)
         except Exception as error:
-            log.exception("engine_broke", rows=self._num_rows)
+            log.error("engine_broke", rows=self._num_rows, **outline(error))
             await self._recover(error)
             return
         self._engine_failures = 0
@@ -249,16 +250,15 @@ class Worker:
         job.ended = True
         self._committer.add_ending(Ending(job.claimed, result))
 
-    def _on_committed(self, ending: Ending, commit: Commit) -> None:
+    def _on_committed(self, ending: Ending) -> None:
         self._held.pop(ending.claimed.row, None)
-        if commit is not Commit.LOST:
-            log.debug("committed", job=ending.claimed.id, commit=commit)
 
     async def _recover(self, error: Exception) -> None:
         """The engine and all its rows are gone: give the jobs back as suspects, build it anew."""
         self._engine_failures += 1
         self._num_rows = 0
-        message = f"the engine broke: {type(error).__name__}: {error}"
+        # Not its text: that may hold one tenant's prompt, and this goes into everybody's results.
+        message = f"the engine broke: {type(error).__name__}"
         await self._committer.settled()
         running = [
             (job.claimed.fence, failure(job.claimed, "engine_failed", message, job.request))

@@ -15,11 +15,13 @@ from api.bodies import (
     read_json,
 )
 from api.errors import problem_of
+from api.gate import Caller
 from api.openapi import SUBMIT_PROBLEMS, BulkBody, answer, json_body, problems
+from api.payment import give_back, pay
 from api.routes.jobs import IdempotencyKey, check_key, count_outcome
 from api.schemas import BulkAnswer, BulkItem
 from api.services import Api, Services
-from api.tenancy import Tenant
+from api.tenancy import Submitter
 from api.tokenizing import Tokenizing
 from millpond.errors import MillpondError, QueueFullError
 from millpond.messages import job_id_from_key
@@ -42,7 +44,7 @@ router = APIRouter(tags=["jobs"])
     openapi_extra=json_body(BulkBody, _EXAMPLES),
 )
 async def submit_bulk(
-    request: Request, api: Api, tenant: Tenant, idempotency_key: IdempotencyKey = None
+    request: Request, api: Api, caller: Submitter, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """The answers come in the order of the jobs. The call fails as a whole only for an outer fault.
 
@@ -50,9 +52,9 @@ async def submit_bulk(
     """
     key = None if idempotency_key is None else check_key(idempotency_key)
     bulk = await _parse(api, await read_json(request))
-    checked = await api.tokenizing.in_thread(lambda: _check(api.tokenizing, bulk.jobs, tenant, key))
+    checked = await api.tokenizing.in_thread(lambda: _check(api.tokenizing, bulk.jobs, caller, key))
     new = [job for job in checked if isinstance(job, NewJob)]
-    answers = iter(await api.queue.submit_many(new) if new else [])
+    answers = iter(await _submit_paid(request, api, caller, new) if new else [])
     outcomes = [job if isinstance(job, MillpondError) else next(answers) for job in checked]
     for outcome in outcomes:
         count_outcome(api, outcome)
@@ -60,6 +62,16 @@ async def submit_bulk(
     accepted = sum(item.problem is None for item in items)
     found = BulkAnswer(accepted=accepted, refused=len(items) - accepted, jobs=items)
     return Response(found.to_json(), media_type="application/json")
+
+
+async def _submit_paid(
+    request: Request, api: Services, caller: Caller, new: Sequence[NewJob]
+) -> Sequence[Submission | MillpondError]:
+    """The jobs pay together: a call that asks for more tokens than are left is refused whole."""
+    await pay(request, api, caller, new)
+    outcomes = await api.queue.submit_many(new)
+    await give_back(request, api, caller, new, outcomes)
+    return outcomes
 
 
 async def _parse(api: Services, body: bytes) -> BulkRequest:
@@ -75,7 +87,7 @@ async def _parse(api: Services, body: bytes) -> BulkRequest:
 
 
 def _check(
-    tokenizing: Tokenizing, items: Sequence[Any], tenant: str, key: str | None
+    tokenizing: Tokenizing, items: Sequence[Any], caller: Caller, key: str | None
 ) -> list[NewJob | MillpondError]:
     """Runs on a thread: a thousand prompts are to be encoded."""
     checked: list[NewJob | MillpondError] = []
@@ -86,8 +98,9 @@ def _check(
         except MillpondError as error:
             checked.append(error)
         else:
-            id = None if key is None else job_id_from_key(tenant, f"{key}\n{i}")
-            checked.append(NewJob(job, id, tenant, prepared.budget_tokens))
+            id = None if key is None else job_id_from_key(caller.tenant, f"{key}\n{i}")
+            tokens = prepared.budget_tokens
+            checked.append(NewJob(job, id, caller.tenant, tokens, caller.unfinished_jobs))
     return checked
 
 

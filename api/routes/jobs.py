@@ -10,9 +10,10 @@ from api.bodies import parse, read_json
 from api.errors import Fault, InvalidBodyError
 from api.hangup import until_hangup
 from api.openapi import SUBMIT_PROBLEMS, answer, json_body, problems
+from api.payment import give_back, pay
 from api.schemas import CancelAnswer, JobAccepted, JobState
 from api.services import Api, Services
-from api.tenancy import Tenant
+from api.tenancy import Reader, Submitter
 from api.views import job_accepted, job_path, job_state
 from millpond.errors import (
     IdempotencyConflictError,
@@ -55,6 +56,7 @@ IdempotencyKey = Annotated[
     Header(
         alias=KEY_HEADER,
         description="1 to 255 visible ASCII characters. The same request under it is one job.",
+        json_schema_extra={"pattern": f"^{_KEY.pattern}$"},
     ),
 ]
 
@@ -68,14 +70,16 @@ IdempotencyKey = Annotated[
     openapi_extra=json_body(JobRequest, _EXAMPLES),
 )
 async def submit(
-    request: Request, api: Api, tenant: Tenant, idempotency_key: IdempotencyKey = None
+    request: Request, api: Api, caller: Submitter, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Checked whole before anything is queued; 202 once Redis has stored it."""
-    id = None if idempotency_key is None else job_id_from_key(tenant, check_key(idempotency_key))
+    key = None if idempotency_key is None else check_key(idempotency_key)
+    id = None if key is None else job_id_from_key(caller.tenant, key)
     try:
         job = await parse(JobRequest, await read_json(request))
         prepared = await api.tokenizing.prepare(job)
-        submission = await api.submissions.submit(NewJob(job, id, tenant, prepared.budget_tokens))
+        new = NewJob(job, id, caller.tenant, prepared.budget_tokens, caller.unfinished_jobs)
+        submission = await _submit_paid(request, api, caller, new)
     except QueueFullError as error:
         count_outcome(api, error)
         raise await api.monitor.with_retry_after(error) from None
@@ -90,6 +94,19 @@ async def submit(
     return Response(body, 202, headers, media_type="application/json")
 
 
+async def _submit_paid(request: Request, api: Api, caller: Submitter, new: NewJob) -> Submission:
+    await pay(request, api, caller, [new])
+    outcome: Submission | MillpondError
+    try:
+        outcome = await api.submissions.submit(new)
+    except MillpondError as error:
+        outcome = error
+    await give_back(request, api, caller, [new], [outcome])
+    if isinstance(outcome, MillpondError):
+        raise outcome
+    return outcome
+
+
 @router.get(
     "/v1/jobs/{job_id}",
     response_model=JobState,
@@ -100,7 +117,7 @@ async def submit(
 async def get_job(
     request: Request,
     api: Api,
-    tenant: Tenant,
+    caller: Reader,
     job_id: str,
     wait: Annotated[
         float,
@@ -114,10 +131,10 @@ async def get_job(
         raise InvalidRequestError("wait", f"must be at most {limit_s:g} seconds", limit=limit_s)
     view: JobView | None = None
     if wait > 0:
-        waiting = api.results.wait(id, wait, tenant=tenant)
+        waiting = api.results.wait(id, wait, tenant=caller.tenant)
         view = await until_hangup(waiting, request.receive, api.closing)
     if view is None:
-        view = await api.results.get(id, tenant=tenant)
+        view = await api.results.get(id, tenant=caller.tenant)
     state = await api.monitor.state() if view.status is JobStatus.QUEUED else None
     return Response(job_state(view, state).to_json(), media_type="application/json")
 
@@ -136,10 +153,10 @@ async def get_job(
         **problems("job_not_found", "queue_unavailable"),
     },
 )
-async def cancel(api: Api, tenant: Tenant, job_id: str) -> Response:
+async def cancel(api: Api, caller: Submitter, job_id: str) -> Response:
     """A queued job ends at once, a running one within a heartbeat; an ended one stays as it is."""
     id = check_id(job_id)
-    status = await api.queue.cancel(id, tenant=tenant)
+    status = await api.queue.cancel(id, tenant=caller.tenant)
     if status is None:
         raise JobNotFoundError(id)
     found = CancelAnswer(id=id, status=status, cancelling=not status.terminal)

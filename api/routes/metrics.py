@@ -1,4 +1,4 @@
-"""``/metrics``: for Prometheus."""
+"""``/metrics``: for Prometheus. It shows what all tenants do together, so it needs ``admin``."""
 
 import asyncio
 
@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from api.examples import METRICS
 from api.services import Api
+from api.tenancy import Admin
 from millpond.errors import QueueUnavailableError
 
 REDIS_PATIENCE_S = 2.0
@@ -22,7 +23,7 @@ router = APIRouter(tags=["health"])
         200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": METRICS}}}
     },
 )
-async def metrics(api: Api) -> Response:
+async def metrics(api: Api, caller: Admin) -> Response:
     """Answers without Redis too, with ``millpond_redis_up 0``."""
     try:
         async with asyncio.timeout(REDIS_PATIENCE_S):

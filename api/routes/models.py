@@ -6,6 +6,7 @@ from api import examples
 from api.openapi import answer, problems
 from api.schemas import ModelList
 from api.services import Api
+from api.tenancy import Reader
 from api.views import model_list
 
 router = APIRouter(tags=["models"])
@@ -17,6 +18,6 @@ router = APIRouter(tags=["models"])
     summary="The models, as the workers tell it",
     responses=answer(200, one=examples.MODELS) | problems("queue_unavailable"),
 )
-async def models(api: Api) -> Response:
+async def models(api: Api, caller: Reader) -> Response:
     found = model_list(api.preset.name, await api.monitor.state())
     return Response(found.to_json(), media_type="application/json")

@@ -1,4 +1,4 @@
-"""``/v1/queue``: what is waiting, what runs, who works."""
+"""``/v1/queue``: what is waiting, what runs, who works: of all tenants, so it needs ``admin``."""
 
 from fastapi import APIRouter, Response
 
@@ -6,6 +6,7 @@ from api import examples
 from api.openapi import answer, problems
 from api.schemas import QueueAnswer
 from api.services import Api
+from api.tenancy import Admin
 from api.views import queue_answer
 
 router = APIRouter(tags=["queue"])
@@ -17,7 +18,7 @@ router = APIRouter(tags=["queue"])
     summary="Depth, totals and workers",
     responses=answer(200, busy=examples.QUEUE) | problems("queue_unavailable"),
 )
-async def queue(api: Api) -> Response:
+async def queue(api: Api, caller: Admin) -> Response:
     state = await api.results.queue_state()
     found = queue_answer(api.settings.queue, api.settings.max_depth, state)
     return Response(found.to_json(), media_type="application/json")

@@ -1,4 +1,4 @@
-"""The ``millpond`` command: up, submit, result, watch, cancel, queue, run-batch."""
+"""The ``millpond`` command: up, submit, result, watch, cancel, queue, run-batch, keys."""
 
 import sys
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from millpond.batch_file import first_error
-from millpond.cli import jobs, run_batch, up
+from millpond.cli import jobs, keys, run_batch, up
 from millpond.errors import MillpondError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("watch")(jobs.watch)
 app.command("cancel")(jobs.cancel)
 app.command("queue")(jobs.queue)
 app.command("run-batch")(run_batch.run_batch)
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

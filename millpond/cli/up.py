@@ -17,7 +17,8 @@ from millpond.cli.options import (
     SetFlag,
     parse_assignments,
 )
-from millpond.settings import Settings, load_settings
+from millpond.connection import without_password
+from millpond.settings import Settings, is_loopback, load_settings
 from millpond.stack import running_stack
 
 # A first start downloads or converts a model.
@@ -74,9 +75,16 @@ async def _up(settings: Settings, *, embedded: bool, fsync: str) -> None:
             console.print(
                 f"[bold]{stack.api_url}[/bold]  {worker.state['model']}, {worker.state['dtype']} on "
                 f"{worker.state['device']}, {worker.state['slots']} slots\n"
-                f"Redis: {stack.redis_url}, queue {settings.queue!r}. "
+                f"Redis: {without_password(stack.redis_url)}, queue {settings.queue!r}. "
                 f"Logs: {settings.data_dir}. Ctrl-C stops everything."
             )
+            if settings.auth_required:
+                console.print(
+                    "The API asks for keys; make one with: millpond keys create "
+                    f"--data {settings.data_dir}"
+                )
+            elif not is_loopback(settings.host):
+                console.print(f"[red]Anybody who reaches {settings.host} can use this API.[/red]")
             await waiting
         ready.cancel()
         console.print("Stopping ...")

@@ -1,4 +1,4 @@
--- keys: job body result events channel counts leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
 -- uses: records sweep
 -- ARGV: worker, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
 -- -> {now, ids left in the lanes, {{id, fence, attempt, created, body}, ...}, '1' if they are suspects}

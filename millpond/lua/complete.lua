@@ -1,4 +1,4 @@
--- keys: job body result events channel counts leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
 -- uses: records
 -- ARGV: id, fence, status, result for each job, then options
 -- -> for each job: 'stored' | 'known' (this very attempt has ended it before) | 'lost'

@@ -66,8 +66,11 @@ end
 -- `was` is the status it has now. The body stays for a dead letter, else it goes.
 local function finish(id, was, status, result, now, keep_body)
   local job = K.job .. id
-  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream')
+  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'tenant')
   redis.call('ZREM', K.deadlines, id)
+  if redis.call('HINCRBY', K.open, record[4], -1) <= 0 then
+    redis.call('HDEL', K.open, record[4])
+  end
   result = '{"finished_ms":' .. int(now) .. ',' .. string.sub(result, 2)
   redis.call('HSET', job, 'status', status, 'finished', int(now))
   redis.call('PEXPIRE', job, int(OPTIONS.result_ttl_ms))

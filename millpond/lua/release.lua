@@ -1,4 +1,4 @@
--- keys: job body result events channel counts leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
 -- uses: records
 -- ARGV: id, fence for each job, then options
 -- -> number of jobs put back. The attempt is refunded: the worker, not the job, had to stop.

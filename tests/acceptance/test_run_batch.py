@@ -31,6 +31,10 @@ def outputs(path: Path) -> dict[str, Any]:
     return {row["custom_id"]: row for row in map(orjson.loads, path.read_bytes().splitlines())}
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def totals(out: str) -> tuple[int, int, int]:
     found = LAST_LINE.fullmatch(out.strip().splitlines()[-1])
     assert found is not None, out
@@ -55,7 +59,7 @@ async def test_rows_in_rows_out(tmp_path: Path) -> None:
         body = done[f"r{i}"]["response"]["body"]
         assert body["usage"]["completion_tokens"] == i % 7 + 1
         assert ("token_ids" in body["choices"][0]) is (i % 2 == 0)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
 
     code, out, err = await run_command(*arguments, cwd=tmp_path)
     assert code == 0

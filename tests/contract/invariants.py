@@ -163,6 +163,10 @@ def _check_counts(shot: Snapshot, records: dict[str, dict[str, str]]) -> None:
     for priority in Priority:
         assert counts.get(f"queued:{priority}", 0) == queued[priority], priority
     assert counts.get("running", 0) == status[JobStatus.RUNNING]
+    unfinished = Counter(
+        r["tenant"] for r in records.values() if not JobStatus(r["status"]).terminal
+    )
+    assert {t: int(n) for t, n in (shot.get("open") or {}).items()} == unfinished
     for ended in (s for s in JobStatus if s.terminal):
         # Records past their time to live are gone, the count is for ever.
         assert counts.get(f"done:{ended}", 0) >= status[ended]

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from api.app import create_app
 from api.server import ApiServer
 from api.services import Services, services_of
+from millpond.api_keys import ApiKeys, KeyLimits, Scope
 from millpond.connection import connect
 from millpond.messages import FinishReason, JobResult, JobStatus, Usage
 from millpond.queue import ClaimedJob, JobQueue
@@ -61,6 +62,18 @@ class RunningApi:
         await self.queue.complete([(job.fence, result)])
 
 
+async def make_key(
+    api: RunningApi,
+    tenant: str = "acme",
+    scopes: Sequence[Scope] = (Scope.SUBMIT, Scope.READ),
+    **limits: int,
+) -> dict[str, str]:
+    """A new key of the API's queue, as the header that carries it."""
+    keys = ApiKeys(api.services.redis, api.queue.keys)
+    _, token = await keys.create(tenant, scopes, limits=KeyLimits(**limits))
+    return {"Authorization": f"Bearer {token}"}
+
+
 async def listening(api: RunningApi, id: str, *, wanted: bool = True) -> None:
     """Until somebody listens to the job's channel, or nobody does any more."""
     channel = api.queue.keys.events(id)
@@ -83,6 +96,8 @@ def start_api(tmp_path: Path) -> StartApi:
         app = create_app(made)
         # Connections are taken from here on, and answered once the server has started.
         listener = socket.create_server(("127.0.0.1", 0))
+        # As on a server's own sockets; else each small answer waits 40 ms for an acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = ApiServer(app, made)
         stopped = asyncio.create_task(server.serve(sockets=[listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -103,4 +118,11 @@ def start_api(tmp_path: Path) -> StartApi:
 @pytest.fixture
 async def api(redis_server: RedisServer, start_api: StartApi) -> AsyncIterator[RunningApi]:
     async with start_api(redis_server.url) as running:
+        yield running
+
+
+@pytest.fixture
+async def keyed_api(redis_server: RedisServer, start_api: StartApi) -> AsyncIterator[RunningApi]:
+    """One that asks for keys, see `make_key`."""
+    async with start_api(redis_server.url, auth="on") as running:
         yield running

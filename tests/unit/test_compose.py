@@ -50,6 +50,7 @@ def test_services_are_wired_to_each_other() -> None:
         assert environment["MILLPOND_REDIS_URL"] == "redis://redis:6379/0"
         assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
     assert services["api"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert services["api"]["environment"]["MILLPOND_AUTH"] == "on"
 
 
 def test_variables_are_settings() -> None:

@@ -47,9 +47,12 @@ def test_the_operations_are_these() -> None:
         "emit",
         "fail",
         "inspect",
+        "key_create",
+        "key_revoke",
         "reap",
         "release",
         "renew",
+        "spend",
         "submit",
         "suspect",
     ]

@@ -118,3 +118,24 @@ def test_every_setting_has_a_variable() -> None:
     names = set(Settings.model_fields)
     given = load_settings(model="m/m", kv_tokens=5).environment()
     assert {f"MILLPOND_{name.upper()}" for name in names} == given.keys()
+
+
+OUTSIDE = ("0.0.0.0", "::", "192.168.0.7", "", "example.org", "localhost.example.org")
+LOOPBACK = ("127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost", "LOCALHOST")
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_keys_may_be_off_on_loopback(host: str) -> None:
+    assert not load_settings(host=host).auth_required
+    assert not load_settings(host=host, auth="off").auth_required
+    assert load_settings(host=host, auth="on").auth_required
+
+
+@pytest.mark.parametrize("host", OUTSIDE)
+def test_keys_are_off_elsewhere_only_if_said_in_so_many_words(host: str) -> None:
+    assert load_settings(host=host).auth_required
+    assert not load_settings(host=host, auth="off-and-i-know-it-is-open").auth_required
+    with pytest.raises(InvalidRequestError) as caught:
+        load_settings(host=host, auth="off")
+    assert caught.value.field == "auth"
+    assert "off-and-i-know-it-is-open" in str(caught.value)

@@ -1,0 +1,189 @@
+"""API keys: who may ask for what over HTTP. They live in Redis beside the queue that they open.
+
+A key is ``mp_ID_SECRET``. The secret has 240 random bits, so its plain SHA-256 can be stored: there is
+nothing to guess. The key itself is shown once, when it is made, and stored nowhere.
+"""
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from redis.asyncio import Redis
+
+from millpond.errors import InvalidRequestError
+from millpond.keys import Keys
+from millpond.messages import TENANT_PATTERN
+from millpond.scripts import Arg, Scripts, unavailable
+
+PREFIX = "mp"
+ID_BYTES = 10
+SECRET_BYTES = 30
+MAX_NAME_CHARS = 64
+_TOKEN = re.compile(
+    rf"{PREFIX}_([a-z2-7]{{{ID_BYTES * 8 // 5}}})_[a-z2-7]{{{SECRET_BYTES * 8 // 5}}}"
+)
+_KEY_ID = re.compile(rf"[a-z2-7]{{{ID_BYTES * 8 // 5}}}")
+# Compared with where no key is found, so that this takes as long as a wrong secret.
+_NO_DIGEST = "0" * 64
+
+
+class Scope(StrEnum):
+    """None of them contains another: a key that scrapes metrics cannot read anyone's results."""
+
+    SUBMIT = "submit"
+    READ = "read"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """None: no limit. ``unfinished_jobs`` counts the tenant's queued and running jobs together."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    unfinished_jobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is known of a key; nothing here opens anything."""
+
+    id: str
+    name: str
+    tenant: str
+    scopes: frozenset[Scope]
+    limits: KeyLimits
+    created_ms: int
+    revoked_ms: int | None
+
+
+class ApiKeys:
+    """The keys of one queue. All methods raise QueueUnavailableError when Redis cannot serve."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._scripts = Scripts(redis, keys)
+
+    async def create(
+        self,
+        tenant: str,
+        scopes: Collection[Scope],
+        *,
+        name: str = "",
+        limits: KeyLimits | None = None,
+    ) -> tuple[ApiKey, str]:
+        """The new key, and the text that opens it: the one time that this is to be had.
+
+        Raises InvalidRequestError naming the field.
+        """
+        limits = limits or KeyLimits()
+        _check(tenant, scopes, name, limits)
+        id, secret = _random(ID_BYTES), _random(SECRET_BYTES)
+        token = f"{PREFIX}_{id}_{secret}"
+        fields: dict[str, Arg | None] = {
+            "digest": _digest(token),
+            "name": name,
+            "tenant": tenant,
+            "scopes": " ".join(sorted(scopes)),
+            "requests_per_minute": limits.requests_per_minute,
+            "tokens_per_minute": limits.tokens_per_minute,
+            "unfinished_jobs": limits.unfinished_jobs,
+        }
+        given = [arg for pair in fields.items() if pair[1] is not None for arg in pair]
+        created = await self._scripts.run("key_create", id, *given)  # type: ignore[arg-type]
+        assert created is not None, "80 random bits came twice"
+        return ApiKey(id, name, tenant, frozenset(scopes), limits, int(created), None), token
+
+    async def revoke(self, id: str) -> bool:
+        """Close the key for ever; harmless when repeated. False: there is no such key."""
+        return bool(_KEY_ID.fullmatch(id)) and bool(await self._scripts.run("key_revoke", id))
+
+    async def list(self) -> list[ApiKey]:
+        """All keys, revoked ones too, the oldest first."""
+        try:
+            members: Any = await self._redis.smembers(self._keys["api_keys"])
+            ids = [id.decode() for id in members]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for id in ids:
+                    pipe.hgetall(self._keys.api_key(id))
+                records = await pipe.execute()
+        except Exception as error:
+            raise unavailable(error) or error from error
+        found = [_api_key(id, record) for id, record in zip(ids, records, strict=True) if record]
+        return sorted(found, key=lambda key: (key.created_ms, key.id))
+
+    async def look_up(self, id: str) -> "KnownKey | None":
+        """The key that is to be opened; None for one that is unknown or revoked."""
+        try:
+            record: Any = await self._redis.hgetall(self._keys.api_key(id))
+        except Exception as error:
+            raise unavailable(error) or error from error
+        if not record or b"revoked" in record:
+            return None
+        return KnownKey(_api_key(id, record), record[b"digest"].decode())
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    key: ApiKey
+    digest: str
+
+
+def key_id(token: str) -> str | None:
+    """The id inside the text of a key; None for what is no key."""
+    found = _TOKEN.fullmatch(token)
+    return None if found is None else found.group(1)
+
+
+def opens(token: str, known: KnownKey | None) -> bool:
+    """Whether this text is that key, in a time that depends on neither."""
+    digest = _NO_DIGEST if known is None else known.digest
+    return hmac.compare_digest(_digest(token), digest) and known is not None
+
+
+def _random(size: int) -> str:
+    return base64.b32encode(secrets.token_bytes(size)).decode().lower()
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _check(tenant: str, scopes: Collection[Scope], name: str, limits: KeyLimits) -> None:
+    if not TENANT_PATTERN.fullmatch(tenant):
+        raise InvalidRequestError("tenant", f"must match {TENANT_PATTERN.pattern}", limit=32)
+    if not scopes:
+        raise InvalidRequestError("scope", f"at least one of {', '.join(Scope)}")
+    if len(name) > MAX_NAME_CHARS or not name.isprintable():
+        message = f"at most {MAX_NAME_CHARS} printable characters"
+        raise InvalidRequestError("name", message, limit=MAX_NAME_CHARS)
+    for field in KeyLimits.__slots__:
+        value = getattr(limits, field)
+        if value is not None and value < 1:
+            raise InvalidRequestError(field, "must be at least 1", limit=1)
+
+
+def _api_key(id: str, record: dict[bytes, bytes]) -> ApiKey:
+    fields = {name.decode(): value.decode() for name, value in record.items()}
+
+    def number(name: str) -> int | None:
+        return int(fields[name]) if name in fields else None
+
+    limits: dict[str, Any] = {name: number(name) for name in KeyLimits.__slots__}
+    scopes: Sequence[str] = fields["scopes"].split()
+    return ApiKey(
+        id=id,
+        name=fields["name"],
+        tenant=fields["tenant"],
+        scopes=frozenset(Scope(scope) for scope in scopes),
+        limits=KeyLimits(**limits),
+        created_ms=int(fields["created"]),
+        revoked_ms=number("revoked"),
+    )

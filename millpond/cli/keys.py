@@ -1,0 +1,122 @@
+"""``millpond keys``: make, list and revoke the API keys of a queue."""
+
+import asyncio
+import datetime
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from millpond.api_keys import ApiKey, ApiKeys, KeyLimits, Scope
+from millpond.cli.options import DataFlag, QueueFlag, RedisFlag, client_settings
+from millpond.connection import connect
+from millpond.keys import Keys
+from millpond.queue import DEFAULT_TENANT
+
+app = typer.Typer(no_args_is_help=True, help="API keys: who may use the HTTP API.")
+
+Limit = Annotated[int | None, typer.Option(min=1, show_default="no limit")]
+
+
+@app.command()
+def create(
+    tenant: Annotated[str, typer.Option(help="Whose jobs it submits and reads.")] = DEFAULT_TENANT,
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(help="May be given several times.", show_default="submit and read"),
+    ] = None,
+    name: Annotated[str, typer.Option(help="For the list; say who has it.")] = "",
+    requests_per_minute: Limit = None,
+    tokens_per_minute: Limit = None,
+    unfinished_jobs: Limit = None,
+    redis_url: RedisFlag = None,
+    queue: QueueFlag = None,
+    data: DataFlag = None,
+) -> None:
+    """Make a key and print it. It is shown this once; only a hash of it is stored."""
+    limits = KeyLimits(requests_per_minute, tokens_per_minute, unfinished_jobs)
+
+    async def call(keys: ApiKeys) -> None:
+        scopes = scope or [Scope.SUBMIT, Scope.READ]
+        key, token = await keys.create(tenant, scopes, name=name, limits=limits)
+        Console(stderr=True, highlight=False).print(
+            f"Key {key.id} of tenant {tenant}: {', '.join(sorted(key.scopes))}. "
+            "Keep it now, it is not shown again:"
+        )
+        print(token)
+
+    _with_keys(call, redis_url, queue, data)
+
+
+@app.command("list")
+def list_keys(redis_url: RedisFlag = None, queue: QueueFlag = None, data: DataFlag = None) -> None:
+    """Show all keys, without what opens them."""
+
+    async def call(keys: ApiKeys) -> None:
+        table = Table("id", "name", "tenant", "scopes", "limits", "created", "revoked")
+        for key in await keys.list():
+            table.add_row(
+                key.id,
+                escape(key.name),
+                key.tenant,
+                " ".join(sorted(key.scopes)),
+                _limits(key),
+                _when(key.created_ms),
+                "" if key.revoked_ms is None else _when(key.revoked_ms),
+            )
+        Console(highlight=False).print(table if table.rows else "No keys.")
+
+    _with_keys(call, redis_url, queue, data)
+
+
+@app.command()
+def revoke(
+    id: Annotated[str, typer.Argument(help="The key's id, as the list shows it.")],
+    redis_url: RedisFlag = None,
+    queue: QueueFlag = None,
+    data: DataFlag = None,
+) -> None:
+    """Close a key for ever. The API forgets it within two seconds."""
+
+    async def call(keys: ApiKeys) -> None:
+        if not await keys.revoke(id):
+            Console(stderr=True, highlight=False).print("There is no such key.")
+            raise typer.Exit(1)
+        print(id)
+
+    _with_keys(call, redis_url, queue, data)
+
+
+def _limits(key: ApiKey) -> str:
+    shown = {
+        "requests/min": key.limits.requests_per_minute,
+        "tokens/min": key.limits.tokens_per_minute,
+        "unfinished": key.limits.unfinished_jobs,
+    }
+    return ", ".join(f"{value} {name}" for name, value in shown.items() if value is not None)
+
+
+def _when(ms: int) -> str:
+    return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _with_keys(
+    call: Callable[[ApiKeys], Coroutine[Any, Any, None]],
+    redis_url: str | None,
+    queue: str | None,
+    data: Path | None,
+) -> None:
+    settings = client_settings(redis_url, queue, data)
+
+    async def run() -> None:
+        redis = connect(settings.redis_url)
+        try:
+            await call(ApiKeys(redis, Keys(settings.queue)))
+        finally:
+            await redis.aclose()
+
+    asyncio.run(run())

@@ -1,0 +1,264 @@
+"""Redis with users and with TLS: everything works with the rights of deploy/users.acl and no others."""
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
+
+from millpond.api_keys import ApiKeys, Scope
+from millpond.connection import connect
+from millpond.errors import LimitExceededError, QueueUnavailableError
+from millpond.keys import Keys
+from millpond.messages import (
+    EventType,
+    FinishReason,
+    JobEvent,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    Usage,
+)
+from millpond.queue import JobQueue, QueueOptions
+from millpond.rate_limits import RateLimiter
+from millpond.results import Results
+from millpond.server import RedisServer, free_port
+from millpond.subscriptions import Subscriptions
+from tests.conftest import debian_server, skip_or_fail
+
+ACL = (Path(__file__).parents[2] / "deploy" / "users.acl").read_text()
+USERS = {
+    line.split()[1]: line.split()[2:]
+    for line in ACL.splitlines()
+    if line.startswith("user millpond-")
+}
+PLENTY = 1_000_000
+OPTIONS = QueueOptions(max_attempts=2, retry_delay_s=0.01, lease_s=0.2)
+
+
+@pytest.fixture
+async def guarded(redis_server: RedisServer) -> RedisServer:
+    """A server with the file's users, beside the one by whom the test looks after it."""
+    async with Redis.from_url(redis_server.url) as root:
+        for name, rules in USERS.items():
+            await root.execute_command("ACL", "SETUSER", name, *rules)
+    return redis_server
+
+
+def url_of(server: RedisServer, user: str) -> str:
+    return server.url.replace("redis://", f"redis://millpond-{user}:{user}-password@")
+
+
+def result(id: str, status: JobStatus = JobStatus.SUCCEEDED) -> JobResult:
+    reason = FinishReason.STOP if status is JobStatus.SUCCEEDED else FinishReason.ERROR
+    return JobResult(
+        id=id,
+        status=status,
+        finish_reason=reason,
+        text="done",
+        usage=Usage(prompt_tokens=1, completion_tokens=1),
+    )
+
+
+async def run_everything(api_url: str, worker_url: str) -> None:
+    """Every operation of the queue, each side with its own connection."""
+    api, worker = connect(api_url), connect(worker_url)
+    subscriptions = Subscriptions(api)
+    front, back = JobQueue(api, "default", OPTIONS), JobQueue(worker, "default", OPTIONS)
+    results = Results(api, "default", subscriptions)
+    running: list[asyncio.Task[list[EventType]]] = []
+    try:
+        id = (await front.submit(JobRequest(prompt="a", deadline_s=60))).id
+        listener = asyncio.create_task(_collect(results, id))
+        running.append(listener)
+        await back.wait_for_work(1)
+        [job] = (await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)).jobs
+        await back.beat("w", {"state": "ready"})
+        await back.renew([(job.id, job.fence)])
+        await back.emit([(job.fence, JobEvent(type=EventType.DELTA, id=id, attempt=1, text="d"))])
+        await back.release([(job.id, job.fence)])
+        for attempt in (1, 2):
+            jobs = []
+            while not jobs:
+                claim = await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)
+                jobs = claim.jobs
+            await back.fail(jobs[0].fence, attempt, result(id, JobStatus.FAILED))
+        assert (await results.wait(id, 5)).status is JobStatus.FAILED
+        assert (await listener)[-1] is EventType.FINISHED
+
+        good = (await front.submit(JobRequest(prompt="b"))).id
+        [job] = (await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)).jobs
+        await back.complete([(job.fence, result(good))])
+        assert (await results.get_results([good]))[good].text == "done"
+        for request in (JobRequest(prompt="c"), JobRequest(prompt="d", deadline_s=0.01)):
+            await front.cancel((await front.submit(request)).id)
+        await front.submit(JobRequest(prompt="e"))
+        for _ in range(OPTIONS.max_attempts):
+            await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)
+            async with asyncio.timeout(5):
+                while not (await front.reap())[0]:
+                    await asyncio.sleep(0.05)
+        assert (await back.depth(), await back.waiting()) == (0, 0)
+        await back.wake_another()
+        await back.beat("w", None)
+        assert (await results.queue_state()).dead == 2
+        await _use_keys(api)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await subscriptions.close()
+        await api.aclose()
+        await worker.aclose()
+
+
+async def _collect(results: Results, id: str) -> list[EventType]:
+    return [event.type async for event in results.subscribe(id)]
+
+
+async def _use_keys(redis: Redis) -> None:
+    keys = ApiKeys(redis, Keys("default"))
+    limiter = RateLimiter(redis, Keys("default"))
+    key, _ = await keys.create("a", [Scope.READ])
+    await limiter.spend(key.id, {"requests": 1}, {"requests": 1})
+    with pytest.raises(LimitExceededError):
+        await limiter.spend(key.id, {"requests": 1}, {"requests": 1})
+    assert await keys.look_up(key.id) is not None
+    await keys.revoke(key.id)
+    assert len(await keys.list()) == 1
+
+
+async def test_the_users_of_the_acl_file_can_do_everything(guarded: RedisServer) -> None:
+    await run_everything(url_of(guarded, "api"), url_of(guarded, "worker"))
+
+
+async def test_a_reader_reads_results_and_hears_events(guarded: RedisServer) -> None:
+    api, reader = connect(url_of(guarded, "api")), connect(url_of(guarded, "reader"))
+    worker = connect(url_of(guarded, "worker"))
+    queue, back, keys = JobQueue(api, "default"), JobQueue(worker, "default"), Keys("default")
+    id = (await queue.submit(JobRequest(prompt="secret"))).id
+    pubsub = reader.pubsub(ignore_subscribe_messages=True)
+    await pubsub.subscribe(keys.events(id), keys.channel)
+    [job] = (await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)).jobs
+    await back.complete([(job.fence, result(id))])
+
+    heard = []
+    async with asyncio.timeout(5):
+        while len(heard) < 4:
+            if (message := await pubsub.get_message(timeout=1)) is not None:
+                heard.append(message["data"])
+    assert any(b"finished" in message for message in heard)
+    assert b"done" in (await reader.get(keys.result(id)) or b"")
+    assert len(await reader.xrange(keys.events(id))) == 2
+
+    await pubsub.aclose()
+    await api.aclose()
+    await worker.aclose()
+    await reader.aclose()
+
+
+FORBIDDEN = {
+    "api": ["FLUSHALL", "KEYS *", "CONFIG GET *", "GET other", "SET other 1", "SUBSCRIBE other"],
+    "worker": [
+        "FLUSHALL",
+        "SMEMBERS mp:{default}:api-keys",
+        "HGET mp:{default}:api-key:a digest",
+        "HSET mp:{default}:api-key:a scopes admin",
+        "GET mp:{other}:result:a",
+        "SUBSCRIBE mp:{other}:events",
+    ],
+    "reader": [
+        "GET mp:{default}:body:a",
+        "HGET mp:{default}:job:a tenant",
+        "SET mp:{default}:result:a {}",
+        "EVAL return 0",
+        "PUBLISH mp:{default}:events x",
+    ],
+}
+
+
+@pytest.mark.parametrize("user", sorted(FORBIDDEN))
+async def test_each_user_can_do_no_more(guarded: RedisServer, user: str) -> None:
+    redis = connect(url_of(guarded, user))
+    for command in FORBIDDEN[user]:
+        with pytest.raises(NoPermissionError):
+            await redis.execute_command(*command.split())
+    await redis.aclose()
+
+
+# Sent by redis-py on its own account, some only with another database or on the way out.
+OF_THE_CLIENT = {"+ping", "+client|setinfo", "+select", "+unsubscribe"}
+
+
+async def test_no_command_is_granted_in_vain(guarded: RedisServer) -> None:
+    async with Redis.from_url(guarded.url) as root:
+        await root.script_flush()  # EVAL teaches a server that has forgotten them
+        await root.config_resetstat()
+        await run_everything(url_of(guarded, "api"), url_of(guarded, "worker"))
+        used = {name.removeprefix("cmdstat_") for name in await root.info("commandstats")}
+    for user in ("millpond-api", "millpond-worker"):
+        granted = {rule for rule in USERS[user] if rule.startswith("+")} - OF_THE_CLIENT
+        assert {rule.removeprefix("+") for rule in granted} <= used
+
+
+def make_certificate(folder: Path) -> None:
+    """A certificate for 127.0.0.1 that vouches for itself."""
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+        *("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")),
+        *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+async def tls_server(tmp_path: Path) -> AsyncIterator[tuple[str, Path]]:
+    """The URL of a server that speaks TLS alone, and the certificate by which to know it."""
+    binary = debian_server()
+    if binary is None or shutil.which("openssl") is None:
+        skip_or_fail("no redis-server, or no openssl to make a certificate")
+    make_certificate(tmp_path)
+    port = free_port()
+    flags = {
+        "port": 0,
+        "tls-port": port,
+        "tls-cert-file": tmp_path / "cert.pem",
+        "tls-key-file": tmp_path / "key.pem",
+        "tls-ca-cert-file": tmp_path / "cert.pem",
+        "tls-auth-clients": "no",
+        "save": "",
+        "dir": tmp_path,
+    }
+    arguments = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    process = await asyncio.create_subprocess_exec(
+        str(binary), *arguments, stdout=asyncio.subprocess.DEVNULL
+    )
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                break
+            except OSError:
+                await asyncio.sleep(0.02)
+    writer.close()
+    yield f"rediss://127.0.0.1:{port}/0", tmp_path / "cert.pem"
+    process.terminate()
+    await process.wait()
+
+
+async def test_everything_runs_over_tls(tls_server: tuple[str, Path]) -> None:
+    url, certificate = tls_server
+    trusting = f"{url}?ssl_ca_certs={certificate}"
+    await run_everything(trusting, trusting)
+
+
+async def test_a_server_that_nobody_vouches_for_is_refused(tls_server: tuple[str, Path]) -> None:
+    url, _ = tls_server
+    redis = connect(url)
+    with pytest.raises(QueueUnavailableError, match=r"(?i)certificate"):
+        await JobQueue(redis, "default").depth()
+    await redis.aclose()
