@@ -122,7 +122,7 @@ class Worker:
 
     def _on_background_end(self, work: asyncio.Task[None], ended: asyncio.Task[None]) -> None:
         if not ended.cancelled() and (error := ended.exception()) is not None:
-            log.error("background_task_failed", task=ended.get_name(), exc_info=error)
+            log.error("background_task_failed", task=ended.get_name(), **outline(error))
             self._background_error = error
             work.cancel()
 

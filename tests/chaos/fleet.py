@@ -206,8 +206,10 @@ async def ledger_on(server: RedisServer, options: QueueOptions) -> AsyncIterator
     try:
         yield ledger
     finally:
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
+        # A cancellation that meets an answer can get lost in asyncio.wait_for: say it until heard.
+        while not listening.done():
+            listening.cancel()
+            await asyncio.wait([listening], timeout=0.1)
         await subscriptions.close()
         await redis.aclose()
 

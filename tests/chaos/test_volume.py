@@ -172,8 +172,11 @@ async def test_a_long_run(tmp_path: Path) -> None:
             print(f"{number} jobs in {seconds:.0f} s; MB early and late:")
             for name, (early, late) in growth.items():
                 print(f"  {name}: {early:.1f} {late:.1f}")
-                if FULL:
-                    assert late <= early * 1.05 + 2.0, name
+            # The server holds the results of the last seconds, and more of them the faster it goes:
+            # that it gives all of it back is row 16.
+            del growth["server"]
+            if FULL:
+                assert all(late <= early * 1.05 + 2.0 for early, late in growth.values())
 
 
 async def ask_for_ever(http: httpx.AsyncClient) -> None:
