@@ -59,6 +59,17 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_tests_that_the_reliability_table_names_exist() -> None:
+    """A row names its file, and the functions after it."""
+    table = (ROOT / "docs" / "reliability.md").read_text()
+    text = ""
+    for file, function in re.findall(r"`(tests/[a-z_/]+\.py)`|`(test_[a-z_]+)`", table):
+        if file:
+            text = (ROOT / file).read_text()
+        else:
+            assert f"def {function}(" in text, function
+
+
 def test_the_public_surface_is_complete() -> None:
     assert list(public_names) == sorted(public_names, key=lambda n: (n.startswith("_"), n))
     for name in public_names:
