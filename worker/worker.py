@@ -175,6 +175,8 @@ class Worker:
             self._accept(window)
 
     def _accept(self, window: Window) -> None:
+        sizes = [len(group) for group in window.groups]
+        log.debug("window", groups=sizes, refused=len(window.refused))
         for group in window.groups:
             self._held.update((job.row, job) for job in group)
             self._admitting.append(group)
