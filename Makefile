@@ -68,7 +68,7 @@ format: dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-chaos: dev ## the faults of docs/reliability.md in full size, about ten minutes
+chaos: dev ## the faults of docs/reliability.md in full size, about twenty minutes
 	MILLPOND_CHAOS=full $(BIN)/python -m pytest tests/chaos -s
 
 bench-queue: dev ## the queue's figures beside RQ's
