@@ -4,6 +4,7 @@ The API runs this at submit to refuse what cannot be served; the worker runs the
 the rows. Both need the same answer, so there is one function.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,13 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
             limit=limit,
         )
     return PreparedPrompt(truncate(token_ids, limit, request.truncate), max_tokens, truncated=True)
+
+
+def shared_prefix(preset: Preset, tokenizer: Tokenizer) -> list[int]:
+    """The tokens with which all prompts under the preset's own system prompt begin."""
+    one, other = (_encode(JobRequest(prompt=p), preset, tokenizer)[1] for p in ("a", "1 = 2"))
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return [token for token, _ in alike]
 
 
 def truncate(token_ids: Sequence[int], limit: int, policy: Truncation) -> list[int]:

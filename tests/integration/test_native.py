@@ -11,6 +11,7 @@ import transformers as tf
 
 from millpond.messages import FinishReason
 from millpond.presets import Preset
+from millpond.prompts import shared_prefix
 from millpond.tokenization import ByteTokenizer
 from tests.conftest import skip_or_fail
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
@@ -66,8 +67,10 @@ def kernels() -> None:
 CACHE = EngineConfig("", None, Preset(name="", source="", context_tokens=1)).cache_dir
 
 
-def preset() -> Preset:
-    return Preset(name="tiny", source="", context_tokens=CONTEXT_TOKENS)
+def preset(system_prompt: str = "") -> Preset:
+    return Preset(
+        name="tiny", source="", context_tokens=CONTEXT_TOKENS, system_prompt=system_prompt
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +95,11 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., loading.Load
     return load
 
 
-def engine_of(loaded: loading.LoadedModel, slots: int = 7) -> TransformersEngine:
+def engine_of(
+    loaded: loading.LoadedModel, slots: int = 7, system_prompt: str = ""
+) -> TransformersEngine:
     config = EngineConfig(
-        "transformers", None, preset(), slots=slots, kv_tokens=slots * CONTEXT_TOKENS
+        "transformers", None, preset(system_prompt), slots=slots, kv_tokens=slots * CONTEXT_TOKENS
     )
     return TransformersEngine(loaded, config, ByteTokenizer())
 
@@ -233,6 +238,44 @@ def test_a_row_with_logits_that_are_not_finite_ends_alone(load: Any) -> None:
     assert ends["good"].token_ids == expected
     assert engine.admit([request("next", [1, 2, 3], 9)]) == []
     assert drain(engine)["next"].token_ids == expected
+
+
+@pytest.mark.parametrize("system_prompt", ["", "Answer in one word. " * 3, "Count to ten. " * 13])
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+def test_a_shared_system_prompt_changes_no_bit(
+    weights: str, system_prompt: str, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less than a page, and several: rows that begin with it, end within it, are it, or differ."""
+    loaded = load("mistral", weights=weights)
+    prefix = shared_prefix(preset(system_prompt), ByteTokenizer())
+    prompts = [
+        *(prefix + [i] * (40 * i + 1) for i in range(5)),
+        prefix,
+        prefix[:-1],
+        [*prefix[:-1], 7, 8, 9],
+    ]
+    rows = [request(f"{i}", p, 40, temperature=i % 2) for i, p in enumerate(prompts)]
+    engine = engine_of(loaded, len(rows), system_prompt)
+    read: list[int] = []
+    run = engine._runner._run
+    monkeypatch.setattr(
+        engine._runner,
+        "_run",
+        lambda rows, ids, *rest: (read.append(len(ids)), run(rows, ids, *rest))[1],
+    )
+    for _ in range(2):
+        read.clear()
+        assert engine.admit(rows) == []
+        together = drain(engine)
+        assert read[0] == sum(map(len, prompts)) - 5 * len(prefix)
+    assert engine._cache.allocated_tokens == 0
+    monkeypatch.setattr("worker.engines.transformers.engine.shared_prefix", lambda *_: [])
+    plain = engine_of(loaded, len(rows))
+    assert plain.admit(rows) == []
+    alone = drain(plain)
+    assert {i: end.token_ids for i, end in together.items()} == {
+        i: end.token_ids for i, end in alone.items()
+    }
 
 
 def test_pages_are_all_given_back(load: Any) -> None:

@@ -1,5 +1,6 @@
 """What computes: the cache of keys and values, and the runner that fills and reads it."""
 
+from collections.abc import Sequence as Items
 from typing import Protocol
 
 from worker.engines.sequence import Sequence
@@ -38,10 +39,20 @@ class Runner(Protocol):
     def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]: ...
 
 
-def build_backend(loaded: LoadedModel, *, kv_tokens: int, slots: int) -> tuple[Cache, Runner]:
-    """A cache for so many tokens and rows, and its runner."""
+def build_backend(
+    loaded: LoadedModel, *, kv_tokens: int, slots: int, prefix: Items[int] = ()
+) -> tuple[Cache, Runner]:
+    """A cache for so many tokens and rows, and its runner.
+
+    Most prompts begin with ``prefix``: the native runner reads it once, now, and the rows share it.
+    """
     if loaded.native is not None:
-        pages = PagedCache(loaded.native.page_bytes, kv_tokens=kv_tokens, slots=slots)
-        return pages, NativeRunner(loaded.native.model, loaded.native.library, pages)
+        pages = PagedCache(
+            loaded.native.page_bytes, kv_tokens=kv_tokens, slots=slots, prefix_tokens=len(prefix)
+        )
+        runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
+        if prefix:
+            runner.keep_prefix(prefix)
+        return pages, runner
     shelves = KVCache(loaded.layout, kv_tokens=kv_tokens)
     return shelves, ModelRunner(loaded.model, loaded.windows, shelves)

@@ -6,6 +6,7 @@ import torch
 
 from millpond.errors import ModelLoadError
 from millpond.messages import FinishReason
+from millpond.prompts import shared_prefix
 from millpond.tokenization import Tokenizer
 from worker.engines.base import (
     Capacity,
@@ -40,7 +41,12 @@ class TransformersEngine:
         self._scheduler = Scheduler(
             tokenizer, slots=config.slots, kv_tokens=kv_tokens, context_tokens=context_tokens
         )
-        self._cache, self._runner = build_backend(loaded, kv_tokens=kv_tokens, slots=config.slots)
+        self._cache, self._runner = build_backend(
+            loaded,
+            kv_tokens=kv_tokens,
+            slots=config.slots,
+            prefix=shared_prefix(config.preset, tokenizer),
+        )
         self._info = EngineInfo(
             engine="transformers",
             model=config.preset.name,

@@ -9,12 +9,23 @@ PAGE_TOKENS = 64
 
 
 class PageTable:
-    """One row's pages, in the order of its tokens; ``numbers`` has room for all it may come to."""
+    """One row's pages, in the order of its tokens; ``numbers`` has room for all it may come to.
+
+    The first ``borrowed`` of the ``used`` pages belong to the shared prefix, and the keys and values
+    of the first ``read_tokens`` tokens are in their pages from the beginning.
+    """
 
     def __init__(self, most_tokens: int) -> None:
         self.numbers: npt.NDArray[np.int32] = np.zeros(pages_for(most_tokens), dtype=np.int32)
         self.used = 0
+        self.borrowed = 0
+        self.read_tokens = 0
         self.address = self.numbers.ctypes.data
+
+    @property
+    def owned(self) -> list[int]:
+        pages: list[int] = self.numbers[self.borrowed : self.used].tolist()
+        return pages
 
 
 class PagedCache:
@@ -24,17 +35,27 @@ class PagedCache:
     a page. The system gives memory to a page when it is first written, and low pages go first.
     """
 
-    def __init__(self, page_bytes: int, *, kv_tokens: int, slots: int) -> None:
-        num_pages = kv_tokens // PAGE_TOKENS + slots
+    def __init__(
+        self, page_bytes: int, *, kv_tokens: int, slots: int, prefix_tokens: int = 0
+    ) -> None:
+        num_pages = kv_tokens // PAGE_TOKENS + slots + pages_for(prefix_tokens)
         self._pool: npt.NDArray[np.uint8] = np.zeros((num_pages, page_bytes), dtype=np.uint8)
         self.address = self._pool.ctypes.data
         self._free = list(range(num_pages - 1, -1, -1))
         self._tables: dict[str, PageTable] = {}
+        self._prefix: list[int] = []
+        self._prefix_pages: list[int] = []
         self.rows: list[Sequence] = []
 
     @property
     def allocated_tokens(self) -> int:
-        return sum(t.used for t in self._tables.values()) * PAGE_TOKENS
+        return sum(len(t.owned) for t in self._tables.values()) * PAGE_TOKENS
+
+    def keep_prefix(self, row: Sequence) -> None:
+        """Take over this row's pages, all of its tokens read: rows that begin alike share them."""
+        table = self._tables.pop(row.id)
+        self.rows.remove(row)
+        self._prefix, self._prefix_pages = list(row.prompt_token_ids), table.owned
 
     def table_of(self, row: Sequence) -> PageTable:
         return self._tables[row.id]
@@ -42,7 +63,8 @@ class PagedCache:
     def allocate(self, rows: list[Sequence]) -> None:
         """Give each row pages for its tokens."""
         for row in rows:
-            self._tables[row.id] = PageTable(row.reserved_tokens)
+            self._tables[row.id] = table = PageTable(row.reserved_tokens)
+            self._borrow_prefix(row, table)
             self._extend(row)
             self.rows.append(row)
 
@@ -60,10 +82,9 @@ class PagedCache:
         table = self._tables.pop(row.id, None)
         if table is None:
             return
-        pages = table.numbers[: table.used].tolist()
         if scrub:
-            self._pool[pages] = 0
-        self._free.extend(reversed(pages))
+            self._pool[table.owned] = 0
+        self._free.extend(reversed(table.owned))
         self.rows.remove(row)
 
     def trim(self) -> None:
@@ -72,7 +93,26 @@ class PagedCache:
     def clear(self) -> None:
         self.rows.clear()
         self._tables.clear()
+        self._prefix, self._prefix_pages = [], []
         self._pool = np.zeros((0, 0), dtype=np.uint8)
+
+    def _borrow_prefix(self, row: Sequence, table: PageTable) -> None:
+        """Share the prefix's full pages and copy its last, which the row goes on to fill.
+
+        The row reads at least its last token itself: that one's logits are wanted.
+        """
+        size = len(self._prefix)
+        if size == 0 or row.prompt_token_ids[:size] != self._prefix or row.num_tokens == size:
+            return
+        full = size // PAGE_TOKENS
+        table.numbers[:full] = self._prefix_pages[:full]
+        table.used = table.borrowed = full
+        table.read_tokens = size
+        if size % PAGE_TOKENS:
+            page = self._free.pop()
+            self._pool[page] = self._pool[self._prefix_pages[full]]
+            table.numbers[full] = page
+            table.used += 1
 
     def _extend(self, row: Sequence) -> None:
         table = self._tables[row.id]

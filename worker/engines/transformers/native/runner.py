@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from millpond.tokenization import ByteTokenizer
+from worker.engines.base import GenerationRequest, Sampling
 from worker.engines.sequence import Sequence
 from worker.engines.transformers.native import structs
 from worker.engines.transformers.native.pages import PagedCache
@@ -35,7 +37,7 @@ class NativeRunner:
         best: list[int] = []
         scores: list[torch.Tensor] = []
         wanted = logits or needs_logits(rows)
-        for pieces, ended in _chunks(rows):
+        for pieces, ended in _chunks([(row, self._read_tokens(row)) for row in rows]):
             ids = [t for row, start, stop in pieces for t in _tokens(row)[start:stop]]
             found, some = self._run(
                 [row for row, _, _ in pieces],
@@ -48,6 +50,17 @@ class NativeRunner:
             if some is not None:
                 scores.append(some)
         return _output(best, torch.cat(scores) if scores else None)
+
+    def keep_prefix(self, token_ids: Items[int]) -> None:
+        """Read these tokens once for all rows whose prompts begin with them."""
+        request = GenerationRequest("prefix", token_ids, Sampling(max_tokens=1, seed=0))
+        row = Sequence(request, ByteTokenizer())
+        self._cache.allocate([row])
+        self.prefill([row])
+        self._cache.keep_prefix(row)
+
+    def _read_tokens(self, row: Sequence) -> int:
+        return self._cache.table_of(row).read_tokens
 
     def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]:
         """Read each row's newest token."""
@@ -125,14 +138,13 @@ class NativeRunner:
 
 
 def _chunks(
-    rows: Items[Sequence],
+    rows: Items[tuple[Sequence, int]],
 ) -> list[tuple[list[tuple[Sequence, int, int]], list[int]]]:
-    """Cut rows into calls of at most CHUNK_TOKENS: pieces (row, start, stop), and which of them
-    end their rows."""
+    """Cut rows, each from its first unread token, into calls of at most CHUNK_TOKENS: pieces
+    (row, start, stop), and which of them end their rows."""
     chunks: list[tuple[list[tuple[Sequence, int, int]], list[int]]] = [([], [])]
     room = CHUNK_TOKENS
-    for row in rows:
-        start = 0
+    for row, start in rows:
         while start < row.num_tokens:
             if room == 0:
                 chunks.append(([], []))
