@@ -9,7 +9,8 @@ from fastapi import Request
 from pydantic import BaseModel, Field, ValidationError
 
 from api.errors import Fault, InvalidBodyError, InvalidJsonError, UnsupportedMediaTypeError
-from millpond.messages import Frozen, JobRequest
+from millpond.fields import Frozen
+from millpond.messages import JobRequest
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -23,11 +23,11 @@ from millpond.messages import (
     Message,
     Priority,
     Receipt,
-    SamplingParams,
     Truncation,
 )
 from millpond.queue import JobQueue, NewJob, QueueOptions, Submission
 from millpond.results import JobView, QueueState, Results
+from millpond.sampling_params import SamplingParams
 from millpond.subscriptions import Subscriptions
 
 __version__ = "0.1.0"

@@ -13,16 +13,16 @@ from typing import Any, Literal
 import orjson
 from pydantic import Field, ValidationError
 
+from millpond.fields import Frozen
 from millpond.messages import (
     FinishReason,
-    Frozen,
     JobRequest,
     JobResult,
     JobStatus,
     Message,
     Priority,
-    SamplingParams,
 )
+from millpond.sampling_params import SamplingParams
 
 MAX_CUSTOM_ID_CHARS = 512
 MAX_LINE_BYTES = 8 * 1024 * 1024

@@ -9,36 +9,29 @@ import hashlib
 import os
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import orjson
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     FailFast,
     Field,
     StrictBool,
     StrictFloat,
-    StrictInt,
     model_validator,
 )
 from typing_extensions import TypeAliasType
+
+from millpond.fields import Frozen, Stored, Text, TokenId
+from millpond.sampling_params import MAX_SEED, SamplingParams
 
 PROTOCOL_VERSION = 1
 
 MAX_PROMPT_CHARS = 1_000_000
 MAX_MESSAGES = 1_000
 MAX_PROMPT_TOKEN_IDS = 131_072
-MAX_OUTPUT_TOKENS = 131_072
-MAX_STOP_STRINGS = 16
-MAX_STOP_CHARS = 256
-MAX_STOP_TOKEN_IDS = 64
 MAX_METADATA_ITEMS = 16
 MAX_METADATA_VALUE_CHARS = 512
 MAX_DEADLINE_S = 7 * 24 * 3600.0
-MAX_SEED = 2**63 - 1
 
 JOB_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 TENANT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
@@ -104,23 +97,6 @@ class Truncation(StrEnum):
     MIDDLE = "middle"
 
 
-def _check_characters(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must not contain the NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must not contain lone surrogates") from None
-    return text
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Text = Annotated[str, AfterValidator(_check_characters)]
-StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 # The first bad id is enough: a hostile list of a million would make a million errors. An alias of its
 # own, because FailFast cannot be hashed and so not stand in a union.
 PromptTokenIds = TypeAliasType(
@@ -129,53 +105,9 @@ PromptTokenIds = TypeAliasType(
 )
 
 
-class Frozen(BaseModel):
-    """Base of what this side writes or accepts from people: immutable, strict about its fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Stored(BaseModel):
-    """Base of what is read back from Redis: fields added by a newer writer are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    def to_json(self) -> bytes:
-        return self.model_dump_json(exclude_none=True).encode()
-
-
 class Message(Frozen):
     role: Literal["system", "user", "assistant"]
     content: Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)]
-
-
-class SamplingParams(Frozen):
-    """How a row is sampled and when it ends. ``None`` takes the preset's default."""
-
-    max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
-    min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_OUTPUT_TOKENS)] = 0
-    temperature: Annotated[StrictFloat, Field(ge=0.0, le=10.0)] | None = None
-    top_p: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = Field(
-        default=None, description="Keep the k likeliest tokens; 0 keeps all."
-    )
-    min_p: Annotated[StrictFloat, Field(ge=0.0, le=1.0)] | None = None
-    seed: Annotated[StrictInt, Field(ge=0, le=MAX_SEED)] | None = None
-    # Factories here and below: a mutable default would be deep-copied for every request.
-    stop: Annotated[
-        list[StopString], BeforeValidator(_as_list), Field(max_length=MAX_STOP_STRINGS)
-    ] = Field(default_factory=list)
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(
-        default_factory=list
-    )
-    ignore_eos: StrictBool = False
-    return_token_ids: StrictBool = False
-
-    @model_validator(mode="after")
-    def _min_below_max(self) -> Self:
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens: {self.min_tokens} is above max_tokens {self.max_tokens}")
-        return self
 
 
 class JobRequest(SamplingParams):

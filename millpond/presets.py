@@ -24,6 +24,7 @@ class Preset:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_tokens: int = 256
     context_tokens: int = 4096
     max_prompt_tokens: int = 2048
@@ -111,6 +112,9 @@ def _from_folder(folder: Path) -> Preset:
     )
     generation_file = folder / "generation_config.json"
     generation = _read(generation_file) if generation_file.is_file() else {}
+    # transformers heeds this one even when it does not sample.
+    penalty = float(generation.get("repetition_penalty") or 1.0)
+    preset = replace(preset, repetition_penalty=penalty)
     if not generation.get("do_sample"):
         return preset
     return replace(

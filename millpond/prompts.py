@@ -106,11 +106,17 @@ def _encode(request: JobRequest, preset: Preset, tokenizer: Tokenizer) -> tuple[
 
 
 def _check_vocabulary(request: JobRequest, tokenizer: Tokenizer) -> None:
-    for field in ("token_ids", "stop_token_ids"):
-        for i, token_id in enumerate(getattr(request, field) or ()):
-            if token_id >= tokenizer.vocab_size:
+    size = tokenizer.vocab_size
+    fields = (
+        ("token_ids", enumerate(request.token_ids or ())),
+        ("stop_token_ids", enumerate(request.stop_token_ids)),
+        ("logit_bias", zip(request.logit_bias, request.logit_bias, strict=True)),
+    )
+    for field, token_ids in fields:
+        for place, token_id in token_ids:
+            if token_id >= size:
                 raise InvalidRequestError(
-                    f"{field}.{i}",
-                    f"{token_id} is outside the vocabulary of {tokenizer.vocab_size} tokens",
-                    limit=tokenizer.vocab_size - 1,
+                    f"{field}.{place}",
+                    f"{token_id} is outside the vocabulary of {size} tokens",
+                    limit=size - 1,
                 )

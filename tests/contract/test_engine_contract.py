@@ -230,12 +230,13 @@ def test_bad_requests_are_rejected_and_touch_no_other(engine: Engine) -> None:
             replace(request("vocabulary"), prompt_token_ids=[1, 257]),
             replace(request("negative"), prompt_token_ids=[-1]),
             request("stop ids", stop_token_ids=(999,)),
+            request("bias", logit_bias=((257, 1.0),)),
             request("no tokens", max_tokens=0),
             good,
             good,
         ]
     )
-    assert [r.code for r in rejections] == [RejectionCode.INVALID] * 6
+    assert [r.code for r in rejections] == [RejectionCode.INVALID] * 7
     assert all(r.message for r in rejections)
     assert set(drain(engine)) == {"good"}
 
@@ -263,13 +264,27 @@ def test_a_row_without_room_now_is_told_so_and_fits_later(build: Build) -> None:
     assert engine.admit([request("b", "x" * 40, max_tokens=20)]) == []
 
 
-def test_a_seed_gives_the_same_text_in_any_company(build: Build) -> None:
-    row = request("r", "the same prompt", temperature=0.9, top_p=0.95, seed=5)
+PENALIZED = {
+    "repetition_penalty": 1.3,
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "logit_bias": ((65, 2.0), (66, -100.0)),
+}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"temperature": 0.9, "top_p": 0.95}, {"temperature": 0.9, **PENALIZED}],
+    ids=["filtered", "penalized"],
+)
+def test_a_seed_gives_the_same_text_in_any_company(build: Build, sampling: Any) -> None:
+    row = request("r", "the same prompt", seed=5, **sampling)
     alone = run(build(), row)["r"]
     others: Sequence[GenerationRequest] = [
         request("a", "x" * 90, temperature=1.5, seed=6),
-        request("b", "y", top_k=3, temperature=0.5),
+        request("b", "y", top_k=3, temperature=0.5, **PENALIZED),
         request("c", "zz"),
+        request("d", "the same prompt", repetition_penalty=1.1),
     ]
     assert same_row(run(build(), others[0], row, *others[1:])["r"], alone)
     late = build()

@@ -39,6 +39,9 @@ FIELDS = (
     "top_p",
     "top_k",
     "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
     "seed",
     "deadline_s",
 )

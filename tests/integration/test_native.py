@@ -155,6 +155,8 @@ def test_a_row_makes_the_same_tokens_in_any_company(weights: str, load: Any) -> 
             [rng.randrange(256) for _ in range(rng.choice([1, 5, 63, 64, 65, 130, 300]))],
             rng.randint(1, 60),
             temperature=rng.choice([0.0, 0.0, 1.5]),
+            repetition_penalty=rng.choice([1.0, 1.0, 1.2]),
+            frequency_penalty=rng.choice([0.0, 0.0, 0.7]),
             seed=i,
         )
         for i in range(24)

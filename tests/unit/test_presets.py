@@ -47,16 +47,19 @@ def test_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("generation", "expected"),
     [
-        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}, (0.6, 0.9, 20)),
-        ({"do_sample": True}, (1.0, 1.0, 0)),
-        ({"do_sample": False, "temperature": 0.6}, (0.0, 1.0, 0)),
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}, (0.6, 0.9, 20, 1.0)),
+        ({"do_sample": True}, (1.0, 1.0, 0, 1.0)),
+        ({"do_sample": False, "temperature": 0.6}, (0.0, 1.0, 0, 1.0)),
+        ({"do_sample": False, "repetition_penalty": 1.1}, (0.0, 1.0, 0, 1.1)),
+        ({"do_sample": True, "repetition_penalty": 1.1}, (1.0, 1.0, 0, 1.1)),
     ],
 )
 def test_a_folders_sampling(
-    tmp_path: Path, generation: dict[str, Any], expected: tuple[float, float, int]
+    tmp_path: Path, generation: dict[str, Any], expected: tuple[float, float, int, float]
 ) -> None:
     preset = find_preset(str(folder(tmp_path, {}, generation)))
-    assert (preset.temperature, preset.top_p, preset.top_k) == expected
+    found = (preset.temperature, preset.top_p, preset.top_k, preset.repetition_penalty)
+    assert found == expected
 
 
 def test_a_small_context_bounds_everything(tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ class Sampling:
     """How one row is sampled and when it ends, with all defaults resolved.
 
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 and ``min_p`` 0 switch those filters
-    off. Before ``min_tokens`` no token and no stop string ends the row.
+    off. Before ``min_tokens`` no token and no stop string ends the row. ``repetition_penalty`` is of
+    prompt and output, the other two are of the output alone; ``logit_bias`` are pairs of a token id
+    and what is added to its logit, each id once.
     """
 
     max_tokens: int
@@ -53,6 +55,10 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False

@@ -126,6 +126,7 @@ class Scheduler:
         for name, ids in (
             ("prompt", request.prompt_token_ids),
             ("stop_token_ids", sampling.stop_token_ids),
+            ("logit_bias", [token_id for token_id, _ in sampling.logit_bias]),
         ):
             if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
                 return Rejection(

@@ -6,6 +6,7 @@ from millpond.messages import FinishReason
 from millpond.tokenization import Tokenizer
 from worker.engines.base import Delta, Finished, GenerationRequest, RowStats
 from worker.engines.row_text import RowText
+from worker.engines.token_counts import TokenCounts
 
 
 class Sequence:
@@ -13,7 +14,7 @@ class Sequence:
 
     Tokens go in by `append` until `finish_reason` is set, by a token or by `end`; after every step
     `take_delta` gives what is new. ``decode_steps`` and ``decode_rows`` count the steps that this
-    row took part in and the rows of all those steps.
+    row took part in and the rows of all those steps. ``counts`` is kept for rows with penalties.
     """
 
     __slots__ = (
@@ -21,6 +22,8 @@ class Sequence:
         "_new_text",
         "_row_text",
         "_taken_tokens",
+        "adjusts_logits",
+        "counts",
         "decode_rows",
         "decode_steps",
         "error",
@@ -45,6 +48,8 @@ class Sequence:
         self.padding_share = 0.0
         self.decode_steps = 0
         self.decode_rows = 0
+        self.counts = _counts(request)
+        self.adjusts_logits = self.counts is not None or bool(sampling.logit_bias)
         end_ids: Collection[int] = () if sampling.ignore_eos else tokenizer.eos_token_ids
         self._end_token_ids = frozenset((*end_ids, *sampling.stop_token_ids))
         self._row_text = RowText(tokenizer, sampling.stop, min_tokens=sampling.min_tokens)
@@ -69,6 +74,8 @@ class Sequence:
         """Take the next generated token; sets `finish_reason` if it ends the row."""
         assert self.finish_reason is None
         self.token_ids.append(token_id)
+        if self.counts is not None:
+            self.counts.add(token_id)
         num_generated = len(self.token_ids)
         if token_id in self._end_token_ids and num_generated >= self.sampling.min_tokens:
             self.end(FinishReason.STOP)
@@ -118,3 +125,13 @@ class Sequence:
             ),
             error=self.error,
         )
+
+
+def _counts(request: GenerationRequest) -> TokenCounts | None:
+    """What the row's penalties need to know, None without any."""
+    sampling = request.sampling
+    if sampling.repetition_penalty != 1:
+        return TokenCounts(request.prompt_token_ids)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        return TokenCounts()
+    return None

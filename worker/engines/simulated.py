@@ -81,7 +81,10 @@ class SimulatedConfig:
 
 
 class SimulatedEngine:
-    """Text of a row is a hash of its prompt tokens, and of its seed when temperature is not 0."""
+    """Text of a row is a hash of its prompt tokens, and of its seed when temperature is not 0.
+
+    There are no logits: what filters, biases or penalizes them is taken and changes nothing.
+    """
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
 """The next token of each row: greedy and sampled rows mixed, each row by its own parameters.
 
-Filters follow transformers' logits processors, in its order: temperature, top_k, top_p, min_p. A
-draw depends on the row's logits, its seed and its step alone: each row turns one uniform number of
-its own into a token through the cumulative distribution in vocabulary order.
+Biases and penalties come first (see `penalties`), then the filters, as transformers' logits
+processors and in their order: temperature, top_k, top_p, min_p. A draw depends on the row's logits,
+its seed and its step alone: each row turns one uniform number of its own into a token through the
+cumulative distribution in vocabulary order.
 """
 
 from collections.abc import Sequence as Items
@@ -14,6 +15,7 @@ import torch
 
 from worker.engines.base import Sampling
 from worker.engines.sequence import Sequence
+from worker.engines.transformers.penalties import adjust
 
 # How many of the likeliest tokens are looked at first; most filters end well within.
 _FIRST_CANDIDATES = 256
@@ -30,7 +32,10 @@ class Output:
 
 def needs_logits(rows: Items[Sequence]) -> bool:
     """Whether the likeliest tokens alone are too little to choose these rows' next ones."""
-    return any(row.sampling.temperature > 0 or row.suppressed_token_ids for row in rows)
+    return any(
+        row.sampling.temperature > 0 or row.adjusts_logits or row.suppressed_token_ids
+        for row in rows
+    )
 
 
 def next_tokens(output: Output, rows: Items[Sequence]) -> list[int | None]:
@@ -46,6 +51,7 @@ def sample(logits: torch.Tensor, rows: Items[Sequence]) -> list[int | None]:
 
     None for a row whose logits are not finite. Reads the device once.
     """
+    logits = adjust(logits, rows)
     _suppress_ends(logits, rows)
     top, tokens = logits.max(dim=-1)
     drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
