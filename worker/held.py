@@ -41,6 +41,8 @@ class HeldJob:
     # Set when the job is to end early, and how it then counts.
     end_as: JobStatus | None = None
     lost: bool = False
+    # With the engine, as a row that runs or waits there.
+    admitted: bool = False
     # Its last word is with the Committer; the lease is kept, but what befalls it matters no more.
     ended: bool = False
     # Streamed text: what waits to be written, and how many characters were written before.
@@ -59,6 +61,11 @@ class HeldJob:
     @property
     def row(self) -> str:
         return self.claimed.row
+
+    @property
+    def over(self) -> bool:
+        """Whether it is to end without, or without further, running."""
+        return self.lost or self.end_as is not None
 
     def generation_request(self, preset: Preset) -> GenerationRequest:
         """The row for the engine, every default resolved by the preset."""

@@ -1,9 +1,14 @@
-"""From the queue to rows: hold a window open, claim it, tokenize it, cut it into groups."""
+"""From the queue to rows: hold a window open, claim it, tokenize it, cut it into groups.
+
+Under a backlog a few jobs are claimed and tokenized while a turn runs, so that the slots which it
+frees are filled without a round trip.
+"""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -24,6 +29,10 @@ log = structlog.get_logger("millpond.intake")
 # Wake-ups are a hint: an idle worker looks for itself at least this often.
 IDLE_LOOK_S = 1.0
 REDIS_RETRY_S = 0.25
+# Jobs claimed ahead: at most one for so many slots, and no more than lately ended in so many turns.
+# A job held back here while another worker idles would wait for nothing.
+SLOTS_FOR_EACH_AHEAD = 16
+RECENT_TURNS = 8
 # Windows with more prompt bytes than this are tokenized off the event loop.
 INLINE_TOKENIZE_BYTES = 16_384
 
@@ -37,7 +46,10 @@ class Window:
 
 
 class Intake:
-    """``full`` is the capacity of the engine when it runs nothing."""
+    """``full`` is the capacity of the engine when it runs nothing.
+
+    ``hold`` hears of each job that is to become a row as soon as it is claimed.
+    """
 
     def __init__(
         self,
@@ -49,6 +61,7 @@ class Intake:
         policy: WindowPolicy,
         group_padded_tokens: int,
         full: Capacity,
+        hold: Callable[[Sequence[HeldJob]], None],
     ) -> None:
         self._queue = queue
         self._tokenizer = tokenizer
@@ -57,10 +70,15 @@ class Intake:
         self._policy = policy
         self._group_padded_tokens = group_padded_tokens
         self._full = full
+        self._hold = hold
         self._work = asyncio.Event()  # something may be queued
         self._wanted = asyncio.Event()  # this worker could take it
         self._closed = False
         self._alone = False  # what was claimed last is to run with nothing beside it
+        self._ahead: list[HeldJob] = []
+        self._refused: list[tuple[ClaimedJob, JobResult]] = []
+        self._claiming: asyncio.Task[None] | None = None
+        self._recently_ended: deque[int] = deque(maxlen=RECENT_TURNS)
 
     async def listen(self) -> None:
         """Wait for wake-ups for as long as this worker can take more. Run as a task."""
@@ -82,6 +100,10 @@ class Intake:
 
     async def next_window(self) -> Window | None:
         """For an idle worker: wait until a window closes, and claim it. None once closed."""
+        await self._claimed()
+        ahead = self._take_ahead(self._full)
+        if ahead.groups or ahead.refused:
+            return ahead
         self._wanted.set()
         opened_s: float | None = None
         while not self._closed:
@@ -114,18 +136,74 @@ class Intake:
 
     async def refill(self, capacity: Capacity) -> Window | None:
         """For a busy worker: what waits for its free slots, without waiting for more."""
+        if capacity.free_slots > 0:
+            await self._claimed()
+        window = self._take_ahead(capacity)
         if capacity.free_slots < 1 or self._alone:
             self._wanted.clear()
-            return None
+            return window
         self._wanted.set()
-        if self._closed or not self._work.is_set():
-            return None
+        if self._closed or not self._work.is_set() or self._ahead:
+            return window
+        left = _less(capacity, [job for group in window.groups for job in group])
+        if left.free_slots < 1:
+            return window
         self._work.clear()
         try:
-            return await self._claim(min(self._policy.max_jobs, capacity.free_slots), capacity)
+            more = await self._claim(min(self._policy.max_jobs, left.free_slots), left)
         except QueueUnavailableError as error:
             log.warning("refill_failed", error=str(error))
-            return None
+            return window
+        return Window(window.groups + more.groups, window.refused + more.refused)
+
+    def look_ahead(self, num_ended: int) -> None:
+        """Claim for the slots that the coming turn will free, if there is a backlog.
+
+        ``num_ended`` rows ended in the turn before.
+        """
+        self._recently_ended.append(num_ended)
+        wanted = min(self._full.free_slots // SLOTS_FOR_EACH_AHEAD, sum(self._recently_ended))
+        wanted -= len(self._ahead)
+        if self._claiming is not None and self._claiming.done():
+            self._claiming = None
+        if wanted < 1 or self._closed or self._alone or self._claiming or not self._work.is_set():
+            return
+        # Their share of the worker; suspects only come to one that has room for everything.
+        tokens = self._full.free_tokens * wanted // self._full.free_slots
+        self._work.clear()
+        self._claiming = asyncio.create_task(self._claim_ahead(Capacity(wanted, tokens)))
+
+    async def put_down(self) -> Window:
+        """What was claimed ahead and will not be run here."""
+        await self._claimed()
+        left = Window([self._ahead] if self._ahead else [], self._refused)
+        self._ahead, self._refused = [], []
+        return left
+
+    async def _claimed(self) -> None:
+        if self._claiming is not None:
+            await self._claiming
+            self._claiming = None
+
+    async def _claim_ahead(self, capacity: Capacity) -> None:
+        try:
+            window = await self._claim(capacity.free_slots, capacity)
+        except QueueUnavailableError as error:
+            log.warning("look_ahead_failed", error=str(error))
+            return
+        self._ahead += [job for group in window.groups for job in group]
+        self._refused += window.refused
+
+    def _take_ahead(self, capacity: Capacity) -> Window:
+        """What was claimed ahead and fits now, in the order of the claims, and what needs no room."""
+        taken = [job for job in self._ahead if job.over]
+        self._ahead = [job for job in self._ahead if not job.over]
+        while self._ahead and _fits(self._ahead[0], capacity):
+            job = self._ahead.pop(0)
+            capacity = _less(capacity, [job])
+            taken.append(job)
+        refused, self._refused = self._refused, []
+        return Window(self._cut(taken), refused)
 
     async def _claim(self, count: int, capacity: Capacity) -> Window:
         claim = await self._queue.claim(
@@ -138,8 +216,11 @@ class Intake:
         if claim.left:
             self._work.set()
         if sum(len(job.body) for job in claim.jobs) > INLINE_TOKENIZE_BYTES:
-            return await asyncio.to_thread(self._prepare, claim.jobs)
-        return self._prepare(claim.jobs)
+            window = await asyncio.to_thread(self._prepare, claim.jobs)
+        else:
+            window = self._prepare(claim.jobs)
+        self._hold([job for group in window.groups for job in group])
+        return window
 
     def _prepare(self, claimed: Sequence[ClaimedJob]) -> Window:
         """Read and tokenize a window. A job that cannot become a row ends alone."""
@@ -157,6 +238,21 @@ class Intake:
                 refused.append((job, failure(job, "invalid_request", message, request)))
             else:
                 jobs.append(HeldJob(job, request, prompt, window_jobs=len(claimed)))
+        return Window(self._cut(jobs), refused)
+
+    def _cut(self, jobs: Sequence[HeldJob]) -> list[list[HeldJob]]:
         lengths = [len(job.prompt.token_ids) for job in jobs]
         groups = cut_groups(lengths, self._group_padded_tokens, max(1, len(jobs)))
-        return Window([[jobs[row] for row in group] for group in groups], refused)
+        return [[jobs[row] for row in group] for group in groups]
+
+
+def _fits(job: HeldJob, capacity: Capacity) -> bool:
+    return capacity.free_slots > 0 and job.prompt.budget_tokens <= capacity.free_tokens
+
+
+def _less(capacity: Capacity, jobs: Sequence[HeldJob]) -> Capacity:
+    rows = [job for job in jobs if not job.over]
+    return Capacity(
+        capacity.free_slots - len(rows),
+        capacity.free_tokens - sum(job.prompt.budget_tokens for job in rows),
+    )

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from worker.held import HeldJob, failure, never_run
 from worker.intake import Intake, Window
 from worker.lease import LeaseKeeper
 from worker.rates import Rates
+from worker.registry import Registry, registry_entry
 from worker.window import WindowPolicy
 
 log = structlog.get_logger("millpond.worker")
@@ -71,6 +72,7 @@ class Worker:
         self._admitting: list[list[HeldJob]] = []
         self._ending: list[str] = []
         self._num_rows = 0
+        self._num_ended = 0
         self._engine_failures = 0
         self._background_error: BaseException | None = None
         self._stopping = asyncio.Event()
@@ -79,6 +81,9 @@ class Worker:
         self._rates = Rates(time.monotonic())
         self._committer = Committer(queue, self._on_committed, options.delta_interval_s)
         self._leases = LeaseKeeper(queue, self._held, self._ending.extend, options.heartbeat_s)
+        self._registry = Registry(
+            queue, options.worker_id, options.heartbeat_s, self._registry_entry
+        )
         self._info: EngineInfo
         self._intake: Intake | None = None
 
@@ -104,7 +109,7 @@ class Worker:
         background = [
             asyncio.create_task(self._committer.run(), name="committer"),
             asyncio.create_task(self._leases.run(), name="leases"),
-            asyncio.create_task(self._beat_forever(), name="registry"),
+            asyncio.create_task(self._registry.run(), name="registry"),
         ]
         work = asyncio.create_task(self._work(), name="work")
         for task in background:
@@ -131,7 +136,7 @@ class Worker:
         listener = asyncio.create_task(intake.listen(), name="intake")
         try:
             self._state = "ready"
-            await self._beat_once()
+            await self._registry.beat()
             log.info("ready", worker=self._options.worker_id, **asdict(self._info))
             while not self._stopping.is_set():
                 await self._drain()
@@ -139,6 +144,7 @@ class Worker:
         finally:
             listener.cancel()
         self._state = "draining"
+        await self._put_down(await intake.put_down())
         while self._busy:
             await self._take_turn()
 
@@ -159,6 +165,7 @@ class Worker:
             policy=self._options.window,
             group_padded_tokens=self._options.group_padded_tokens,
             full=self._capacity,
+            hold=self._hold,
         )
         return self._intake
 
@@ -174,14 +181,27 @@ class Worker:
         if window is not None:
             self._accept(window)
 
+    def _hold(self, jobs: Iterable[HeldJob]) -> None:
+        self._held.update((job.row, job) for job in jobs)
+
     def _accept(self, window: Window) -> None:
         sizes = [len(group) for group in window.groups]
         log.debug("window", groups=sizes, refused=len(window.refused))
-        for group in window.groups:
-            self._held.update((job.row, job) for job in group)
-            self._admitting.append(group)
+        self._admitting += window.groups
+        self._refuse(window)
+
+    def _refuse(self, window: Window) -> None:
         for claimed, result in window.refused:
             self._committer.add_ending(Ending(claimed, result))
+
+    async def _put_down(self, window: Window) -> None:
+        """Give back what was claimed ahead, so that another worker need not wait for its turn."""
+        self._refuse(window)
+        jobs = [job for group in window.groups for job in group if not job.lost]
+        with contextlib.suppress(QueueUnavailableError):  # then `_wind_down` tries again
+            await self._queue.release([(job.id, job.claimed.fence) for job in jobs])
+            for job in jobs:
+                del self._held[job.row]
 
     @property
     def _busy(self) -> bool:
@@ -193,6 +213,8 @@ class Worker:
         if not self._busy:
             return
         requests = self._requests()
+        assert self._intake is not None
+        self._intake.look_ahead(self._num_ended)
         ending = list(self._ending)
         self._ending.clear()
         try:
@@ -203,6 +225,7 @@ class Worker:
             return
         self._engine_failures = 0
         self._num_rows, self._capacity = turn.num_rows, turn.capacity
+        self._num_ended = sum(isinstance(event, Finished) for event in turn.events)
         self._rates.stepped(turn.stepped_rows, self._info.slots)
         self._commit(turn)
 
@@ -212,9 +235,11 @@ class Worker:
         requests = []
         for group in groups:
             for job in group:
-                if job.lost or job.end_as is not None:
+                if job.over:
                     self._finish(job, never_run(job))
-            rows = [j for j in group if not j.lost and j.end_as is None]
+            rows = [job for job in group if not job.over]
+            for job in rows:
+                job.admitted = True
             if rows:
                 requests.append([job.generation_request(self._preset) for job in rows])
         return requests
@@ -224,6 +249,7 @@ class Worker:
         for rejection in turn.rejections:
             job = self._held[rejection.id]
             if rejection.code is RejectionCode.NO_CAPACITY:
+                job.admitted = False
                 self._admitting.append([job])  # there will be room when rows have ended
                 continue
             self._end(job, failure(job.claimed, rejection.code, rejection.message, job.request))
@@ -262,14 +288,16 @@ class Worker:
         # Not its text: that may hold one tenant's prompt, and this goes into everybody's results.
         message = f"the engine broke: {type(error).__name__}"
         await self._committer.settled()
+        rows = [job for job in self._held.values() if job.admitted]
         running = [
             (job.claimed.fence, failure(job.claimed, "engine_failed", message, job.request))
-            for job in self._held.values()
+            for job in rows
             if not job.lost
         ]
         with contextlib.suppress(QueueUnavailableError):  # then the end of the leases does the same
             await self._queue.suspect(running)
-        self._held.clear()
+        for job in rows:
+            del self._held[job.row]
         if self._engine_failures >= MAX_ENGINE_FAILURES:
             raise EngineFailedError(message) from error
         self._state = "loading"
@@ -285,49 +313,24 @@ class Worker:
                 await self._committer.settled()
                 left = [(job.id, job.claimed.fence) for job in self._held.values() if not job.lost]
                 released = await self._queue.release(left)
-                await self._queue.beat(self._options.worker_id, None)
+                await self._registry.sign_off()
                 log.info("stopped", worker=self._options.worker_id, released=released)
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         return await self._engine.close(WIND_DOWN_S)
 
-    # -- registry
-
-    async def _beat_forever(self) -> None:
-        while True:
-            await self._beat_once()
-            await asyncio.sleep(self._options.heartbeat_s)
-
-    async def _beat_once(self) -> None:
-        with contextlib.suppress(QueueUnavailableError):
-            await self._queue.beat(self._options.worker_id, self._registry_entry())
-            await self._queue.reap()
-
     def _registry_entry(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            "state": self._state,
-            "model": self._preset.name,
-            "rows": self._num_rows,
-            "held": len(self._held),
-            "window": {
-                "close_jobs": self._options.window.close_jobs,
-                "max_jobs": self._options.window.max_jobs,
-                "max_wait_ms": None
-                if self._options.window.max_wait_s is None
-                else self._options.window.max_wait_s * 1000,
-            },
-            **self._rates.snapshot(time.monotonic()),
-        }
-        if self._state != "loading":
-            state |= {
-                "engine": self._info.engine,
-                "dtype": self._info.dtype,
-                "device": self._info.device,
-                "slots": self._info.slots,
-                "context_tokens": self._info.context_tokens,
-            }
-        return state
+        info = None if self._state == "loading" else self._info
+        return registry_entry(
+            self._state,
+            self._preset.name,
+            info,
+            self._options.window,
+            rows=self._num_rows,
+            held=len(self._held),
+            rates=self._rates.snapshot(time.monotonic()),
+        )
 
 
 async def _first(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,20 +54,23 @@ class Bench:
         simulated: SimulatedConfig | None = None,
         *,
         id: str = "w1",
+        rebuilt: SimulatedConfig | None = None,
+        slots: int = SLOTS,
         options: dict[str, Any] | None = None,
     ) -> AsyncIterator[tuple[Worker, "asyncio.Task[bool]"]]:
         preset = PRESETS["simulated"]
         tokenizer = ByteTokenizer()
-        config = EngineConfig("simulated", None, preset, slots=SLOTS)
+        config = EngineConfig("simulated", None, preset, slots=slots)
         simulated = simulated or SimulatedConfig(costs=PACED)
+        builds = itertools.chain([simulated], itertools.repeat(rebuilt or simulated))
         worker = Worker(
             self.queue,
-            lambda: SimulatedEngine(config, tokenizer, simulated),
+            lambda: SimulatedEngine(config, tokenizer, next(builds)),
             tokenizer,
             preset,
             replace(
                 WorkerOptions(
-                    id, WindowPolicy.hybrid(2, SLOTS, 0.02), heartbeat_s=0.05, grace_s=5.0
+                    id, WindowPolicy.hybrid(2, slots, 0.02), heartbeat_s=0.05, grace_s=5.0
                 ),
                 **(options or {}),
             ),
@@ -196,6 +200,10 @@ async def test_a_deadline_ends_a_running_job(bench: Bench) -> None:
         assert await bench.ended(id) is JobStatus.EXPIRED
 
 
+async def num_with(bench: Bench, ids: list[str], status: JobStatus, at_least: int) -> bool:
+    return sum([await bench.status(id) is status for id in ids]) >= at_least
+
+
 async def is_status(bench: Bench, id: str, status: JobStatus) -> bool:
     return await bench.status(id) is status
 
@@ -249,6 +257,29 @@ async def test_stop_releases_the_rest_unspent(bench: Bench) -> None:
     assert view.attempts == 0
 
 
+async def test_stop_gives_back_what_was_claimed_ahead(bench: Bench) -> None:
+    ids = [await bench.submit(f"q{i}", max_tokens=20 + i) for i in range(150)]
+    async with bench.worker(slots=48) as (worker, task):
+        await until(lambda: num_with(bench, ids, JobStatus.SUCCEEDED, at_least=30))
+        worker.stop()
+        assert await task
+    views = [await bench.results.get(id) for id in ids]
+    left = [view for view in views if view.status is JobStatus.QUEUED]
+    assert len(left) >= 150 - 30 - 3 * 48
+    assert all(view.attempts == 0 for view in left)
+    assert {v.status for v in views} <= {JobStatus.SUCCEEDED, JobStatus.QUEUED}
+
+
+async def test_an_engine_that_breaks_under_a_backlog_costs_nothing(bench: Bench) -> None:
+    breaks = SimulatedConfig(costs=PACED, faults=SimulatedFaults(raise_at_step=60))
+    ids = [await bench.submit(f"q{i}", max_tokens=20 + i) for i in range(150)]
+    async with bench.worker(breaks, rebuilt=SimulatedConfig(costs=PACED), slots=48):
+        for id in ids:
+            view = await bench.results.wait(id, 20.0)
+            assert view.status is JobStatus.SUCCEEDED
+            assert view.attempts == 1
+
+
 async def test_a_second_stop_releases_at_once(bench: Bench) -> None:
     async with bench.worker(options={"grace_s": 600.0}) as (worker, task):
         id = await bench.submit(max_tokens=30_000, ignore_eos=True)
@@ -267,27 +298,13 @@ async def test_an_idle_worker_stops_at_once(bench: Bench) -> None:
 
 
 async def test_an_engine_that_breaks_once_is_built_again(bench: Bench) -> None:
-    engines = iter([SimulatedFaults(raise_at_step=5), SimulatedFaults(), SimulatedFaults()])
-    preset = PRESETS["simulated"]
-    config = EngineConfig("simulated", None, preset, slots=SLOTS)
-    tokenizer = ByteTokenizer()
-    worker = Worker(
-        bench.queue,
-        lambda: SimulatedEngine(
-            config, tokenizer, SimulatedConfig(costs=PACED, faults=next(engines))
-        ),
-        tokenizer,
-        preset,
-        WorkerOptions("w1", WindowPolicy.hybrid(2, SLOTS, 0.02), heartbeat_s=0.05),
-    )
-    task = asyncio.create_task(worker.run())
-    ids = [await bench.submit(f"q{i}") for i in range(4)]
-    for id in ids:
-        view = await bench.results.wait(id, 10.0)
-        assert view.status is JobStatus.SUCCEEDED
-        assert view.attempts == 1, "nobody knows whose fault it was"
-    worker.stop()
-    assert await task
+    breaks = SimulatedConfig(costs=PACED, faults=SimulatedFaults(raise_at_step=5))
+    async with bench.worker(breaks, rebuilt=SimulatedConfig(costs=PACED)):
+        ids = [await bench.submit(f"q{i}") for i in range(4)]
+        for id in ids:
+            view = await bench.results.wait(id, 10.0)
+            assert view.status is JobStatus.SUCCEEDED
+            assert view.attempts == 1, "nobody knows whose fault it was"
 
 
 async def test_an_engine_that_always_breaks_ends_the_worker(bench: Bench) -> None:

@@ -1,0 +1,148 @@
+"""What a busy worker claims ahead of its free slots: under a backlog only, and in order."""
+
+import asyncio
+
+import pytest
+
+from millpond.messages import JobRequest, JobStatus
+from millpond.presets import PRESETS
+from millpond.queue import Claim, ClaimedJob
+from millpond.tokenization import ByteTokenizer
+from worker.engines.base import Capacity
+from worker.held import HeldJob
+from worker.intake import Intake, Window
+from worker.window import WindowPolicy
+
+SLOTS = 64
+FULL = Capacity(free_slots=SLOTS, free_tokens=SLOTS * 1000)
+NO_SLOT = Capacity(free_slots=0, free_tokens=0)
+PROMPT = "ten bytes."
+
+
+class Backlog:
+    """A queue of so many jobs, of which `Intake` sees what it claims."""
+
+    def __init__(self, num_jobs: int, max_tokens: int = 90) -> None:
+        body = JobRequest(prompt=PROMPT, raw=True, max_tokens=max_tokens).to_json()
+        self.jobs = [
+            ClaimedJob(f"j{i}", i + 1, 1, claimed_ms=0, queue_wait_ms=0, body=body)
+            for i in range(num_jobs)
+        ]
+        self.counts: list[int] = []
+        self.answering = asyncio.Event()
+        self.answering.set()
+
+    async def claim(
+        self, worker: str, count: int, *, budget_tokens: int, capacity_tokens: int
+    ) -> Claim:
+        await self.answering.wait()
+        self.counts.append(count)
+        taken = self.jobs[:count] if budget_tokens >= 100 * count else []
+        del self.jobs[: len(taken)]
+        return Claim(jobs=taken, left=len(self.jobs), alone=False)
+
+
+def intake_of(queue: Backlog, held: list[HeldJob]) -> Intake:
+    return Intake(
+        queue,  # type: ignore[arg-type]
+        ByteTokenizer(),
+        PRESETS["simulated"],
+        worker_id="w",
+        policy=WindowPolicy.hybrid(1, SLOTS, 0.1),
+        group_padded_tokens=4096,
+        full=FULL,
+        hold=held.extend,
+    )
+
+
+async def busy_intake(queue: Backlog, held: list[HeldJob]) -> Intake:
+    """One that has filled all its slots from the queue."""
+    intake = intake_of(queue, held)
+    intake._work.set()
+    window = await intake.refill(FULL)
+    assert window is not None
+    assert len(ids(window)) == SLOTS
+    return intake
+
+
+def ids(window: Window | None) -> list[str]:
+    return [] if window is None else [job.id for group in window.groups for job in group]
+
+
+async def claimed_ahead(intake: Intake, num_ended: int = 9) -> None:
+    intake.look_ahead(num_ended)
+    if intake._claiming is not None:
+        await intake._claiming
+
+
+async def test_a_backlog_is_claimed_ahead_and_fills_the_next_free_slots() -> None:
+    queue = Backlog(100)
+    held: list[HeldJob] = []
+    intake = await busy_intake(queue, held)
+    await claimed_ahead(intake)
+    assert len(held) == SLOTS + 4
+    assert ids(await intake.refill(NO_SLOT)) == []
+    assert ids(await intake.refill(Capacity(3, 3000))) == ["j64", "j65", "j66"]
+    await claimed_ahead(intake)
+    assert queue.counts == [64, 4, 3]
+
+
+async def test_what_is_missing_is_claimed_at_once() -> None:
+    queue = Backlog(100)
+    intake = await busy_intake(queue, [])
+    await claimed_ahead(intake)
+    assert sorted(ids(await intake.refill(Capacity(10, 10_000)))) == [
+        f"j{i}" for i in range(64, 74)
+    ]
+    assert queue.counts == [64, 4, 6]
+
+
+@pytest.mark.parametrize(("num_jobs", "num_ended"), [(64, 9), (100, 0)])
+async def test_without_a_backlog_or_an_end_nothing_is_claimed_ahead(
+    num_jobs: int, num_ended: int
+) -> None:
+    queue = Backlog(num_jobs)
+    held: list[HeldJob] = []
+    intake = await busy_intake(queue, held)
+    await claimed_ahead(intake, num_ended)
+    assert len(held) == SLOTS
+
+
+async def test_a_closed_intake_claims_nothing_ahead_and_gives_back_what_it_has() -> None:
+    queue = Backlog(100)
+    held: list[HeldJob] = []
+    intake = await busy_intake(queue, held)
+    queue.answering.clear()
+    intake.look_ahead(9)
+    intake.close()
+    queue.answering.set()
+    assert ids(await intake.put_down()) == ["j64", "j65", "j66", "j67"]
+    await claimed_ahead(intake)
+    assert len(held) == SLOTS + 4
+
+
+async def test_a_claim_that_has_not_answered_does_not_hold_up_a_full_batch() -> None:
+    queue = Backlog(100)
+    intake = await busy_intake(queue, [])
+    queue.answering.clear()
+    intake.look_ahead(9)
+    assert ids(await asyncio.wait_for(intake.refill(NO_SLOT), 5)) == []
+    queue.answering.set()
+    assert ids(await intake.refill(Capacity(1, 1000))) == ["j64"]
+
+
+async def test_what_ends_while_it_waits_comes_out_first() -> None:
+    held: list[HeldJob] = []
+    intake = await busy_intake(Backlog(100), held)
+    await claimed_ahead(intake)
+    held[-1].end_as = JobStatus.CANCELLED
+    held[-2].lost = True
+    assert sorted(ids(await intake.refill(NO_SLOT))) == ["j66", "j67"]
+    assert ids(await intake.refill(Capacity(2, 150))) == ["j64"]
+    assert ids(await intake.refill(Capacity(2, 150))) == ["j65"]
+
+
+async def test_an_idle_worker_begins_with_what_was_claimed_ahead() -> None:
+    intake = await busy_intake(Backlog(100), [])
+    await claimed_ahead(intake)
+    assert ids(await intake.next_window()) == ["j64", "j65", "j66", "j67"]
