@@ -1,7 +1,8 @@
 """OpenAI batch files: one request line in, one result line out. Pure: no queue, no Redis.
 
 The shapes are those of the OpenAI Batch API (request and output objects), with the extensions
-``ignore_eos`` and ``return_token_ids`` in a body and ``token_ids`` in a choice, as vLLM names them.
+``ignore_eos`` and ``return_token_ids`` in a body and ``token_ids`` in a choice, as vLLM names them,
+and the other fields of `SamplingParams`.
 """
 
 import math
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from millpond import openai_logprobs
 from millpond.fields import Frozen
 from millpond.messages import (
     FinishReason,
@@ -38,6 +40,11 @@ class _Body(SamplingParams):
 class ChatBody(_Body):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_number_of_logprobs(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return openai_logprobs.asked_for(fields)
 
 
 class CompletionBody(_Body):
@@ -148,9 +155,12 @@ def output_line(row: Row, result: JobResult, model: str) -> bytes:
         choice["text"] = result.text
     if result.token_ids is not None:
         choice["token_ids"] = result.token_ids
+    if result.logprobs is not None:
+        shape = openai_logprobs.chat_shape if row.chat else openai_logprobs.completion_shape
+        choice["logprobs"] = shape(result.logprobs)
     usage = result.usage
     assert usage is not None, "a succeeded job has a usage"
-    body = {
+    body: dict[str, Any] = {
         "id": f"{'chatcmpl' if row.chat else 'cmpl'}-{result.id}",
         "object": "chat.completion" if row.chat else "text_completion",
         "created": math.floor((result.finished_ms or 0) / 1000),
@@ -162,6 +172,8 @@ def output_line(row: Row, result: JobResult, model: str) -> bytes:
             "total_tokens": usage.total_tokens,
         },
     }
+    if result.prompt_token_ids is not None:
+        body["prompt_token_ids"] = result.prompt_token_ids
     return _line(row.custom_id, {"status_code": 200, "request_id": result.id, "body": body}, None)
 
 

@@ -183,6 +183,20 @@ class Usage(Stored):
         return self.prompt_tokens + self.completion_tokens
 
 
+class TokenLogprob(Stored):
+    """``token`` is the text of this token by itself; half a character appears as U+FFFD."""
+
+    token_id: int
+    token: str
+    logprob: float
+
+
+class GeneratedToken(TokenLogprob):
+    """A token of the result, with the likeliest ones at its place, best first."""
+
+    top: list[TokenLogprob]
+
+
 class JobError(Stored):
     code: str
     message: str
@@ -218,6 +232,10 @@ class JobResult(Stored):
     finish_reason: FinishReason
     text: str = ""
     token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    logprobs: list[GeneratedToken] | None = Field(
+        default=None, description="One entry for each generated token, the end token included."
+    )
     usage: Usage | None = None
     error: JobError | None = None
     metadata: dict[str, str] = Field(default_factory=dict)

@@ -13,6 +13,9 @@ from millpond.messages import JobRequest, Message, Truncation
 from millpond.presets import Preset
 from millpond.tokenization import Tokenizer
 
+# Of one result's log-probabilities; each is about 60 bytes there and in the message to the readers.
+MAX_LOGPROB_ENTRIES = 50_000
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompt:
@@ -41,6 +44,7 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
             limit=preset.max_output_tokens,
         )
     _check_vocabulary(request, tokenizer)
+    _check_logprobs(request, max_tokens)
     field, token_ids = _encode(request, preset, tokenizer)
     limit = min(preset.max_prompt_tokens, preset.context_tokens - max_tokens)
     if limit < 1:
@@ -103,6 +107,19 @@ def _encode(request: JobRequest, preset: Preset, tokenizer: Tokenizer) -> tuple[
     if not token_ids:
         raise InvalidRequestError("prompt", "encodes to no tokens", limit=1)
     return "prompt", token_ids
+
+
+def _check_logprobs(request: JobRequest, max_tokens: int) -> None:
+    if request.logprobs is None:
+        return
+    entries = max_tokens * (1 + request.logprobs)
+    if entries > MAX_LOGPROB_ENTRIES:
+        raise InvalidRequestError(
+            "logprobs",
+            f"{request.logprobs} beside each of {max_tokens} tokens make {entries} entries, the limit "
+            f"is {MAX_LOGPROB_ENTRIES}; ask for fewer, or set max_tokens",
+            limit=MAX_LOGPROB_ENTRIES,
+        )
 
 
 def _check_vocabulary(request: JobRequest, tokenizer: Tokenizer) -> None:

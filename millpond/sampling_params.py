@@ -11,6 +11,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 1_024
+MAX_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
 # As many as the greatest token id has.
 MAX_KEY_DIGITS = 10
@@ -73,7 +74,13 @@ class SamplingParams(Frozen):
         default_factory=list
     )
     ignore_eos: StrictBool = False
+    logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        default=None,
+        description="Give the log-probability of each generated token, and those of so many likeliest "
+        "ones, as the model has them before temperature, penalties and filters.",
+    )
     return_token_ids: StrictBool = False
+    return_prompt_token_ids: StrictBool = False
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Self:

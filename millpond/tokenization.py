@@ -43,6 +43,9 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the ids, special tokens left out."""
 
+    def token_text(self, token_id: int) -> str:
+        """One token by itself, special ones spelled out; half a character appears as U+FFFD."""
+
     def stream(self) -> TextStream: ...
 
 
@@ -62,6 +65,9 @@ class ByteTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(t for t in token_ids if t < self.EOS).decode(errors="replace")
+
+    def token_text(self, token_id: int) -> str:
+        return "<end>" if token_id == self.EOS else self.decode([token_id])
 
     def stream(self) -> TextStream:
         return _ByteStream()
@@ -95,6 +101,7 @@ class FolderTokenizer:
             _read_json(folder / "config.json").get("vocab_size") or self._tokenizer.get_vocab_size()
         )
         self.eos_token_ids = frozenset(self._find_eos(folder))
+        self._texts: dict[int, str] = {}  # of single tokens, as they are asked for
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text, special_tokens=True)
@@ -122,6 +129,13 @@ class FolderTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def token_text(self, token_id: int) -> str:
+        text = self._texts.get(token_id)
+        if text is None:
+            text = str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+            self._texts[token_id] = text
+        return text
 
     def stream(self) -> TextStream:
         return _FolderStream(self._tokenizer)

@@ -2,21 +2,28 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from millpond.messages import (
     FinishReason,
+    GeneratedToken,
     JobError,
     JobRequest,
     JobResult,
     JobStatus,
     Receipt,
+    TokenLogprob,
     Usage,
     seed_from_id,
 )
 from millpond.presets import Preset
 from millpond.prompts import PreparedPrompt
 from millpond.queue import ClaimedJob
+from millpond.tokenization import Tokenizer
 from worker.engines.base import EngineInfo, Finished, GenerationRequest, RowStats, Sampling
+
+# JSON has no minus infinity; OpenAI writes this for a token that cannot be.
+LEAST_LOGPROB = -9999.0
 
 _MESSAGES = {
     JobStatus.CANCELLED: ("cancelled", "cancelled by the client"),
@@ -92,11 +99,15 @@ class HeldJob:
                 stop=tuple(request.stop),
                 stop_token_ids=tuple(request.stop_token_ids),
                 ignore_eos=request.ignore_eos,
+                logprobs=request.logprobs,
             ),
         )
 
-    def result(self, finished: Finished, worker: str, info: EngineInfo) -> JobResult:
+    def result(
+        self, finished: Finished, worker: str, info: EngineInfo, tokenizer: Tokenizer
+    ) -> JobResult:
         """The stored result of a row that ended."""
+        request = self.request
         status, error = self._outcome(finished)
         first_s = self.first_token_s if self.first_token_s is not None else time.monotonic()
         return JobResult(
@@ -104,13 +115,15 @@ class HeldJob:
             status=status,
             finish_reason=finished.reason,
             text=finished.text,
-            token_ids=list(finished.token_ids) if self.request.return_token_ids else None,
+            token_ids=list(finished.token_ids) if request.return_token_ids else None,
+            prompt_token_ids=self.prompt.token_ids if request.return_prompt_token_ids else None,
+            logprobs=_logprobs(finished, tokenizer),
             usage=Usage(
                 prompt_tokens=len(self.prompt.token_ids),
                 completion_tokens=len(finished.token_ids),
             ),
             error=error,
-            metadata=self.request.metadata,
+            metadata=request.metadata,
             receipt=Receipt(
                 attempt=self.claimed.attempt,
                 worker=worker,
@@ -157,6 +170,26 @@ def never_run(job: HeldJob) -> Finished:
     """The end of a job that was cancelled, or taken away, before it became a row."""
     nothing = RowStats(group_rows=0, padding_share=0.0, batch_rows=0.0)
     return Finished(job.row, FinishReason.CANCELLED, "", (), nothing)
+
+
+def _logprobs(finished: Finished, tokenizer: Tokenizer) -> list[GeneratedToken] | None:
+    if finished.logprobs is None:
+        return None
+
+    def fields(token_id: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token_id": token_id,
+            "token": tokenizer.token_text(token_id),
+            "logprob": round(max(logprob, LEAST_LOGPROB), 6),
+        }
+
+    return [
+        GeneratedToken(
+            **fields(token_id, of_token.logprob),
+            top=[TokenLogprob(**fields(*pair)) for pair in of_token.top],
+        )
+        for token_id, of_token in zip(finished.token_ids, finished.logprobs, strict=True)
+    ]
 
 
 def _ms_since(start_s: float, end_s: float) -> float:

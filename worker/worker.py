@@ -272,7 +272,8 @@ class Worker:
         if job.lost:
             del self._held[job.row]
         else:
-            self._end(job, job.result(finished, self._options.worker_id, self._info))
+            worker_id = self._options.worker_id
+            self._end(job, job.result(finished, worker_id, self._info, self._tokenizer))
 
     def _end(self, job: HeldJob, result: JobResult) -> None:
         job.ended = True

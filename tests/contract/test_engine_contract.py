@@ -1,5 +1,6 @@
 """What every engine promises, run over the simulated engine and a tiny random Llama."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -108,6 +109,8 @@ class Rows:
         assert "".join(d.text for d in deltas) == end.text
         assert tuple(t for d in deltas for t in d.token_ids) == end.token_ids
         assert (end.error is not None) == (end.reason is FinishReason.ERROR)
+        if end.logprobs is not None:
+            assert len(end.logprobs) == len(end.token_ids)
 
 
 def run(engine: Engine, *requests: GenerationRequest) -> dict[str, Finished]:
@@ -298,6 +301,39 @@ def test_a_seed_gives_the_same_text_in_any_company(build: Build, sampling: Any) 
     assert same_row(rows.finished["r"], alone)
     other_seed = replace(row, sampling=replace(row.sampling, seed=6))
     assert not same_row(run(build(), other_seed)["r"], alone)
+
+
+def test_logprobs_are_told_for_each_token_when_asked_for(build: Build) -> None:
+    rows = run(
+        build(),
+        request("greedy", logprobs=4),
+        request("sampled", temperature=1.5, logprobs=4, seed=3),
+        request("bare", logprobs=0),
+        request("plain"),
+    )
+    assert rows["plain"].logprobs is None
+    bare = rows["bare"].logprobs
+    assert bare is not None
+    assert all(told.top == () for told in bare)
+    for name in ("greedy", "sampled"):
+        row = rows[name]
+        assert row.logprobs is not None
+        for token_id, told in zip(row.token_ids, row.logprobs, strict=True):
+            scores = [score for _, score in told.top]
+            assert 1 <= len(scores) <= 4
+            assert scores == sorted(scores, reverse=True)
+            assert all(score <= 0 for score in scores)
+            assert sum(math.exp(score) for score in scores) < 1.0001
+            if token_id in dict(told.top):
+                assert dict(told.top)[token_id] == told.logprob
+            if name == "greedy":
+                assert told.top[0][0] == token_id
+
+
+def test_logprobs_change_no_token(build: Build) -> None:
+    for sampling in ({}, {"temperature": 0.9, "seed": 3}, {"repetition_penalty": 1.5}):
+        plain = run(build(), request("r", **sampling))["r"]
+        assert same_row(run(build(), request("r", logprobs=2, **sampling))["r"], plain)
 
 
 def test_greedy_text_needs_no_seed(build: Build) -> None:

@@ -64,6 +64,8 @@ BODIES = [
     Bad("a bias outside the vocabulary", prompt(logit_bias={"7": 1, "300": 1}), "logit_bias.300",
         256),
     Bad("a bias for a word", prompt(logit_bias={"yes": 1}), "logit_bias.yes.[key]"),
+    Bad("21 logprobs", prompt(logprobs=21), "logprobs", 20),
+    Bad("logprobs of a long text", prompt(logprobs=20, max_tokens=2381), "logprobs", 50_000),
     Bad("negative seed", prompt(seed=-1), "seed", 0),
     Bad("10,000 stop strings", prompt(stop=["a"] * 10_000), "stop", 16),
     Bad("empty stop string", prompt(stop=[""]), "stop.0", 1),

@@ -157,6 +157,7 @@ def test_a_row_makes_the_same_tokens_in_any_company(weights: str, load: Any) -> 
             temperature=rng.choice([0.0, 0.0, 1.5]),
             repetition_penalty=rng.choice([1.0, 1.0, 1.2]),
             frequency_penalty=rng.choice([0.0, 0.0, 0.7]),
+            logprobs=rng.choice([None, 0, 3]),
             seed=i,
         )
         for i in range(24)
@@ -179,10 +180,15 @@ def test_a_row_makes_the_same_tokens_in_any_company(weights: str, load: Any) -> 
         together.update({e.id: e for e in engine.step() if isinstance(e, Finished)})
     assert len(together) == len(wanted)
     for row_id, end in together.items():
-        expected = alone[row_id].token_ids
-        if end.reason is FinishReason.CANCELLED:
-            expected = expected[: len(end.token_ids)]
-        assert end.token_ids == expected
+        expected = alone[row_id]
+        count = len(end.token_ids)
+        if end.reason is not FinishReason.CANCELLED:
+            assert count == len(expected.token_ids)
+        assert end.token_ids == expected.token_ids[:count]
+        if expected.logprobs is None:
+            assert end.logprobs is None
+        else:
+            assert end.logprobs == expected.logprobs[:count]
 
 
 def test_prefill_in_pieces_and_decode_give_the_same_bits(

@@ -137,6 +137,25 @@ async def test_results_have_text_usage_and_a_receipt(bench: Bench) -> None:
     assert (state.depth, state.running, state.workers) == (0, 0, [])
 
 
+async def test_a_result_tells_token_ids_and_logprobs_when_asked(bench: Bench) -> None:
+    asking = {"return_token_ids": True, "return_prompt_token_ids": True, "logprobs": 1}
+    told, plain = await bench.submit("a", raw=True, **asking), await bench.submit("a", raw=True)
+    async with bench.worker():
+        result = (await bench.results.wait(told, 10.0)).result
+        silent = (await bench.results.wait(plain, 10.0)).result
+    assert result is not None
+    assert result.prompt_token_ids == [97]
+    assert result.token_ids
+    assert result.logprobs is not None
+    assert [token.token_id for token in result.logprobs] == result.token_ids
+    assert "".join(token.token for token in result.logprobs).removesuffix("<end>") == result.text
+    for token in result.logprobs:
+        assert token.logprob == 0
+        assert [other.token_id for other in token.top] == [token.token_id]
+    assert silent is not None
+    assert (silent.token_ids, silent.prompt_token_ids, silent.logprobs) == (None, None, None)
+
+
 async def test_the_same_job_gives_the_same_text_in_any_company(bench: Bench) -> None:
     async with bench.worker():
         alone = await bench.submit("same", seed=7)

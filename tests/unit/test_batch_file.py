@@ -14,7 +14,16 @@ from millpond.batch_file import (
     output_line,
     read_rows,
 )
-from millpond.messages import FinishReason, JobError, JobResult, JobStatus, Priority, Usage
+from millpond.messages import (
+    FinishReason,
+    GeneratedToken,
+    JobError,
+    JobResult,
+    JobStatus,
+    Priority,
+    TokenLogprob,
+    Usage,
+)
 
 
 def line(custom_id: str = "a", url: str = "/v1/chat/completions", **body: Any) -> bytes:
@@ -64,6 +73,10 @@ def test_the_newer_name_of_max_tokens() -> None:
         (line(url="/v1/embeddings"), "url"),
         (line(messages=[]), "messages"),
         (line(frobnicate=1), "frobnicate"),
+        (line(top_logprobs=3), "top_logprobs"),
+        (line(logprobs=True, top_logprobs=21), "logprobs"),
+        (line(url="/v1/completions", prompt="a", logprobs=True), "logprobs"),
+        (line(logit_bias={"no": 1}), "logit_bias"),
         (line(max_tokens=0), "max_tokens"),
         (line(temperature=-1), "temperature"),
         (line(url="/v1/completions", prompt=""), "prompt"),
@@ -144,3 +157,68 @@ def test_a_rerun_keeps_good_lines_only(tmp_path: Path) -> None:
     assert keep_finished(path) == {"good"}
     assert path.read_bytes() == good
     assert keep_finished(tmp_path / "none.jsonl") == set()
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 4}, 4),
+        ({"logprobs": False}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": None}, None),
+        ({}, None),
+    ],
+)
+def test_a_chat_lines_two_fields_of_logprobs_are_one_number(
+    fields: dict[str, Any], count: int | None
+) -> None:
+    row = only(line(**fields))
+    assert isinstance(row, Row)
+    assert row.request.logprobs == count
+
+
+def with_logprobs(row: Row) -> dict[str, Any]:
+    """The choice of a result with two tokens, the second of them half a character."""
+    half = TokenLogprob(token_id=9, token="\ufffd", logprob=-0.5)
+    tokens = [
+        GeneratedToken(token_id=7, token="hé", logprob=-0.25, top=[]),
+        GeneratedToken(
+            token_id=9,
+            token="\ufffd",
+            logprob=-0.5,
+            top=[half, TokenLogprob(token_id=8, token="\ufffd", logprob=-2.0)],
+        ),
+    ]
+    result = succeeded(row).model_copy(update={"logprobs": tokens, "prompt_token_ids": [3, 4]})
+    body = orjson.loads(output_line(row, result, "m"))["response"]["body"]
+    assert body["prompt_token_ids"] == [3, 4]
+    return dict(body["choices"][0]["logprobs"])
+
+
+def test_logprobs_of_a_chat() -> None:
+    row = only(line(logprobs=True))
+    assert isinstance(row, Row)
+    first, second = with_logprobs(row)["content"]
+    assert first == {
+        "token": "hé",
+        "token_id": 7,
+        "logprob": -0.25,
+        "bytes": [104, 195, 169],
+        "top_logprobs": [],
+    }
+    assert [other["token_id"] for other in second["top_logprobs"]] == [9, 8]
+    assert second["bytes"] is None
+
+
+def test_logprobs_of_a_completion() -> None:
+    row = only(line(url="/v1/completions", prompt="Once", logprobs=2))
+    assert isinstance(row, Row)
+    assert row.request.logprobs == 2
+    assert with_logprobs(row) == {
+        "tokens": ["hé", "\ufffd"],
+        "token_ids": [7, 9],
+        "token_logprobs": [-0.25, -0.5],
+        "top_logprobs": [{}, {"\ufffd": -0.5}],
+        "text_offset": [0, 2],
+    }

@@ -30,6 +30,7 @@ from millpond.messages import (
 )
 from millpond.sampling_params import (
     MAX_LOGIT_BIASES,
+    MAX_LOGPROBS,
     MAX_OUTPUT_TOKENS,
     MAX_SEED,
     MAX_STOP_CHARS,
@@ -61,7 +62,9 @@ FULL: dict[str, Any] = {
     "stop": ["END", "\n\n"],
     "stop_token_ids": [1, 2],
     "ignore_eos": True,
+    "logprobs": 3,
     "return_token_ids": True,
+    "return_prompt_token_ids": True,
 }
 
 
@@ -157,6 +160,9 @@ def test_any_prompt_survives(prompt: str) -> None:
         ("frequency_penalty", 2.1),
         ("logit_bias", {str(i): 1 for i in range(MAX_LOGIT_BIASES + 1)}),
         ("logit_bias", [1]),
+        ("logprobs", -1),
+        ("logprobs", MAX_LOGPROBS + 1),
+        ("logprobs", True),
         ("seed", -1),
         ("seed", MAX_SEED + 1),
         ("deadline_s", 0),

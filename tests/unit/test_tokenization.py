@@ -200,3 +200,13 @@ def test_no_readable_tokenizer(tmp_path: Path, content: str | None) -> None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
         FolderTokenizer(tmp_path)
+
+
+def test_a_tokens_own_text(model_folder: Path) -> None:
+    tokenizer = FolderTokenizer(model_folder)
+    assert tokenizer.token_text(1) == "<eos>"
+    ids = tokenizer.encode(" the grain")[1:]
+    assert "".join(tokenizer.token_text(i) for i in ids) == " the grain"
+    assert [tokenizer.token_text(i) for i in ids] == [tokenizer.decode([i]) for i in ids]
+    bytes_ = ByteTokenizer()
+    assert [bytes_.token_text(i) for i in (97, 0xC3, ByteTokenizer.EOS)] == ["a", "\ufffd", "<end>"]

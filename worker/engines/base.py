@@ -45,7 +45,8 @@ class Sampling:
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 and ``min_p`` 0 switch those filters
     off. Before ``min_tokens`` no token and no stop string ends the row. ``repetition_penalty`` is of
     prompt and output, the other two are of the output alone; ``logit_bias`` are pairs of a token id
-    and what is added to its logit, each id once.
+    and what is added to its logit, each id once. ``logprobs`` is how many likeliest tokens are to be
+    told with each generated one; None tells nothing.
     """
 
     max_tokens: int
@@ -62,6 +63,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +137,23 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A generated token's log-probability, and (token id, log-probability) of the likeliest tokens.
+
+    They are the model's own: before temperature, biases, penalties and filters. ``top`` is sorted,
+    the likeliest first, and has no more entries than the row asked for.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The end of a row: all of its text and tokens. ``error`` is set exactly when reason is ERROR.
 
     ``token_ids`` holds every generated token, the one that ended the row included; ``text`` holds
-    neither that token nor the stop string.
+    neither that token nor the stop string. ``logprobs`` goes with ``token_ids``, if asked for.
     """
 
     id: str
@@ -148,6 +162,7 @@ class Finished:
     token_ids: tuple[int, ...]
     stats: RowStats
     error: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 EngineEvent = Delta | Finished

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from millpond.messages import FinishReason
 from millpond.tokenization import Tokenizer
-from worker.engines.base import Delta, Finished, GenerationRequest, RowStats
+from worker.engines.base import Delta, Finished, GenerationRequest, RowStats, TokenLogprobs
 from worker.engines.row_text import RowText
 from worker.engines.token_counts import TokenCounts
 
@@ -30,6 +30,7 @@ class Sequence:
         "finish_reason",
         "group_rows",
         "id",
+        "logprobs",
         "padding_share",
         "prompt_token_ids",
         "sampling",
@@ -42,6 +43,7 @@ class Sequence:
         self.prompt_token_ids = list(request.prompt_token_ids)
         self.sampling = sampling
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self.group_rows = 0
@@ -70,9 +72,11 @@ class Sequence:
         """Tokens that must not be generated next: those that would end the row too early."""
         return self._end_token_ids if len(self.token_ids) + 1 < self.sampling.min_tokens else ()
 
-    def append(self, token_id: int) -> None:
+    def append(self, token_id: int, logprobs: TokenLogprobs | None = None) -> None:
         """Take the next generated token; sets `finish_reason` if it ends the row."""
         assert self.finish_reason is None
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
         self.token_ids.append(token_id)
         if self.counts is not None:
             self.counts.add(token_id)
@@ -124,6 +128,7 @@ class Sequence:
                 batch_rows=self.decode_rows / self.decode_steps if self.decode_steps else 0.0,
             ),
             error=self.error,
+            logprobs=None if self.sampling.logprobs is None else tuple(self.logprobs),
         )
 
 

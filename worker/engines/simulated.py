@@ -23,6 +23,7 @@ from worker.engines.base import (
     GenerationRequest,
     Rejection,
     RejectionCode,
+    TokenLogprobs,
 )
 from worker.engines.scheduler import Scheduler
 
@@ -83,7 +84,8 @@ class SimulatedConfig:
 class SimulatedEngine:
     """Text of a row is a hash of its prompt tokens, and of its seed when temperature is not 0.
 
-    There are no logits: what filters, biases or penalizes them is taken and changes nothing.
+    There are no logits: what filters, biases or penalizes them is taken and changes nothing, and
+    each token is certain, its log-probability 0 and no other beside it.
     """
 
     def __init__(
@@ -192,7 +194,8 @@ class SimulatedEngine:
         plan = self._planned[sequence.id]
         done = len(sequence.token_ids)
         for position in range(done, done + count):
-            sequence.append(plan[position] if position < len(plan) else ByteTokenizer.EOS)
+            token_id = plan[position] if position < len(plan) else ByteTokenizer.EOS
+            sequence.append(token_id, _certain(token_id, sequence.sampling.logprobs))
             if sequence.finish_reason is not None:
                 return
 
@@ -212,6 +215,10 @@ class SimulatedEngine:
 
     def _contains(self, prompt_token_ids: Iterable[int], marker: str) -> bool:
         return marker in self._tokenizer.decode(list(prompt_token_ids))
+
+
+def _certain(token_id: int, count: int | None) -> TokenLogprobs | None:
+    return None if count is None else TokenLogprobs(0.0, ((token_id, 0.0),)[:count])
 
 
 def _plan(sequence: sequences.Sequence) -> bytes:

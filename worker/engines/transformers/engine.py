@@ -23,7 +23,7 @@ from worker.engines.sequence import Sequence
 from worker.engines.transformers import loading, self_check
 from worker.engines.transformers.backend import build_backend
 from worker.engines.transformers.memory import affordable_kv_tokens
-from worker.engines.transformers.sampling import next_tokens
+from worker.engines.transformers.sampling import NextTokens, next_tokens
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this row"
 
@@ -120,7 +120,7 @@ class TransformersEngine:
         """
         try:
             self._cache.allocate(group)
-            tokens = next_tokens(self._runner.prefill(group), group)
+            drawn = next_tokens(self._runner.prefill(group), group)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -130,7 +130,7 @@ class TransformersEngine:
         for row in group:
             row.group_rows = len(group)
         self._scheduler.start(group)
-        _append(group, tokens)
+        _append(group, drawn)
         return group
 
     def _split(self, group: list[Sequence], error: BaseException) -> list[Sequence]:
@@ -158,7 +158,7 @@ class TransformersEngine:
         try:
             self._cache.make_room()
             rows, output = self._runner.decode()
-            tokens = next_tokens(output, rows)
+            drawn = next_tokens(output, rows)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -166,7 +166,7 @@ class TransformersEngine:
         for row in rows:
             row.decode_steps += 1
             row.decode_rows += len(rows)
-        _append(rows, tokens)
+        _append(rows, drawn)
         return rows
 
     def _preempt(self, error: BaseException) -> list[Sequence]:
@@ -195,12 +195,12 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
 
-def _append(rows: list[Sequence], tokens: list[int | None]) -> None:
-    for row, token in zip(rows, tokens, strict=True):
+def _append(rows: list[Sequence], drawn: NextTokens) -> None:
+    for row, token, logprobs in zip(rows, drawn.tokens, drawn.logprobs, strict=True):
         if token is None:
             row.end(FinishReason.ERROR, _NOT_FINITE)
         else:
-            row.append(token)
+            row.append(token, logprobs)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

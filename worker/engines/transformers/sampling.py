@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker.engines.base import Sampling
+from worker.engines.base import Sampling, TokenLogprobs
 from worker.engines.sequence import Sequence
+from worker.engines.transformers.logprobs import RawLogprobs
 from worker.engines.transformers.penalties import adjust
 
 # How many of the likeliest tokens are looked at first; most filters end well within.
@@ -33,17 +34,30 @@ class Output:
 def needs_logits(rows: Items[Sequence]) -> bool:
     """Whether the likeliest tokens alone are too little to choose these rows' next ones."""
     return any(
-        row.sampling.temperature > 0 or row.adjusts_logits or row.suppressed_token_ids
+        row.sampling.temperature > 0
+        or row.adjusts_logits
+        or row.suppressed_token_ids
+        or row.sampling.logprobs is not None
         for row in rows
     )
 
 
-def next_tokens(output: Output, rows: Items[Sequence]) -> list[int | None]:
-    """The next token of each row, None where its logits are not finite."""
+@dataclass(frozen=True, slots=True)
+class NextTokens:
+    """One entry for each row: its token, None where its logits are not finite, and what the model
+    thought of it, None where nobody asked."""
+
+    tokens: list[int | None]
+    logprobs: list[TokenLogprobs | None]
+
+
+def next_tokens(output: Output, rows: Items[Sequence]) -> NextTokens:
     if output.best is not None and not needs_logits(rows):
-        return output.best
+        return NextTokens(output.best, [None] * len(rows))
     assert output.logits is not None
-    return sample(output.logits, rows)
+    raw = RawLogprobs(output.logits, rows)
+    tokens = sample(output.logits, rows)
+    return NextTokens(tokens, raw.of(tokens))
 
 
 def sample(logits: torch.Tensor, rows: Items[Sequence]) -> list[int | None]:
