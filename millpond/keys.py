@@ -2,7 +2,7 @@
 
 All carry the hash tag ``{queue}``, so one queue lives in one slot of a Redis Cluster and each script
 touches one slot only. Scripts get these names through ``KEYS`` (see `millpond.scripts`); where a name
-below ends in a colon it is a prefix, and the script appends the id of a job or an API key.
+below ends in a colon it is a prefix, and the script appends the id of a job, a worker or an API key.
 """
 
 from millpond.errors import InvalidRequestError
@@ -33,6 +33,8 @@ QUEUE_KEYS: dict[str, str] = {
     "wake": "wake",
     # Hash, worker id -> "BEAT_MS JSON".
     "workers": "workers",
+    # String with a time to live: the last claim of a worker, see last_claim.lua.
+    "last_claim": "claim:",
     # Hash, tenant -> number of its queued and running jobs; a tenant without any is not in it.
     "open": "open",
     # Set of the ids of all API keys, revoked ones too.

@@ -5,6 +5,7 @@ raise QueueUnavailableError when Redis cannot serve; repeating any of them is sa
 """
 
 import hashlib
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -126,6 +127,11 @@ class Claim:
     alone: bool
 
 
+def new_nonce() -> str:
+    """A name for one claim."""
+    return uuid.uuid4().hex
+
+
 @dataclass(frozen=True, slots=True)
 class Renewal:
     """What became of held leases: ids that are no longer ours, and ids that are to be ended."""
@@ -222,16 +228,24 @@ class JobQueue:
         return Submission(id, _STATUSES[detail], created=kind == b"accepted")
 
     async def claim(
-        self, worker: str, count: int, *, budget_tokens: int, capacity_tokens: int
+        self,
+        worker: str,
+        count: int,
+        *,
+        budget_tokens: int,
+        capacity_tokens: int,
+        nonce: str | None = None,
     ) -> Claim:
         """Take up to ``count`` jobs that fit ``budget_tokens`` together, each with a lease and a fence.
 
-        ``capacity_tokens`` is the budget of a worker that runs nothing. A lost answer is survivable:
-        the leases end and the jobs come back.
+        ``capacity_tokens`` is the budget of a worker that runs nothing. ``nonce`` is the claim's own
+        name (no spaces): whoever repeats it after a lost answer gets what he still holds of that
+        claim, whatever ``count`` says. None: a new one.
         """
         now, left, jobs, alone = await self._scripts.run(
             "claim",
             worker,
+            nonce or new_nonce(),
             count,
             budget_tokens,
             capacity_tokens,

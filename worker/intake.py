@@ -17,7 +17,7 @@ from millpond.errors import InvalidRequestError, QueueUnavailableError
 from millpond.messages import JobRequest, JobResult
 from millpond.presets import Preset
 from millpond.prompts import prepare_prompt
-from millpond.queue import ClaimedJob, JobQueue
+from millpond.queue import Claim, ClaimedJob, JobQueue, new_nonce
 from millpond.tokenization import Tokenizer
 from worker.engines.base import Capacity
 from worker.grouping import cut_groups
@@ -75,6 +75,7 @@ class Intake:
         self._wanted = asyncio.Event()  # this worker could take it
         self._closed = False
         self._alone = False  # what was claimed last is to run with nothing beside it
+        self._underway: str | None = None  # the nonce of a claim whose jobs are not here yet
         self._ahead: list[HeldJob] = []
         self._refused: list[tuple[ClaimedJob, JobResult]] = []
         self._claiming: asyncio.Task[None] | None = None
@@ -119,7 +120,7 @@ class Intake:
                     waited_s=now_s - (opened_s or now_s),
                     free_slots=self._full.free_slots,
                 )
-                if decision.take:
+                if decision.take or self._underway is not None:
                     window = await self._claim(decision.take, self._full)
                     if window.groups or window.refused:
                         return window
@@ -153,6 +154,7 @@ class Intake:
             more = await self._claim(min(self._policy.max_jobs, left.free_slots), left)
         except QueueUnavailableError as error:
             log.warning("refill_failed", error=str(error))
+            self._work_later()
             return window
         return Window(window.groups + more.groups, window.refused + more.refused)
 
@@ -166,12 +168,15 @@ class Intake:
         wanted -= len(self._ahead)
         if self._claiming is not None and self._claiming.done():
             self._claiming = None
-        if wanted < 1 or self._closed or self._alone or self._claiming or not self._work.is_set():
+        if wanted < 1 and self._underway is None:
             return
+        if self._closed or self._alone or self._claiming or not self._work.is_set():
+            return
+        slots = max(0, wanted)
         # Their share of the worker; suspects only come to one that has room for everything.
-        tokens = self._full.free_tokens * wanted // self._full.free_slots
+        tokens = self._full.free_tokens * slots // self._full.free_slots
         self._work.clear()
-        self._claiming = asyncio.create_task(self._claim_ahead(Capacity(wanted, tokens)))
+        self._claiming = asyncio.create_task(self._claim_ahead(Capacity(slots, tokens)))
 
     async def put_down(self) -> Window:
         """What was claimed ahead and will not be run here."""
@@ -179,6 +184,20 @@ class Intake:
         left = Window([self._ahead] if self._ahead else [], self._refused)
         self._ahead, self._refused = [], []
         return left
+
+    def break_off(self) -> None:
+        """Give up a claim that is under way; `unheard` tells what it gave."""
+        if self._claiming is not None:
+            self._claiming.cancel()
+
+    async def unheard(self) -> list[ClaimedJob]:
+        """What was claimed and did not get here, to be released. Raises QueueUnavailableError."""
+        if self._underway is None:
+            return []
+        return (await self._ask(0, self._full)).jobs
+
+    def _work_later(self) -> None:
+        asyncio.get_running_loop().call_later(REDIS_RETRY_S, self._work.set)
 
     async def _claimed(self) -> None:
         if self._claiming is not None:
@@ -190,6 +209,7 @@ class Intake:
             window = await self._claim(capacity.free_slots, capacity)
         except QueueUnavailableError as error:
             log.warning("look_ahead_failed", error=str(error))
+            self._work_later()
             return
         self._ahead += [job for group in window.groups for job in group]
         self._refused += window.refused
@@ -205,13 +225,19 @@ class Intake:
         refused, self._refused = self._refused, []
         return Window(self._cut(taken), refused)
 
-    async def _claim(self, count: int, capacity: Capacity) -> Window:
-        claim = await self._queue.claim(
+    async def _ask(self, count: int, capacity: Capacity) -> Claim:
+        """Claim under one nonce until its jobs are here: those claimed unheard are handed out again."""
+        self._underway = self._underway or new_nonce()
+        return await self._queue.claim(
             self._worker_id,
             count,
             budget_tokens=capacity.free_tokens,
             capacity_tokens=self._full.free_tokens,
+            nonce=self._underway,
         )
+
+    async def _claim(self, count: int, capacity: Capacity) -> Window:
+        claim = await self._ask(count, capacity)
         self._alone = claim.alone
         if claim.left:
             self._work.set()
@@ -220,6 +246,7 @@ class Intake:
         else:
             window = self._prepare(claim.jobs)
         self._hold([job for group in window.groups for job in group])
+        self._underway = None
         return window
 
     def _prepare(self, claimed: Sequence[ClaimedJob]) -> Window:

@@ -312,14 +312,24 @@ class Worker:
         with contextlib.suppress(QueueUnavailableError, TimeoutError):
             async with asyncio.timeout(WIND_DOWN_S):
                 await self._committer.settled()
-                left = [(job.id, job.claimed.fence) for job in self._held.values() if not job.lost]
-                released = await self._queue.release(left)
+                released = await self._release_all()
                 await self._registry.sign_off()
                 log.info("stopped", worker=self._options.worker_id, released=released)
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         return await self._engine.close(WIND_DOWN_S)
+
+    async def _release_all(self) -> int:
+        """Give everything back; what was claimed unheard last, since that takes another claim."""
+        if self._intake is not None:
+            self._intake.break_off()
+        held = [(job.id, job.claimed.fence) for job in self._held.values() if not job.lost]
+        released = await self._queue.release(held)
+        if self._intake is not None:
+            unheard = [(job.id, job.fence) for job in await self._intake.unheard()]
+            released += await self._queue.release(unheard)
+        return released
 
     def _registry_entry(self) -> dict[str, Any]:
         info = None if self._state == "loading" else self._info

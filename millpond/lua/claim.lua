@@ -1,6 +1,6 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
--- uses: records sweep
--- ARGV: worker, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake last_claim pending_interactive pending_normal pending_batch
+-- uses: records sweep last_claim
+-- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
 -- -> {now, ids left in the lanes, {{id, fence, attempt, created, body}, ...}, '1' if they are suspects}
 -- Takes up to `count` jobs whose tokens fit the budget, in arrival order within each priority. A job
 -- that claims to need more than the worker's whole capacity counts as needing all of it: the worker
@@ -8,6 +8,8 @@
 --
 -- Suspects come first and alone: a worker that runs nothing takes one group of them and is to take
 -- nothing else until they have ended; a busy worker gets nothing until somebody has taken them.
+--
+-- A claim with the nonce of the worker's last one, whose answer was lost, hands out the same jobs.
 
 -- Sixteen turns: a backlogged lane gets at least its share of them, so nothing starves. A turn whose
 -- lane is empty goes to the highest lane that is not.
@@ -18,11 +20,24 @@ local LANES = { i = K.pending_interactive, n = K.pending_normal, b = K.pending_b
 local CLAIMED_A_CALL = 1000
 local SKIPPING_A_CALL = 1000
 
-local worker, budget = ARGV[1], tonumber(ARGV[3])
-local count = math.min(tonumber(ARGV[2]), CLAIMED_A_CALL)
-local capacity, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local worker, nonce, budget = ARGV[1], ARGV[2], tonumber(ARGV[4])
+local count = math.min(tonumber(ARGV[3]), CLAIMED_A_CALL)
+local capacity, lease_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local now = clock_ms()
-sweep(now, tonumber(ARGV[6]))
+
+local function ids_left()
+  local left = 0
+  for _, list in ipairs({ K.suspects, LANES.i, LANES.n, LANES.b }) do
+    left = left + redis.call('LLEN', list)
+  end
+  return left
+end
+
+local same, were_alone = claimed_before(worker, nonce, now, lease_ms)
+if same then
+  return { now, ids_left(), same, were_alone and '1' or '0' }
+end
+sweep(now, tonumber(ARGV[7]))
 
 local function pop(turn)
   local at = turn % #TURNS + 1
@@ -122,7 +137,6 @@ if redis.call('LLEN', K.suspects) == 0 and not alone then
   claim_lanes()
 end
 
-local left = 0
 if #claimed > 0 then
   redis.call('ZADD', K.leases, unpack(leases))
   for priority, number in pairs(taken) do
@@ -132,10 +146,9 @@ if #claimed > 0 then
   end
   redis.call('HINCRBY', K.counts, 'running', #claimed)
   redis.call('HSET', K.counts, 'turn', turn % #TURNS, 'fence', int(fence))
+  remember_claim(worker, nonce, claimed, alone, lease_ms)
 end
-for _, list in ipairs({ K.suspects, LANES.i, LANES.n, LANES.b }) do
-  left = left + redis.call('LLEN', list)
-end
+local left = ids_left()
 if left > 0 then
   wake_worker()
 end

@@ -39,6 +39,8 @@ class Model:
     dead: list[str] = field(default_factory=list)
     fence: int = 0
     turn: int = 0
+    # Of each worker: the nonce of its last claim, (id, fence) of what it gave, whether suspects.
+    last_claims: dict[str, tuple[int, list[tuple[str, int]], bool]] = field(default_factory=dict)
 
     # -- clients
 
@@ -66,9 +68,16 @@ class Model:
     # -- workers
 
     def claim(
-        self, worker: str, count: int, budget: int, capacity: int, lease_ms: int
+        self, worker: str, nonce: int, count: int, budget: int, capacity: int, lease_ms: int
     ) -> tuple[list[tuple[str, int, int]], int, bool]:
         """(id, fence, attempt) of each job, ids left, whether they are suspects."""
+        last_nonce, last, were_alone = self.last_claims.get(worker, (None, [], False))
+        if nonce == last_nonce:
+            held = [self.jobs[id] for id, fence in last if self.holds(id, fence)]
+            for job in held:
+                job.lease_end_ms = self.now_ms + lease_ms
+            again = [(job.id, job.fence or 0, job.attempts) for job in held]
+            return again, self.num_left, were_alone
         self.sweep()
         claimed: list[tuple[str, int, int]] = []
 
@@ -89,7 +98,7 @@ class Model:
             return "claimed"
 
         alone = False
-        if self.suspects and budget >= capacity:
+        if count and self.suspects and budget >= capacity:
             while self.suspects and not claimed:
                 group = self.suspects.pop(0)
                 rest = [id for id in group if len(claimed) >= count or take(id) == "full"]
@@ -109,7 +118,14 @@ class Model:
                     break
                 if outcome == "claimed":
                     self.turn = (self.turn + 1) % len(TURNS)
-        return claimed, len(self.suspects) + sum(map(len, self.lanes.values())), alone
+        if claimed:
+            given = [(id, fence) for id, fence, _ in claimed]
+            self.last_claims[worker] = (nonce, given, alone)
+        return claimed, self.num_left, alone
+
+    @property
+    def num_left(self) -> int:
+        return len(self.suspects) + sum(map(len, self.lanes.values()))
 
     def renew(
         self, held: Sequence[tuple[str, int]], lease_ms: int

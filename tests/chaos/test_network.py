@@ -138,6 +138,37 @@ async def feed(fleet: Fleet, trap: Trap, ledger: Ledger, name: str, *, end_worke
             await asyncio.sleep(0.2)
 
 
+@pytest.mark.parametrize("nth", [1, 3])
+async def test_an_unheard_claim_is_made_again(
+    server: RedisServer, proxy: Proxy, tmp_path: Path, nth: int
+) -> None:
+    """The server gives jobs to a worker, idle or busy, that is cut off before it hears of them, for
+    longer than its client library tries. Nothing is taken from it, and nothing runs twice."""
+    settings = worker_settings(server, redis_url=proxy.url, lease_s=4.0, window_max_jobs=8)
+    healing: list[asyncio.Task[None]] = []
+
+    async def heal_later() -> None:
+        await asyncio.sleep(0.8)
+        proxy.heal()
+
+    async def cut_off() -> None:
+        proxy.mode = Mode.CUT
+        proxy.break_all()
+        healing.append(asyncio.create_task(heal_later()))
+
+    async with ledger_on(server, settings.queue_options()) as ledger:
+        await ledger.submit(jobs(60, tokens=400))
+        proxy.trap = Trap("claim", Point.AFTER, cut_off, nth)
+        async with Fleet(settings, 1, tmp_path / "workers.log") as fleet:
+            await ledger.all_ended(LIMIT_S)
+            await ledger.check(least_succeeded=1.0)
+            assert fleet.starts == 1
+        [healed] = healing
+        await healed
+        assert not ledger.resets
+        assert {(await ledger.results.get(id)).attempts for id in ledger.requests} == {1}
+
+
 @pytest.mark.parametrize("point", Point)
 async def test_a_client_is_cut_off_at_each_call(
     server: RedisServer, proxy: Proxy, point: Point
@@ -196,8 +227,8 @@ async def test_a_client_is_cut_off_at_each_call(
 
     await theirs.submit(JobRequest(prompt="two"), id="two", tokens=5)
     trap = broken("claim")
-    again = await ours.claim("v", 1, **everything)
-    assert len(again.jobs) == (point is Point.BEFORE), "else its lease brings it back"
+    [two] = (await ours.claim("v", 1, **everything)).jobs
+    assert (two.id, two.attempt) == ("two", 1)
     await check(trap)
 
     await theirs.submit(JobRequest(prompt="three"), id="three", tokens=5)

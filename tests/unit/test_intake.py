@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from millpond.errors import QueueUnavailableError
 from millpond.messages import JobRequest, JobStatus
 from millpond.presets import PRESETS
 from millpond.queue import Claim, ClaimedJob
@@ -29,17 +30,30 @@ class Backlog:
             for i in range(num_jobs)
         ]
         self.counts: list[int] = []
+        self.last: tuple[str | None, list[ClaimedJob]] = (None, [])
         self.answering = asyncio.Event()
         self.answering.set()
+        self.answers_lost = 0  # so many of the next
 
     async def claim(
-        self, worker: str, count: int, *, budget_tokens: int, capacity_tokens: int
+        self,
+        worker: str,
+        count: int,
+        *,
+        budget_tokens: int,
+        capacity_tokens: int,
+        nonce: str | None = None,
     ) -> Claim:
         await self.answering.wait()
-        self.counts.append(count)
-        taken = self.jobs[:count] if budget_tokens >= 100 * count else []
-        del self.jobs[: len(taken)]
-        return Claim(jobs=taken, left=len(self.jobs), alone=False)
+        if nonce != self.last[0]:
+            self.counts.append(count)
+            taken = self.jobs[:count] if budget_tokens >= 100 * count else []
+            del self.jobs[: len(taken)]
+            self.last = (nonce, taken)
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise QueueUnavailableError("the answer is lost")
+        return Claim(jobs=self.last[1], left=len(self.jobs), alone=False)
 
 
 def intake_of(queue: Backlog, held: list[HeldJob]) -> Intake:
@@ -146,3 +160,49 @@ async def test_an_idle_worker_begins_with_what_was_claimed_ahead() -> None:
     intake = await busy_intake(Backlog(100), [])
     await claimed_ahead(intake)
     assert ids(await intake.next_window()) == ["j64", "j65", "j66", "j67"]
+
+
+async def test_an_unheard_claim_is_made_again_before_any_other() -> None:
+    queue = Backlog(100)
+    intake = await busy_intake(queue, [])
+    queue.answers_lost = 2
+    for _ in range(2):
+        assert ids(await intake.refill(Capacity(2, 2000))) == []
+        intake._work.set()
+    assert sorted(ids(await intake.refill(Capacity(9, 9000)))) == ["j64", "j65"]
+    assert queue.counts == [64, 2]
+
+
+async def test_a_full_batch_makes_an_unheard_claim_again_though_no_row_ended() -> None:
+    queue = Backlog(100)
+    held: list[HeldJob] = []
+    intake = await busy_intake(queue, held)
+    queue.answers_lost = 1
+    await claimed_ahead(intake)
+    intake._work.set()
+    await claimed_ahead(intake, num_ended=0)
+    assert [job.id for job in held[SLOTS:]] == ["j64", "j65", "j66", "j67"]
+
+
+async def test_what_was_claimed_unheard_is_given_back_at_the_end() -> None:
+    queue = Backlog(100)
+    intake = await busy_intake(queue, [])
+    assert await intake.unheard() == []
+    queue.answers_lost = 1
+    await intake.refill(Capacity(2, 2000))
+    intake.close()
+    assert [job.id for job in await intake.unheard()] == ["j64", "j65"]
+
+
+async def test_a_claim_that_is_broken_off_leaves_nothing_behind() -> None:
+    queue = Backlog(100)
+    held: list[HeldJob] = []
+    intake = await busy_intake(queue, held)
+    queue.answering.clear()
+    intake.look_ahead(9)
+    await asyncio.sleep(0)
+    intake.break_off()
+    queue.answering.set()
+    assert await intake.unheard() == []
+    assert len(held) == SLOTS
+    assert len(queue.jobs) == 100 - SLOTS

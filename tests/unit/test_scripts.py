@@ -14,7 +14,7 @@ FILES = {
     for file in LUA.iterdir()
     if file.name.endswith(".lua")
 }
-PRELUDES = {"records", "sweep"}
+PRELUDES = {"last_claim", "records", "sweep"}
 SCRIPTS = sorted(FILES.keys() - PRELUDES)
 
 DOT = re.compile(r"\bK\.(\w+)")
