@@ -29,7 +29,7 @@ from millpond.sampling_params import SamplingParams
 MAX_CUSTOM_ID_CHARS = 512
 MAX_LINE_BYTES = 8 * 1024 * 1024
 
-_FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+_FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.LOOP: "loop"}
 
 
 class _Body(SamplingParams):

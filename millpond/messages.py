@@ -78,6 +78,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    LOOP = "loop"
     CANCELLED = "cancelled"
     ERROR = "error"
 

@@ -74,6 +74,11 @@ class SamplingParams(Frozen):
         default_factory=list
     )
     ignore_eos: StrictBool = False
+    loop_repeats: Annotated[StrictInt, Field(ge=2, le=1_000)] | None = Field(
+        default=None,
+        description="End the row when it repeats itself: its last tokens are the same 1 to 64 tokens, "
+        "at least so many times in a row and over at least 32 tokens.",
+    )
     logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         default=None,
         description="Give the log-probability of each generated token, and those of so many likeliest "

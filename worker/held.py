@@ -99,6 +99,7 @@ class HeldJob:
                 stop=tuple(request.stop),
                 stop_token_ids=tuple(request.stop_token_ids),
                 ignore_eos=request.ignore_eos,
+                loop_repeats=request.loop_repeats,
                 logprobs=request.logprobs,
             ),
         )

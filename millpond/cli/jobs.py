@@ -29,6 +29,9 @@ def submit(
     frequency_penalty: Annotated[float, typer.Option()] = 0.0,
     seed: Annotated[int | None, typer.Option()] = None,
     stop: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    loop_repeats: Annotated[
+        int | None, typer.Option(help="End it when it repeats itself so often.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands.")] = False,
     priority: Annotated[Priority, typer.Option()] = Priority.NORMAL,
@@ -51,6 +54,7 @@ def submit(
         frequency_penalty=frequency_penalty,
         seed=seed,
         stop=stop or [],
+        loop_repeats=loop_repeats,
         system=system,
         raw=raw,
         priority=priority,

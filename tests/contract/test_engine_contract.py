@@ -21,10 +21,15 @@ from worker.engines.base import (
     RejectionCode,
     Sampling,
 )
-from worker.engines.simulated import SimulatedConfig, SimulatedCosts
+from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedFaults
 
 TOKENIZER = ByteTokenizer()
 CONTEXT_TOKENS = 256
+
+# A row that repeats itself: the simulated engine heeds the prompt, the real one the bias.
+LOOP = "[loop]"
+LOOPING = {"logit_bias": ((65, 100.0),)}
+SIMULATED = SimulatedConfig(SimulatedCosts.free(), SimulatedFaults(loop_marker=LOOP))
 
 Build = Callable[..., Engine]
 
@@ -35,7 +40,7 @@ def _preset() -> Preset:
 
 def _build_simulated(*, slots: int, kv_tokens: int | None) -> Engine:
     config = EngineConfig("simulated", None, _preset(), slots=slots, kv_tokens=kv_tokens)
-    return build_engine(config, TOKENIZER, simulated=SimulatedConfig(costs=SimulatedCosts.free()))
+    return build_engine(config, TOKENIZER, simulated=SIMULATED)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +228,21 @@ def test_nothing_ends_a_row_before_min_tokens(build: Build) -> None:
     assert len(row.token_ids) >= 5
     row = run(build(), request("r", max_tokens=9, stop_token_ids=everything))["r"]
     assert len(row.token_ids) == 1
+
+
+def test_a_row_that_repeats_itself_can_be_ended(build: Build) -> None:
+    rows = run(
+        build(),
+        request("ended", LOOP, max_tokens=200, loop_repeats=5, **LOOPING),
+        request("left", LOOP, max_tokens=200, **LOOPING),
+        request("other", max_tokens=40, loop_repeats=20),
+    )
+    assert rows["ended"].reason is FinishReason.LOOP
+    assert 32 <= len(rows["ended"].token_ids) < 64
+    left = rows["left"]
+    assert left.reason is FinishReason.LENGTH
+    assert left.token_ids[: len(rows["ended"].token_ids)] == rows["ended"].token_ids
+    assert rows["other"].reason is FinishReason.LENGTH
 
 
 def test_bad_requests_are_rejected_and_touch_no_other(engine: Engine) -> None:

@@ -134,6 +134,15 @@ def test_output_has_openai_shape() -> None:
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
+def test_a_row_that_looped_says_so() -> None:
+    row = only(line(loop_repeats=8))
+    assert isinstance(row, Row)
+    assert row.request.loop_repeats == 8
+    looped = succeeded(row).model_copy(update={"finish_reason": FinishReason.LOOP})
+    fields = orjson.loads(output_line(row, looped, "m"))
+    assert fields["response"]["body"]["choices"][0]["finish_reason"] == "loop"
+
+
 def test_a_failed_row_names_its_line() -> None:
     row = only(line("r7"))
     assert isinstance(row, Row)

@@ -46,7 +46,8 @@ class Sampling:
     off. Before ``min_tokens`` no token and no stop string ends the row. ``repetition_penalty`` is of
     prompt and output, the other two are of the output alone; ``logit_bias`` are pairs of a token id
     and what is added to its logit, each id once. ``logprobs`` is how many likeliest tokens are to be
-    told with each generated one; None tells nothing.
+    told with each generated one; None tells nothing. ``loop_repeats`` is how often a row may repeat
+    itself, see `LoopFinder`; None lets it.
     """
 
     max_tokens: int
@@ -63,6 +64,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    loop_repeats: int | None = None
     logprobs: int | None = None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from millpond.messages import FinishReason
 from millpond.tokenization import Tokenizer
 from worker.engines.base import Delta, Finished, GenerationRequest, RowStats, TokenLogprobs
+from worker.engines.loop_finder import LoopFinder
 from worker.engines.row_text import RowText
 from worker.engines.token_counts import TokenCounts
 
@@ -19,6 +20,7 @@ class Sequence:
 
     __slots__ = (
         "_end_token_ids",
+        "_loop",
         "_new_text",
         "_row_text",
         "_taken_tokens",
@@ -54,6 +56,7 @@ class Sequence:
         self.adjusts_logits = self.counts is not None or bool(sampling.logit_bias)
         end_ids: Collection[int] = () if sampling.ignore_eos else tokenizer.eos_token_ids
         self._end_token_ids = frozenset((*end_ids, *sampling.stop_token_ids))
+        self._loop = None if sampling.loop_repeats is None else LoopFinder(sampling.loop_repeats)
         self._row_text = RowText(tokenizer, sampling.stop, min_tokens=sampling.min_tokens)
         self._new_text: list[str] = []
         self._taken_tokens = 0
@@ -81,6 +84,7 @@ class Sequence:
         if self.counts is not None:
             self.counts.add(token_id)
         num_generated = len(self.token_ids)
+        looping = self._loop is not None and self._loop.push(token_id)
         if token_id in self._end_token_ids and num_generated >= self.sampling.min_tokens:
             self.end(FinishReason.STOP)
             return
@@ -91,6 +95,8 @@ class Sequence:
             self.end(FinishReason.STOP)
         elif num_generated >= self.sampling.max_tokens:
             self.end(FinishReason.LENGTH)
+        elif looping and num_generated >= self.sampling.min_tokens:
+            self.end(FinishReason.LOOP)
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """End the row. ``error`` is given exactly with reason ERROR."""

@@ -58,13 +58,14 @@ class SimulatedFaults:
     """Failures, each off by default. A ``*_marker`` acts on rows whose prompt text contains it.
 
     ``reject_marker``: refused at admission. ``error_marker``: the row ends with an error at its
-    first token. ``kill_marker``: the process dies of SIGKILL in the row's prefill. ``hang_marker``:
-    the row's prefill takes ``hang_s`` seconds more. ``raise_at_step``: that step (from 1) raises
-    RuntimeError instead of running.
+    first token. ``loop_marker``: the row writes one word for ever. ``kill_marker``: the process dies
+    of SIGKILL in the row's prefill. ``hang_marker``: the row's prefill takes ``hang_s`` seconds
+    more. ``raise_at_step``: that step (from 1) raises RuntimeError instead of running.
     """
 
     reject_marker: str | None = None
     error_marker: str | None = None
+    loop_marker: str | None = None
     kill_marker: str | None = None
     hang_marker: str | None = None
     hang_s: float = 60.0
@@ -178,7 +179,7 @@ class SimulatedEngine:
             sequence.padding_share = 1.0 - real_tokens / padded_tokens
             self._act_out_faults(sequence)
             if sequence.finish_reason is None:
-                self._planned[sequence.id] = _plan(sequence)
+                self._planned[sequence.id] = self._plan(sequence)
                 self._advance(sequence, 1)
 
     def _decode(self, rows: list[sequences.Sequence]) -> None:
@@ -212,6 +213,12 @@ class SimulatedEngine:
             self._simulated.sleep(faults.hang_s)
         if faults.error_marker is not None and self._contains(prompt, faults.error_marker):
             sequence.end(FinishReason.ERROR, "the simulated engine fails this row")
+
+    def _plan(self, sequence: sequences.Sequence) -> bytes:
+        marker = self._simulated.faults.loop_marker
+        if marker is not None and self._contains(sequence.prompt_token_ids, marker):
+            return b"mill " * sequence.sampling.max_tokens
+        return _plan(sequence)
 
     def _contains(self, prompt_token_ids: Iterable[int], marker: str) -> bool:
         return marker in self._tokenizer.decode(list(prompt_token_ids))
