@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install install-api install-worker dev demo up test check format chaos fuzz bench-queue \
+.PHONY: help install install-api install-worker dev demo up test check format chaos fuzz bench-queue bench-windows \
 	bench-engine audit clean
 
 help: ## list the commands
@@ -73,6 +73,9 @@ chaos: dev ## the faults of docs/reliability.md in full size, about twenty minut
 
 bench-queue: dev ## the queue's figures beside RQ's
 	$(BIN)/python -m bench.queue
+
+bench-windows: dev ## what each window policy adds to a job's wait, two minutes
+	$(BIN)/python -m bench.windows
 
 WORKLOAD ?= workload.jsonl
 bench-engine: dev ## the engine alone and end to end, on the batch file WORKLOAD

@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     )
 
     # The window and the groups
-    window: Literal["hybrid", "fixed", "sliding"] = "hybrid"
+    window: Literal["at-once", "hybrid", "fixed", "sliding"] = "at-once"
     window_min_jobs: Count = 2
     window_max_jobs: Count = 64
     window_max_wait_ms: Annotated[float, Field(ge=0)] = 200.0

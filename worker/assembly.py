@@ -21,6 +21,8 @@ def window_policy(settings: Settings) -> WindowPolicy:
             return WindowPolicy.fixed(settings.window_max_jobs)
         case "sliding":
             return WindowPolicy.sliding(settings.window_max_jobs, wait_s)
+        case "at-once":
+            return WindowPolicy.at_once(settings.window_max_jobs)
         case "hybrid":
             return WindowPolicy.hybrid(settings.window_min_jobs, settings.window_max_jobs, wait_s)
 

@@ -1,7 +1,7 @@
 """When a window closes: by count or by time. Pure: no clock, no Redis.
 
-An idle worker holds a window open so that jobs which arrive together are generated together. A busy
-worker never waits: a free slot is filled at the next step boundary, whatever the policy.
+An idle worker may hold a window open so that jobs which arrive together are generated together. A
+busy worker never waits: a free slot is filled at the next step boundary, whatever the policy.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,11 @@ class WindowPolicy:
     close_jobs: int
     max_jobs: int
     max_wait_s: float | None
+
+    @classmethod
+    def at_once(cls, max_jobs: int) -> "WindowPolicy":
+        """Take what is there; what comes later joins the batch at the next step."""
+        return cls(close_jobs=1, max_jobs=max_jobs, max_wait_s=0.0)
 
     @classmethod
     def fixed(cls, jobs: int) -> "WindowPolicy":

@@ -24,7 +24,7 @@ def test_defaults() -> None:
     assert settings.redis_url == "redis://127.0.0.1:6379/0"
     assert settings.host == "127.0.0.1"
     assert (settings.window, settings.window_min_jobs, settings.window_max_wait_ms) == (
-        "hybrid",
+        "at-once",
         2,
         200.0,
     )

@@ -1,9 +1,10 @@
-"""When a window closes, for each of the three policies."""
+"""When a window closes, for each of the policies."""
 
 import pytest
 
 from worker.window import WindowPolicy, decide
 
+AT_ONCE = WindowPolicy.at_once(8)
 FIXED = WindowPolicy.fixed(4)
 SLIDING = WindowPolicy.sliding(8, 0.1)
 HYBRID = WindowPolicy.hybrid(2, 8, 0.2)
@@ -12,6 +13,8 @@ HYBRID = WindowPolicy.hybrid(2, 8, 0.2)
 @pytest.mark.parametrize(
     ("policy", "waiting", "waited_s", "take", "wait_s"),
     [
+        (AT_ONCE, 1, 0.0, 1, None),
+        (AT_ONCE, 50, 0.0, 8, None),
         (FIXED, 3, 99.0, 0, None),
         (FIXED, 4, 0.0, 4, None),
         (FIXED, 9, 0.0, 4, None),
@@ -32,7 +35,7 @@ def test_decisions(
     assert decision.wait_s == pytest.approx(wait_s)
 
 
-@pytest.mark.parametrize("policy", [FIXED, SLIDING, HYBRID])
+@pytest.mark.parametrize("policy", [AT_ONCE, FIXED, SLIDING, HYBRID])
 def test_nothing_to_take(policy: WindowPolicy) -> None:
     assert decide(policy, waiting=0, waited_s=9.0, free_slots=4).take == 0
     assert decide(policy, waiting=9, waited_s=9.0, free_slots=0).take == 0
