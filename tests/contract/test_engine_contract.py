@@ -287,12 +287,32 @@ def test_a_row_without_room_now_is_told_so_and_fits_later(build: Build) -> None:
     assert engine.admit([request("b", "x" * 40, max_tokens=20)]) == []
 
 
+def test_what_is_predicted_is_what_is_reserved(engine: Engine) -> None:
+    before = engine.capacity().free_tokens
+    engine.admit([replace(request("a", "x" * 10, max_tokens=200), predicted_tokens=20)])
+    assert before - engine.capacity().free_tokens == 30
+
+
 PENALIZED = {
     "repetition_penalty": 1.3,
     "presence_penalty": 0.5,
     "frequency_penalty": -0.5,
     "logit_bias": ((65, 2.0), (66, -100.0)),
 }
+
+
+def test_wrong_predictions_change_no_row(build: Build) -> None:
+    """Four rows that would need 640 tokens in a cache of 200: the younger ones wait and go on."""
+    rows = [
+        request(f"r{i}", "x" * 40, max_tokens=120, temperature=0.7, seed=i, **PENALIZED)
+        for i in range(4)
+    ]
+    alone = build(slots=1)
+    small = build(slots=4, kv_tokens=200)
+    finished = run(small, *(replace(row, predicted_tokens=5) for row in rows))
+    for row in rows:
+        assert same_row(finished[row.id], run(alone, row)[row.id])
+    assert small.capacity().free_tokens == 200
 
 
 @pytest.mark.parametrize(

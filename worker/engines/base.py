@@ -70,16 +70,32 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One row to generate: ``prompt_token_ids`` is not empty."""
+    """One row to generate: ``prompt_token_ids`` is not empty.
+
+    ``predicted_tokens`` is how much output to expect, at least 1, and None for all of
+    ``max_tokens``. It decides what is reserved for the row at first, and nothing of its result.
+    """
 
     id: str
     prompt_token_ids: Sequence[int]
     sampling: Sampling
+    predicted_tokens: int | None = None
+
+    @property
+    def expected_tokens(self) -> int:
+        """Tokens of KV cache to reserve for it at first: prompt and expected output."""
+        most = self.sampling.max_tokens
+        output = most if self.predicted_tokens is None else max(1, self.predicted_tokens)
+        return len(self.prompt_token_ids) + min(most, output)
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What can be admitted now: free rows, and free tokens of KV cache over all of them."""
+    """What can be admitted now: free rows, and free tokens of KV cache over all of them.
+
+    Less than before while rows that were put back wait for room, and for a time after memory ran
+    out. An engine that runs nothing takes any row that fits it alone, whatever is free.
+    """
 
     free_slots: int
     free_tokens: int
@@ -187,6 +203,8 @@ class Engine(Protocol):
         """Take one group, to be prefilled together. At most ``capacity().free_slots`` requests.
 
         A request that cannot run is rejected and touches no other. Raises nothing for bad requests.
+        When rows need more memory than was predicted, the youngest waits and goes on later, and its
+        tokens are those that it would have had anyway.
         """
 
     def cancel(self, ids: Sequence[str]) -> None:

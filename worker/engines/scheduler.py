@@ -1,5 +1,13 @@
-"""Who runs next: waiting groups, running rows, slots and the KV token budget."""
+"""Who runs next: waiting groups, running rows, slots and the KV token budget.
 
+A row is admitted with room for its prompt and for the output that is predicted of it, and gets more
+as it grows. When there is no more, the youngest row is put back: it gives up its room, waits, and is
+prefilled with all its tokens once there is room again. The oldest row is never put back for another,
+so it ends, and then the next is the oldest: every row ends. Rows that were put back go first, oldest
+first, and what they need is kept from new ones.
+"""
+
+import bisect
 from collections import deque
 from collections.abc import Iterable
 
@@ -12,22 +20,27 @@ from worker.engines.base import (
     Rejection,
     RejectionCode,
 )
+from worker.engines.kv_budget import GROWTH_TOKENS, KVBudget
 from worker.engines.sequence import Sequence
 
 
 class Scheduler:
-    """Owns the waiting groups and the running rows, oldest first; knows no model and no tensor."""
+    """Owns the waiting groups, the rows that were put back, and the running rows.
+
+    Knows no model and no tensor.
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, *, slots: int, kv_tokens: int, context_tokens: int
     ) -> None:
         self._tokenizer = tokenizer
         self._slots = slots
-        self._kv_tokens = kv_tokens
         self._context_tokens = context_tokens
+        self._budget = KVBudget(kv_tokens)
         self._waiting: deque[list[Sequence]] = deque()
+        self._put_back: list[Sequence] = []
         self._live: dict[str, Sequence] = {}
-        self._reserved_tokens = 0
+        self._arrivals = 0
         self._cancelled: set[str] = set()
         self.running: list[Sequence] = []
 
@@ -38,12 +51,12 @@ class Scheduler:
     @property
     def row_limit_tokens(self) -> int:
         """The most tokens, prompt and output, that one row may reserve."""
-        return min(self._context_tokens, self._kv_tokens)
+        return min(self._context_tokens, self._budget.kv_tokens)
 
     def capacity(self) -> Capacity:
         return Capacity(
             free_slots=self._slots - len(self._live),
-            free_tokens=self._kv_tokens - self._reserved_tokens,
+            free_tokens=max(0, self._budget.free_tokens - self._owed_tokens),
         )
 
     def admit(self, requests: Iterable[GenerationRequest]) -> list[Rejection]:
@@ -56,8 +69,11 @@ class Scheduler:
                 rejections.append(rejection)
                 continue
             sequence = Sequence(request, self._tokenizer)
+            sequence.arrival = self._arrivals
+            self._arrivals += 1
             self._live[sequence.id] = sequence
-            self._reserved_tokens += sequence.reserved_tokens
+            reserved = self._budget.reserve(sequence.id, sequence.wanted_tokens)
+            assert reserved
             group.append(sequence)
         if group:
             self._waiting.append(group)
@@ -78,30 +94,71 @@ class Scheduler:
         return ended
 
     def next_group(self) -> list[Sequence]:
-        """Pop the oldest waiting group, without the rows that ended while they waited."""
+        """Pop what is to be prefilled now: rows that were put back and have room, else the oldest
+        waiting group without the rows that ended while they waited."""
+        resumed = self._resumable()
+        if resumed:
+            return resumed
         while self._waiting:
             group = [s for s in self._waiting.popleft() if s.finish_reason is None]
             if group:
                 return group
         return []
 
-    def put_back(self, group: list[Sequence]) -> None:
-        """Return a popped group, or a part of it, to the head of the queue."""
-        self._waiting.appendleft(group)
+    def split(self, group: list[Sequence]) -> None:
+        """Return a popped group to the head of the queue, as two."""
+        half = len(group) // 2
+        self._waiting.extendleft((group[half:], group[:half]))
 
     def start(self, group: Iterable[Sequence]) -> None:
         self.running.extend(group)
         assert len(self.running) <= self._slots
 
-    def preempt_youngest(self) -> Sequence:
-        """Put the row that started last back to wait; it will be prefilled with all its tokens."""
-        sequence = self.running.pop()
-        self.put_back([sequence])
-        return sequence
+    def make_room(self) -> list[Sequence]:
+        """Reserve a place for each running row's newest token, for the oldest row first.
+
+        Returns the rows that were put back for it; the caller frees their caches.
+        """
+        growing = [s for s in self.running if s.num_tokens > self._budget.of(s.id)]
+        losers: list[Sequence] = []
+        for sequence in sorted(growing, key=_arrival):
+            if sequence in losers:
+                continue
+            wanted = max(sequence.num_tokens, self._budget.of(sequence.id) + GROWTH_TOKENS)
+            while not self._budget.reserve(sequence.id, min(wanted, sequence.most_tokens)):
+                youngest = self.youngest_running()
+                losers.append(youngest)
+                self.put_back(youngest)
+                if youngest is sequence:
+                    break
+        return losers
+
+    def youngest_running(self) -> Sequence:
+        return max(self.running, key=_arrival)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """Take the row's room; it waits, to be prefilled with all its tokens when there is room."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        self._budget.release(sequence.id)
+        bisect.insort(self._put_back, sequence, key=_arrival)
+
+    def step_worked(self) -> None:
+        """A forward pass had enough memory."""
+        self._budget.step_worked()
+
+    def step_failed(self, worked_tokens: int) -> None:
+        """Memory ran out; it should hold ``worked_tokens``. The budget is that for a while."""
+        self._budget.step_failed(worked_tokens)
+
+    @property
+    def running_tokens(self) -> int:
+        return sum(s.num_tokens for s in self.running)
 
     def retire(self) -> None:
         """Free the slots of the rows that have ended."""
         self.running = [s for s in self.running if s.finish_reason is None]
+        self._put_back = [s for s in self._put_back if s.finish_reason is None]
 
     def collect(self, touched: Iterable[Sequence]) -> list[EngineEvent]:
         """Events of these rows, and the end of those that have ended."""
@@ -113,7 +170,7 @@ class Scheduler:
             if sequence.finish_reason is not None:
                 events.append(sequence.finished())
                 del self._live[sequence.id]
-                self._reserved_tokens -= sequence.reserved_tokens
+                self._budget.release(sequence.id)
         return events
 
     def _refuse(self, request: GenerationRequest) -> Rejection | None:
@@ -149,13 +206,29 @@ class Scheduler:
             return Rejection(
                 request.id, RejectionCode.NO_CAPACITY, f"all {self._slots} slots are taken"
             )
-        if needed > free.free_tokens:
+        wanted = request.expected_tokens
+        if not self._budget.fits(request.id, wanted, owed_tokens=self._owed_tokens):
             return Rejection(
                 request.id,
                 RejectionCode.NO_CAPACITY,
-                f"needs {needed} tokens of KV cache, {free.free_tokens} are free now",
+                f"needs {wanted} tokens of KV cache, {free.free_tokens} are free now",
             )
         return None
+
+    @property
+    def _owed_tokens(self) -> int:
+        return sum(s.wanted_tokens for s in self._put_back)
+
+    def _resumable(self) -> list[Sequence]:
+        """Pop the oldest rows that were put back, as far as there is room. None overtakes another:
+        the small ones would keep a large one waiting for ever."""
+        count = 0
+        for sequence in self._put_back:
+            if not self._budget.reserve(sequence.id, sequence.wanted_tokens):
+                break
+            count += 1
+        resumed, self._put_back = self._put_back[:count], self._put_back[count:]
+        return resumed
 
     def _what_fits(self, num_prompt: int, max_tokens: int) -> str:
         limit = self.row_limit_tokens
@@ -167,3 +240,7 @@ class Scheduler:
         else:
             advice = f"the prompt alone is too long; {limit - 1} tokens would fit"
         return f"{needs} tokens of KV cache, a row may have {limit}: {advice}"
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from millpond.messages import FinishReason
 from millpond.tokenization import Tokenizer
 from worker.engines.base import Delta, Finished, GenerationRequest, RowStats, TokenLogprobs
+from worker.engines.kv_budget import GROWTH_TOKENS
 from worker.engines.loop_finder import LoopFinder
 from worker.engines.row_text import RowText
 from worker.engines.token_counts import TokenCounts
@@ -15,16 +16,19 @@ class Sequence:
 
     Tokens go in by `append` until `finish_reason` is set, by a token or by `end`; after every step
     `take_delta` gives what is new. ``decode_steps`` and ``decode_rows`` count the steps that this
-    row took part in and the rows of all those steps. ``counts`` is kept for rows with penalties.
+    row took part in and the rows of all those steps. ``counts`` is kept for rows with penalties;
+    ``arrival`` is the row's place in the order of admission, which the scheduler gives it.
     """
 
     __slots__ = (
         "_end_token_ids",
+        "_expected_tokens",
         "_loop",
         "_new_text",
         "_row_text",
         "_taken_tokens",
         "adjusts_logits",
+        "arrival",
         "counts",
         "decode_rows",
         "decode_steps",
@@ -46,6 +50,8 @@ class Sequence:
         self.sampling = sampling
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
+        self.arrival = 0
+        self._expected_tokens = request.expected_tokens
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self.group_rows = 0
@@ -62,9 +68,21 @@ class Sequence:
         self._taken_tokens = 0
 
     @property
-    def reserved_tokens(self) -> int:
+    def most_tokens(self) -> int:
         """The most tokens of KV cache that this row can come to need."""
         return len(self.prompt_token_ids) + self.sampling.max_tokens
+
+    @property
+    def wanted_tokens(self) -> int:
+        """Tokens of KV cache to reserve for this row when it starts, or starts again.
+
+        A row that outgrew what was expected of it gets half its output more, so that being put back
+        and read again costs it a fixed share of its work, however often that happens.
+        """
+        if not self.token_ids:
+            return self._expected_tokens
+        more = max(GROWTH_TOKENS, len(self.token_ids) // 2)
+        return min(self.most_tokens, max(self._expected_tokens, self.num_tokens + more))
 
     @property
     def num_tokens(self) -> int:

@@ -158,6 +158,7 @@ class SimulatedEngine:
             scheduler.start(group)
             touched = group
         else:
+            scheduler.make_room()
             touched = list(scheduler.running)
             self._decode(touched)
         scheduler.retire()
@@ -170,13 +171,13 @@ class SimulatedEngine:
         self._planned.clear()
 
     def _prefill(self, group: list[sequences.Sequence]) -> None:
-        longest = max(len(s.prompt_token_ids) for s in group)
-        padded_tokens = longest * len(group)
-        real_tokens = sum(len(s.prompt_token_ids) for s in group)
+        padded_tokens = max(s.num_tokens for s in group) * len(group)
+        real_tokens = sum(s.num_tokens for s in group)
         self._spend(self._simulated.costs.prefill_s_per_token * padded_tokens)
         for sequence in group:
-            sequence.group_rows = len(group)
-            sequence.padding_share = 1.0 - real_tokens / padded_tokens
+            if not sequence.token_ids:  # else it was put back, and this is not its first group
+                sequence.group_rows = len(group)
+                sequence.padding_share = 1.0 - real_tokens / padded_tokens
             self._act_out_faults(sequence)
             if sequence.finish_reason is None:
                 self._planned[sequence.id] = self._plan(sequence)

@@ -22,7 +22,7 @@ from worker.engines.scheduler import Scheduler
 from worker.engines.sequence import Sequence
 from worker.engines.transformers import loading, self_check
 from worker.engines.transformers.backend import build_backend
-from worker.engines.transformers.memory import affordable_kv_tokens
+from worker.engines.transformers.memory import affordable_kv_tokens, is_out_of_memory
 from worker.engines.transformers.sampling import NextTokens, next_tokens
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this row"
@@ -114,7 +114,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _prefill(self, group: list[Sequence]) -> list[Sequence]:
-        """Read the group's prompts and draw each row's first token.
+        """Read the group's tokens and draw each row's next one.
 
         Out of memory, the group waits again in two halves; a row that fails alone ends.
         """
@@ -122,64 +122,72 @@ class TransformersEngine:
             self._cache.allocate(group)
             drawn = next_tokens(self._runner.prefill(group), group)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self._release(group)
             self._recover_memory()
             return self._split(group, error)
         for row in group:
-            row.group_rows = len(group)
+            if not row.token_ids:  # else it was put back, and this is not its first group
+                row.group_rows = len(group)
         self._scheduler.start(group)
+        self._scheduler.step_worked()
         _append(group, drawn)
         return group
 
     def _split(self, group: list[Sequence], error: BaseException) -> list[Sequence]:
         if len(group) > 1:
-            half = len(group) // 2
-            self._scheduler.put_back(group[half:])
-            self._scheduler.put_back(group[:half])
+            self._scheduler.split(group)
             return []
-        row = group[0]
+        [row] = group
         if self._scheduler.running:
             # Others hold memory that will come free; the row waits for it.
-            self._scheduler.put_back(group)
-            return self._decode()
-        row.end(
-            FinishReason.ERROR,
-            f"out of memory on a prompt of {len(row.prompt_token_ids)} tokens with nothing else "
-            f"running; send a shorter one ({error})",
-        )
-        return group
+            self._scheduler.put_back(row)
+            self._scheduler.step_failed(self._scheduler.running_tokens)
+            return []
+        return self._end_out_of_memory(row, row.num_tokens // 2, error)
 
     def _decode(self) -> list[Sequence]:
         """One more token for each running row. Out of memory, the youngest row waits again."""
         if not self._scheduler.running:
             return []
+        for row in self._scheduler.make_room():
+            self._cache.free(row)
         try:
             self._cache.make_room()
             rows, output = self._runner.decode()
             drawn = next_tokens(output, rows)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            return self._preempt(error)
+            return self._shed_youngest(error)
+        self._scheduler.step_worked()
         for row in rows:
             row.decode_steps += 1
             row.decode_rows += len(rows)
         _append(rows, drawn)
         return rows
 
-    def _preempt(self, error: BaseException) -> list[Sequence]:
+    def _shed_youngest(self, error: BaseException) -> list[Sequence]:
+        row = self._scheduler.youngest_running()
         alone = len(self._scheduler.running) == 1
-        row = self._scheduler.running[0] if alone else self._scheduler.preempt_youngest()
         self._cache.free(row)
         self._recover_memory()
-        if not alone:
-            return []
+        if alone:
+            return self._end_out_of_memory(row, row.num_tokens - 1, error)
+        self._scheduler.put_back(row)
+        self._scheduler.step_failed(self._scheduler.running_tokens)
+        return []
+
+    def _end_out_of_memory(
+        self, row: Sequence, fitting: int, error: BaseException
+    ) -> list[Sequence]:
+        """End a row that has nothing beside it. ``fitting`` tokens should fit."""
+        self._scheduler.step_failed(fitting)
         row.end(
             FinishReason.ERROR,
-            f"out of memory at {row.num_tokens} tokens with nothing else running; ask for fewer "
-            f"({error})",
+            f"out of memory at {row.num_tokens} tokens with nothing else running; prompt and output "
+            f"of {fitting} tokens together should fit ({error})",
         )
         return [row]
 
@@ -190,7 +198,12 @@ class TransformersEngine:
             self._scheduler.retire()
 
     def _recover_memory(self) -> None:
-        self._cache.trim()
+        """Give back what is not used. Trimming moves what is used, for which there may be no room."""
+        try:
+            self._cache.trim()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -201,10 +214,3 @@ def _append(rows: list[Sequence], drawn: NextTokens) -> None:
             row.end(FinishReason.ERROR, _NOT_FINITE)
         else:
             row.append(token, logprobs)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text

@@ -69,6 +69,8 @@ class Shelf:
         """
         kept = len(self.rows)
         assert num_slots >= kept
+        # Whatever happens below, at least so many slots are there.
+        self._num_slots = min(num_slots, self._num_slots)
         for tensors in (self._keys, self._values):
             for index, old in enumerate(tensors):
                 if old.shape[0] == num_slots:  # an earlier attempt got this far

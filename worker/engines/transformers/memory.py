@@ -1,4 +1,4 @@
-"""How much memory there is for keys and values."""
+"""How much memory there is for keys and values, and what running out of it looks like."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,7 @@ from worker.engines.transformers.kv_cache import SHELF_OVERHEAD, KVLayout
 # Of what is free once the weights are loaded; the rest is for activations and for others.
 _KV_SHARE_CPU = 0.5
 _KV_SHARE_CUDA = 0.8
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
 
 
 def affordable_kv_tokens(layout: KVLayout, wanted: int) -> int:
@@ -21,6 +22,14 @@ def affordable_kv_tokens(layout: KVLayout, wanted: int) -> int:
         free, share = _free_ram_bytes(), _KV_SHARE_CPU
     affordable = int(free * share / (layout.bytes_per_token * SHELF_OVERHEAD))
     return max(1, min(wanted, affordable))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; libraries below torch say it in words only."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY)
 
 
 def _free_ram_bytes() -> int:

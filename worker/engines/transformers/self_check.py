@@ -32,7 +32,7 @@ def check(loaded: LoadedModel) -> None:
     Raises UnsupportedModelError when they disagree.
     """
     rows = [_probe_row(i, n, loaded) for i, n in enumerate(_probe_lengths(loaded.windows))]
-    kv_tokens = sum(row.reserved_tokens for row in rows)
+    kv_tokens = sum(row.most_tokens for row in rows)
     cache, runner = build_backend(loaded, kv_tokens=kv_tokens, slots=len(rows))
     cache.allocate(rows)
     _compare(loaded, rows, runner.prefill(rows, logits=True), "prefill")

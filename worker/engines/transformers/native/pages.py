@@ -61,12 +61,17 @@ class PagedCache:
         return self._tables[row.id]
 
     def allocate(self, rows: list[Sequence]) -> None:
-        """Give each row pages for its tokens."""
-        for row in rows:
-            self._tables[row.id] = table = PageTable(row.reserved_tokens)
-            self._borrow_prefix(row, table)
-            self._extend(row)
-            self.rows.append(row)
+        """Give each row pages for its tokens; all of them or, out of memory, none."""
+        try:
+            for row in rows:
+                self._tables[row.id] = table = PageTable(row.most_tokens)
+                self.rows.append(row)
+                self._borrow_prefix(row, table)
+                self._extend(row)
+        except MemoryError:
+            for row in rows:
+                self.free(row)
+            raise
 
     def make_room(self) -> None:
         """Give each row a place for its newest token."""

@@ -1,0 +1,209 @@
+"""Who runs, who waits and who is put back, without a model: each step gives each row a token."""
+
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from millpond.messages import FinishReason
+from millpond.tokenization import ByteTokenizer
+from worker.engines.base import Finished, GenerationRequest, RejectionCode, Sampling
+from worker.engines.kv_budget import GROWTH_TOKENS
+from worker.engines.scheduler import Scheduler
+from worker.engines.sequence import Sequence
+
+TOKENIZER = ByteTokenizer()
+
+
+def make(slots: int = 8, kv_tokens: int = 400, context_tokens: int = 100_000) -> Scheduler:
+    return Scheduler(TOKENIZER, slots=slots, kv_tokens=kv_tokens, context_tokens=context_tokens)
+
+
+def request(
+    row_id: str, prompt: int, max_tokens: int, predicted: int | None = None
+) -> GenerationRequest:
+    sampling = Sampling(max_tokens=max_tokens, seed=0, ignore_eos=True)
+    return GenerationRequest(row_id, [65] * prompt, sampling, predicted)
+
+
+class Machine:
+    """Steps a scheduler as an engine does, and counts what it read again."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.finished: dict[str, Finished] = {}
+        self.put_back: list[str] = []
+        self.order: list[str] = []
+        self.prefilled_tokens = 0
+
+    def step(self) -> None:
+        scheduler = self.scheduler
+        ended = scheduler.end_cancelled()
+        scheduler.retire()
+        touched = scheduler.next_group()
+        if touched:
+            scheduler.start(touched)
+            self.prefilled_tokens += sum(s.num_tokens for s in touched)
+        else:
+            self.put_back += [s.id for s in scheduler.make_room()]
+            touched = list(scheduler.running)
+            self._check()
+        for sequence in touched:
+            sequence.append(len(sequence.token_ids) % 50)
+        scheduler.retire()
+        self._collect((*ended, *touched))
+
+    def drain(self) -> None:
+        for _ in range(200_000):
+            if not self.scheduler.num_rows:
+                return
+            self.step()
+        raise AssertionError("the scheduler does not end its rows")
+
+    def _check(self) -> None:
+        budget = self.scheduler._budget
+        used = sum(s.num_tokens for s in self.scheduler.running)
+        assert used <= sum(budget._reserved.values()) <= budget.kv_tokens
+        for sequence in self.scheduler.running:
+            assert sequence.num_tokens <= budget.of(sequence.id) <= sequence.most_tokens
+
+    def _collect(self, touched: Iterable[Sequence]) -> None:
+        for event in self.scheduler.collect(touched):
+            if isinstance(event, Finished):
+                self.finished[event.id] = event
+                self.order.append(event.id)
+
+
+def test_a_prediction_decides_what_is_reserved() -> None:
+    scheduler = make(kv_tokens=400)
+    assert scheduler.admit([request("a", 10, 300, predicted=40)]) == []
+    assert scheduler.capacity().free_tokens == 350
+    assert scheduler.admit([request("b", 10, 30, predicted=9_999)]) == []
+    assert scheduler.capacity().free_tokens == 310
+    assert scheduler.admit([request("c", 10, 30, predicted=0)]) == []
+    assert scheduler.capacity().free_tokens == 299
+
+
+def test_a_long_job_and_sixty_short_ones_share_the_cache() -> None:
+    scheduler = make(slots=64, kv_tokens=45_000)
+    machine = Machine(scheduler)
+    long = request("long", 512, 40_000, predicted=2_000)
+    short = [request(f"s{i}", 100, 600, predicted=500) for i in range(60)]
+    assert scheduler.admit([long]) == []
+    assert scheduler.admit(short) == []
+    machine.drain()
+    assert len(machine.finished["long"].token_ids) == 40_000
+    assert all(len(machine.finished[f"s{i}"].token_ids) == 600 for i in range(60))
+    assert machine.order[-1] == "long"
+    assert scheduler.capacity().free_tokens == 45_000
+
+
+def test_a_row_grows_by_pages() -> None:
+    scheduler = make(kv_tokens=400)
+    machine = Machine(scheduler)
+    scheduler.admit([request("a", 10, 300, predicted=20)])
+    for _ in range(21):
+        machine.step()
+    assert scheduler.capacity().free_tokens == 370
+    machine.step()
+    assert scheduler.capacity().free_tokens == 370 - GROWTH_TOKENS
+
+
+def test_the_youngest_is_put_back_and_the_oldest_never() -> None:
+    scheduler = make(kv_tokens=400)
+    machine = Machine(scheduler)
+    scheduler.admit([request(i, 50, 340, predicted=50) for i in "abcd"])
+    machine.drain()
+    assert machine.put_back[:3] == ["d", "c", "b"]
+    assert "a" not in machine.put_back
+    assert machine.order == ["a", "b", "c", "d"]
+    assert all(len(f.token_ids) == 340 for f in machine.finished.values())
+    assert machine.finished["d"].token_ids == machine.finished["a"].token_ids
+
+
+def test_what_a_put_back_row_needs_is_kept_from_new_ones() -> None:
+    scheduler = make(kv_tokens=400)
+    machine = Machine(scheduler)
+    scheduler.admit([request("a", 50, 300, predicted=50), request("b", 50, 300, predicted=200)])
+    while not machine.put_back:
+        machine.step()
+    assert scheduler.capacity().free_tokens == 0
+    [rejection] = scheduler.admit([request("new", 1, 1)])
+    assert rejection.code is RejectionCode.NO_CAPACITY
+    machine.drain()
+    assert machine.order == ["a", "b"]
+
+
+def test_cancelled_while_put_back() -> None:
+    scheduler = make(kv_tokens=400)
+    machine = Machine(scheduler)
+    scheduler.admit([request("a", 50, 300, predicted=50), request("b", 50, 300, predicted=200)])
+    while not machine.put_back:
+        machine.step()
+    scheduler.cancel(["b"])
+    machine.step()
+    assert machine.finished["b"].reason is FinishReason.CANCELLED
+    assert 0 < len(machine.finished["b"].token_ids) < 300
+    machine.drain()
+    assert scheduler.capacity().free_tokens == 400
+
+
+def test_an_engine_that_runs_nothing_takes_any_row_that_ever_fitted() -> None:
+    scheduler = make(kv_tokens=6_400)
+    scheduler.step_failed(200)
+    assert scheduler.capacity().free_tokens == 200
+    assert scheduler.admit([request("a", 1_000, 5_400)]) == []
+    [rejection] = scheduler.admit([request("b", 1, 1)])
+    assert rejection.code is RejectionCode.NO_CAPACITY
+    machine = Machine(scheduler)
+    machine.drain()
+    assert len(machine.finished["a"].token_ids) == 5_400
+
+
+def test_being_put_back_costs_a_fixed_share_of_the_work() -> None:
+    """However wrong the predictions: a row that outgrew its own gets half its output more."""
+    scheduler = make(slots=16, kv_tokens=6_000)
+    machine = Machine(scheduler)
+    scheduler.admit([request(f"r{i}", 10, 5_000, predicted=1) for i in range(16)])
+    machine.drain()
+    generated = sum(len(f.token_ids) for f in machine.finished.values())
+    assert machine.put_back
+    assert machine.prefilled_tokens < 2 * generated
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_row_ends_whatever_is_predicted(seed: int) -> None:
+    rng = random.Random(seed)
+    scheduler = make(slots=rng.randint(1, 8), kv_tokens=rng.randint(150, 900))
+    machine = Machine(scheduler)
+    waiting = [
+        request(
+            f"r{i}",
+            rng.randint(1, 60),
+            rng.randint(1, 90),
+            rng.choice([None, 1, rng.randint(1, 120)]),
+        )
+        for i in range(30)
+    ]
+    lengths = {r.id: r.sampling.max_tokens for r in waiting}
+    cancelled: set[str] = set()
+    while waiting or scheduler.num_rows:
+        group = waiting[: rng.randint(0, 4)]
+        refused = {r.id for r in scheduler.admit(group)}
+        waiting = [r for r in group if r.id in refused] + waiting[len(group) :]
+        if rng.random() < 0.03:
+            live = rng.choice(sorted(lengths))
+            scheduler.cancel([live])
+            cancelled.add(live)
+        if rng.random() < 0.05 and len(scheduler.running) > 1:
+            scheduler.put_back(scheduler.youngest_running())
+            scheduler.step_failed(scheduler.running_tokens)
+        machine.step()
+        scheduler.step_worked()
+    assert set(machine.finished) == set(lengths)
+    for row_id, end in machine.finished.items():
+        if end.reason is FinishReason.CANCELLED:
+            assert row_id in cancelled
+        else:
+            assert len(end.token_ids) == lengths[row_id]
+    assert not scheduler._budget._reserved
