@@ -33,9 +33,7 @@ class Tokenizing:
     def __init__(self, settings: Settings, preset: Preset) -> None:
         self.preset = preset
         self._folder = model_folder(preset, settings.cache_dir)
-        self._tokenizer: Tokenizer | None = (
-            ByteTokenizer() if settings.engine == "simulated" else None
-        )
+        self._tokenizer: Tokenizer | None = ByteTokenizer() if settings.counts_bytes else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizing")
 
     @property

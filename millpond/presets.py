@@ -91,6 +91,21 @@ def find_preset(model: str) -> Preset:
     )
 
 
+def chat_preset(name: str) -> Preset:
+    """A model behind a chat route: its server has the limits, these only keep requests sane.
+
+    Prompts are counted in bytes here, since nobody knows the tokenizer.
+    """
+    return Preset(
+        name=name,
+        source="",
+        max_tokens=1024,
+        context_tokens=1_131_072,
+        max_prompt_tokens=1_000_000,
+        max_output_tokens=131_072,
+    )
+
+
 def model_folder(preset: Preset, cache_dir: Path) -> Path:
     """Where the preset's files lie, or will lie, all at once, when a worker has fetched them."""
     own = Path(preset.source).expanduser()

@@ -19,9 +19,12 @@ MAX_LOGPROB_ENTRIES = 50_000
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompt:
+    """``messages`` is the conversation that was encoded; empty if it was none, or was cut."""
+
     token_ids: list[int]
     max_tokens: int
     truncated: bool
+    messages: tuple[Message, ...] = ()
 
     @property
     def budget_tokens(self) -> int:
@@ -45,7 +48,8 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
         )
     _check_vocabulary(request, tokenizer)
     _check_logprobs(request, max_tokens)
-    field, token_ids = _encode(request, preset, tokenizer)
+    messages = _conversation(request, preset)
+    field, token_ids = _encode(request, messages, tokenizer)
     limit = min(preset.max_prompt_tokens, preset.context_tokens - max_tokens)
     if limit < 1:
         raise InvalidRequestError(
@@ -54,7 +58,7 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
             limit=preset.context_tokens - 1,
         )
     if len(token_ids) <= limit:
-        return PreparedPrompt(token_ids, max_tokens, truncated=False)
+        return PreparedPrompt(token_ids, max_tokens, truncated=False, messages=messages)
     if request.truncate is Truncation.ERROR:
         raise PromptTooLongError(
             field,
@@ -67,7 +71,8 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
 
 def shared_prefix(preset: Preset, tokenizer: Tokenizer) -> list[int]:
     """The tokens with which all prompts under the preset's own system prompt begin."""
-    one, other = (_encode(JobRequest(prompt=p), preset, tokenizer)[1] for p in ("a", "1 = 2"))
+    conversations = (_conversation(JobRequest(prompt=p), preset) for p in ("a", "1 = 2"))
+    one, other = (tokenizer.encode_chat(messages) for messages in conversations)
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
     return [token for token, _ in alike]
 
@@ -87,23 +92,29 @@ def truncate(token_ids: Sequence[int], limit: int, policy: Truncation) -> list[i
     return [*token_ids[:head], *token_ids[len(token_ids) - tail :]]
 
 
-def _encode(request: JobRequest, preset: Preset, tokenizer: Tokenizer) -> tuple[str, list[int]]:
+def _conversation(request: JobRequest, preset: Preset) -> tuple[Message, ...]:
+    """What goes into the chat template, the preset's system prompt included; empty if nothing does."""
+    if request.messages is not None:
+        turns, system = tuple(request.messages), preset.system_prompt
+    elif request.prompt is not None and not request.raw:
+        turns = (Message(role="user", content=request.prompt),)
+        system = preset.system_prompt if request.system is None else request.system
+    else:
+        return ()
+    if system and turns[0].role != "system":
+        return (Message(role="system", content=system), *turns)
+    return turns
+
+
+def _encode(
+    request: JobRequest, messages: tuple[Message, ...], tokenizer: Tokenizer
+) -> tuple[str, list[int]]:
     if request.token_ids is not None:
         return "token_ids", list(request.token_ids)
     if request.messages is not None:
-        messages = list(request.messages)
-        if preset.system_prompt and messages[0].role != "system":
-            messages.insert(0, Message(role="system", content=preset.system_prompt))
         return "messages", tokenizer.encode_chat(messages)
     assert request.prompt is not None
-    if request.raw:
-        token_ids = tokenizer.encode(request.prompt)
-    else:
-        system = preset.system_prompt if request.system is None else request.system
-        turns = [Message(role="user", content=request.prompt)]
-        if system:
-            turns.insert(0, Message(role="system", content=system))
-        token_ids = tokenizer.encode_chat(turns)
+    token_ids = tokenizer.encode_chat(messages) if messages else tokenizer.encode(request.prompt)
     if not token_ids:
         raise InvalidRequestError("prompt", "encodes to no tokens", limit=1)
     return "prompt", token_ids

@@ -11,7 +11,7 @@ from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,7 +20,7 @@ from pydantic_settings import (
 )
 
 from millpond.errors import InvalidRequestError
-from millpond.presets import Preset, find_preset
+from millpond.presets import Preset, chat_preset, find_preset
 from millpond.queue import QueueOptions
 
 CONFIG_VARIABLE = "MILLPOND_CONFIG"
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
 
     # The model and the engine
     model: str | None = Field(default=None, description="A preset, a folder or a hub name.")
-    engine: Literal["transformers", "simulated"] = "transformers"
+    engine: Literal["transformers", "simulated", "remote"] = "transformers"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     weights: Literal["auto", "int8"] = Field(
@@ -59,6 +59,25 @@ class Settings(BaseSettings):
         default={},
         description="Of the simulated engine: costs, faults and tokens_per_step, as JSON.",
     )
+
+    # The upstream of the remote engine
+    remote_url: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="Base URL of an OpenAI-compatible server, as http://host:8000/v1.",
+    )
+    remote_api_key: SecretStr | None = Field(
+        default=None, description="Better in the environment or in a file than in a flag."
+    )
+    remote_api_key_file: Path | None = Field(default=None, description="Holds the key alone.")
+    remote_model: str | None = Field(
+        default=None, description="The model's name there; the first that the server lists."
+    )
+    remote_route: Literal["completions", "chat"] = Field(
+        default="completions",
+        description="completions: token ids and our template; chat: messages and the server's own.",
+    )
+    remote_timeout_s: Seconds = Field(default=300.0, description="Longest silence of a stream.")
 
     # The window and the groups
     window: Literal["at-once", "hybrid", "fixed", "sliding"] = "at-once"
@@ -98,6 +117,15 @@ class Settings(BaseSettings):
     max_wait_s: Seconds = 60.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @field_validator("remote_url")
+    @classmethod
+    def _given_if_needed(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None and info.data.get("engine") == "remote":
+            raise ValueError("the remote engine needs the base URL of its server")
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return url
+
     @field_validator("auth")
     @classmethod
     def _open_only_if_said_so(cls, auth: str, info: ValidationInfo) -> str:
@@ -131,10 +159,21 @@ class Settings(BaseSettings):
         """The model asked for; the simulated engine needs none."""
         if self.model is not None:
             return self.model
+        if self.engine == "remote" and self.remote_route == "chat":
+            return self.remote_model or "remote"
         return "simulated" if self.engine == "simulated" else DEFAULT_MODEL
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether there is no tokenizer: each byte of a prompt counts as a token."""
+        return self.engine == "simulated" or (
+            self.engine == "remote" and self.remote_route == "chat"
+        )
 
     def preset(self) -> Preset:
         """Raises ModelLoadError for a model that is neither preset, folder nor hub name."""
+        if self.engine == "remote" and self.remote_route == "chat":
+            return chat_preset(self.model_name)
         return find_preset(self.model_name)
 
     def queue_options(self) -> QueueOptions:
@@ -150,11 +189,16 @@ class Settings(BaseSettings):
         )
 
     def environment(self) -> dict[str, str]:
-        """The variables by which a child process gets these same settings."""
-        return {
+        """The variables by which a child process gets these same settings, secrets included."""
+        secrets = {
+            f"MILLPOND_{name.upper()}": value.get_secret_value()
+            for name, value in self
+            if isinstance(value, SecretStr)
+        }
+        return secrets | {
             f"MILLPOND_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
             for name, value in self.model_dump(mode="json").items()
-            if value is not None
+            if value is not None and f"MILLPOND_{name.upper()}" not in secrets
         }
 
 

@@ -1,6 +1,7 @@
 """From settings to the worker's parts."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from millpond.errors import InvalidRequestError
@@ -9,6 +10,7 @@ from millpond.settings import Settings
 from millpond.tokenization import ByteTokenizer, FolderTokenizer, Tokenizer
 from worker.engines import build_engine
 from worker.engines.base import Engine, EngineConfig
+from worker.engines.remote.config import RemoteConfig
 from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedFaults
 from worker.window import WindowPolicy
 
@@ -32,9 +34,14 @@ def worker_engine(settings: Settings, preset: Preset) -> tuple[Tokenizer, Callab
 
     Makes the model's folder first, which can take long. Raises ModelLoadError.
     """
+    folder: Path | None = None
     tokenizer: Tokenizer
-    if settings.engine == "simulated":
-        folder, tokenizer = None, ByteTokenizer()
+    if settings.counts_bytes:
+        tokenizer = ByteTokenizer()
+    elif settings.engine == "remote":
+        from worker.weights import prepare_tokenizer
+
+        tokenizer = FolderTokenizer(prepare_tokenizer(preset, settings.cache_dir))
     else:
         from worker.weights import prepare_model
 
@@ -52,7 +59,29 @@ def worker_engine(settings: Settings, preset: Preset) -> tuple[Tokenizer, Callab
         cache_dir=settings.cache_dir,
     )
     simulated = simulated_config(settings.simulated)
-    return tokenizer, lambda: build_engine(config, tokenizer, simulated=simulated)
+    remote = remote_config(settings) if settings.engine == "remote" else None
+    return tokenizer, lambda: build_engine(config, tokenizer, simulated=simulated, remote=remote)
+
+
+def remote_config(settings: Settings) -> RemoteConfig:
+    """The ``remote_*`` settings as the engine's own type. Raises InvalidRequestError."""
+    assert settings.remote_url is not None, "checked with the settings"
+    given = settings.remote_api_key
+    key = None if given is None else given.get_secret_value()
+    if settings.remote_api_key_file is not None:
+        try:
+            key = settings.remote_api_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidRequestError(
+                "remote_api_key_file", f"cannot be read ({type(error).__name__})"
+            ) from error
+    return RemoteConfig(
+        url=settings.remote_url,
+        model=settings.remote_model,
+        api_key=key,
+        route=settings.remote_route,
+        timeout_s=settings.remote_timeout_s,
+    )
 
 
 def simulated_config(fields: dict[str, Any]) -> SimulatedConfig:

@@ -102,6 +102,7 @@ class HeldJob:
                 loop_repeats=request.loop_repeats,
                 logprobs=request.logprobs,
             ),
+            messages=self.prompt.messages,
         )
 
     def result(
@@ -110,18 +111,22 @@ class HeldJob:
         """The stored result of a row that ended."""
         request = self.request
         status, error = self._outcome(finished)
+        usage = finished.usage
+        known = usage is None  # what the tokens are
         first_s = self.first_token_s if self.first_token_s is not None else time.monotonic()
         return JobResult(
             id=self.id,
             status=status,
             finish_reason=finished.reason,
             text=finished.text,
-            token_ids=list(finished.token_ids) if request.return_token_ids else None,
-            prompt_token_ids=self.prompt.token_ids if request.return_prompt_token_ids else None,
+            token_ids=list(finished.token_ids) if request.return_token_ids and known else None,
+            prompt_token_ids=self.prompt.token_ids
+            if request.return_prompt_token_ids and known
+            else None,
             logprobs=_logprobs(finished, tokenizer),
             usage=Usage(
-                prompt_tokens=len(self.prompt.token_ids),
-                completion_tokens=len(finished.token_ids),
+                prompt_tokens=usage.prompt if usage else len(self.prompt.token_ids),
+                completion_tokens=finished.completion_tokens,
             ),
             error=error,
             metadata=request.metadata,

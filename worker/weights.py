@@ -27,7 +27,8 @@ _CONVERTED_FILES = (
     "model.safetensors",
     _ORIGIN_FILE,
 )
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
+_TOKENIZER_PATTERNS = ["*.json", "*.jinja", "*.txt"]
+_HUB_PATTERNS = ["*.safetensors", *_TOKENIZER_PATTERNS]
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,28 @@ def prepare_model(preset: Preset, cache_dir: Path) -> Path:
             raise ModelLoadError(f"{folder}: a model folder needs a config.json")
         return folder
     if preset.source.count("/") == 1 and not folder.is_absolute():
-        return _from_hub(preset, cache_dir)
+        return _from_hub(preset, cache_dir, _HUB_PATTERNS)
     raise ModelLoadError(f"model {preset.name}: source {preset.source!r} is no folder, no hub name")
+
+
+def prepare_tokenizer(preset: Preset, cache_dir: Path) -> Path:
+    """A folder with the preset's tokenizer, for a worker whose model runs elsewhere.
+
+    Needs no torch, and downloads no weights. Raises ModelLoadError.
+    """
+    folder = model_folder(preset, cache_dir)
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    if preset.source.startswith(_WHEEL):
+        if importlib.util.find_spec("torch") is None:
+            raise ModelLoadError(
+                f"model {preset.name}: its tokenizer is inside a GGUF file, which takes torch to "
+                "read; name a folder with a tokenizer.json"
+            )
+        return prepare_model(preset, cache_dir)
+    if preset.source.count("/") == 1 and not Path(preset.source).is_absolute():
+        return _from_hub(preset, cache_dir, _TOKENIZER_PATTERNS)
+    raise ModelLoadError(f"{folder}: has no tokenizer.json")
 
 
 def _from_wheel(preset: Preset, cache_dir: Path) -> Path:
@@ -146,7 +167,7 @@ def _convert(gguf: Path, target: Path) -> None:
         raise ModelLoadError(f"{gguf}: {error}") from error
 
 
-def _from_hub(preset: Preset, cache_dir: Path) -> Path:
+def _from_hub(preset: Preset, cache_dir: Path, patterns: list[str]) -> Path:
     """Download, or find what was downloaded; then show it where the API looks for its tokenizer."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -154,7 +175,7 @@ def _from_hub(preset: Preset, cache_dir: Path) -> Path:
     disable_progress_bars()
     try:
         folder = snapshot_download(
-            preset.source, allow_patterns=_HUB_PATTERNS, cache_dir=cache_dir.expanduser() / "hub"
+            preset.source, allow_patterns=patterns, cache_dir=cache_dir.expanduser() / "hub"
         )
         _link(model_folder(preset, cache_dir), Path(folder))
     except Exception as error:  # of the hub, of HTTP, of the file system

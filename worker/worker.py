@@ -22,7 +22,14 @@ from millpond.queue import JobQueue
 from millpond.tokenization import Tokenizer
 from worker.committer import Committer, Ending
 from worker.engine_thread import EngineThread, Turn
-from worker.engines.base import Engine, EngineInfo, Finished, GenerationRequest, RejectionCode
+from worker.engines.base import (
+    Engine,
+    EngineInfo,
+    EngineNotReadyError,
+    Finished,
+    GenerationRequest,
+    RejectionCode,
+)
 from worker.held import HeldJob, failure, never_run
 from worker.intake import Intake, Window
 from worker.lease import LeaseKeeper
@@ -34,6 +41,9 @@ log = structlog.get_logger("millpond.worker")
 
 # An engine that breaks this often in a row is not worth building again.
 MAX_ENGINE_FAILURES = 3
+# An engine that cannot be built yet is tried again after this, doubling.
+NOT_READY_DELAY_S = 0.5
+NOT_READY_DELAY_MAX_S = 10.0
 # For storing what has ended and releasing the rest, on top of the grace time.
 WIND_DOWN_S = 3.0
 
@@ -132,7 +142,9 @@ class Worker:
             work.cancel()
 
     async def _work(self) -> None:
-        intake = await self._start_engine()
+        if not await self._load_engine():
+            return
+        intake = self._open_intake()
         listener = asyncio.create_task(intake.listen(), name="intake")
         try:
             self._state = "ready"
@@ -155,8 +167,22 @@ class Worker:
         if work.done():
             work.result()
 
-    async def _start_engine(self) -> Intake:
-        self._info, self._capacity = await self._engine.start()
+    async def _load_engine(self) -> bool:
+        """Build the engine, as often as what it needs is not there yet. False: stopped before."""
+        delay_s = NOT_READY_DELAY_S
+        while not self._stopping.is_set():
+            try:
+                self._info, self._capacity = await self._engine.start()
+            except EngineNotReadyError as error:
+                log.warning("engine_not_ready", cause=str(error), again_s=delay_s)
+            else:
+                return True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay_s)
+            delay_s = min(delay_s * 2, NOT_READY_DELAY_MAX_S)
+        return False
+
+    def _open_intake(self) -> Intake:
         self._intake = Intake(
             self._queue,
             self._tokenizer,
@@ -255,14 +281,14 @@ class Worker:
             self._end(job, failure(job.claimed, rejection.code, rejection.message, job.request))
         for event in turn.events:
             job = self._held[event.id]
-            if job.first_token_s is None and event.token_ids:
+            if job.first_token_s is None and (event.token_ids or event.text):
                 job.first_token_s = now_s
             if isinstance(event, Finished):
                 self._finish(job, event)
                 self._rates.row_ended(
                     now_s,
                     len(job.prompt.token_ids),
-                    len(event.token_ids),
+                    event.completion_tokens,
                     event.stats.padding_share,
                 )
             elif not job.lost:
@@ -302,8 +328,8 @@ class Worker:
         if self._engine_failures >= MAX_ENGINE_FAILURES:
             raise EngineFailedError(message) from error
         self._state = "loading"
-        _, self._capacity = await self._engine.start()
-        self._state = "ready"
+        if await self._load_engine():
+            self._state = "ready"
 
     # -- stop
 

@@ -12,7 +12,9 @@ from millpond.stack import StackFile
 ModelFlag = Annotated[
     str | None, typer.Option("--model", help="A preset, a model folder or a hub name.")
 ]
-EngineFlag = Annotated[str | None, typer.Option("--engine", help="transformers or simulated.")]
+EngineFlag = Annotated[
+    str | None, typer.Option("--engine", help="transformers, simulated or remote.")
+]
 DtypeFlag = Annotated[
     str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")
 ]

@@ -17,7 +17,7 @@ from millpond.results import Results
 from millpond.server import RedisServer
 from millpond.subscriptions import Subscriptions
 from millpond.tokenization import ByteTokenizer
-from worker.engines.base import EngineConfig
+from worker.engines.base import Engine, EngineConfig, EngineNotReadyError
 from worker.engines.simulated import (
     SimulatedConfig,
     SimulatedCosts,
@@ -335,6 +335,50 @@ async def test_an_engine_that_always_breaks_ends_the_worker(bench: Bench) -> Non
     view = await bench.results.get(id)
     assert view.status is JobStatus.FAILED
     assert (await bench.results.queue_state()).dead == 1
+
+
+def waiting_engine(not_ready: int) -> Callable[[], Engine]:
+    """Builds an engine after having failed so often for want of what it needs."""
+    failures = iter(range(not_ready))
+
+    def build() -> Engine:
+        if next(failures, None) is not None:
+            raise EngineNotReadyError("its upstream is away")
+        config = EngineConfig("simulated", None, PRESETS["simulated"], slots=SLOTS)
+        return SimulatedEngine(config, ByteTokenizer(), SimulatedConfig(costs=PACED))
+
+    return build
+
+
+def worker_of(bench: Bench, build: Callable[[], Engine]) -> Worker:
+    options = WorkerOptions("w1", WindowPolicy.hybrid(2, SLOTS, 0.02), heartbeat_s=0.05)
+    return Worker(bench.queue, build, ByteTokenizer(), PRESETS["simulated"], options)
+
+
+async def test_an_engine_that_is_not_ready_yet_is_built_again_until_it_is(bench: Bench) -> None:
+    worker = worker_of(bench, waiting_engine(2))
+    task = asyncio.create_task(worker.run())
+    id = await bench.submit()
+
+    async def registered() -> bool:
+        state = await bench.results.queue_state()
+        return [w.state["state"] for w in state.workers] == ["loading"]
+
+    await until(registered)
+    assert not worker.ready
+    assert await bench.ended(id) is JobStatus.SUCCEEDED
+    worker.stop()
+    assert await task
+
+
+async def test_a_worker_that_waits_for_its_engine_stops_at_once(bench: Bench) -> None:
+    worker = worker_of(bench, waiting_engine(1000))
+    task = asyncio.create_task(worker.run())
+    id = await bench.submit()
+    await until(lambda: asyncio.sleep(0, not task.done()))
+    worker.stop()
+    assert await asyncio.wait_for(task, 5.0)
+    assert await bench.status(id) is JobStatus.QUEUED
 
 
 async def test_a_blocked_engine_thread_costs_no_lease(bench: Bench) -> None:

@@ -116,8 +116,34 @@ def test_model_name() -> None:
 
 def test_every_setting_has_a_variable() -> None:
     names = set(Settings.model_fields)
-    given = load_settings(model="m/m", kv_tokens=5).environment()
+    given = load_settings(
+        model="m/m",
+        kv_tokens=5,
+        remote_url="http://h/v1",
+        remote_api_key="k",
+        remote_api_key_file="f",
+        remote_model="m",
+    ).environment()
     assert {f"MILLPOND_{name.upper()}" for name in names} == given.keys()
+
+
+def test_the_remote_engine_needs_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ({"engine": "remote"}, {"remote_url": "host:8000"}):
+        with pytest.raises(InvalidRequestError) as caught:
+            load_settings(**wrong)
+        assert caught.value.field == "remote_url"
+    monkeypatch.setenv("MILLPOND_REMOTE_API_KEY", "sesame")
+    settings = load_settings(engine="remote", remote_url="http://h:1/v1")
+    assert "sesame" not in repr(settings)
+    assert settings.environment()["MILLPOND_REMOTE_API_KEY"] == "sesame"
+    assert settings.preset().name == "smollm2-135m"
+
+
+def test_a_chat_upstream_needs_no_model_here() -> None:
+    settings = load_settings(engine="remote", remote_url="http://h:1/v1", remote_route="chat")
+    assert settings.counts_bytes
+    assert (settings.model_name, settings.preset().name) == ("remote", "remote")
+    assert settings.model_copy(update={"remote_model": "big"}).preset().name == "big"
 
 
 OUTSIDE = ("0.0.0.0", "::", "192.168.0.7", "", "example.org", "localhost.example.org")

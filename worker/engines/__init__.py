@@ -3,20 +3,31 @@
 from millpond.errors import ModelLoadError
 from millpond.tokenization import Tokenizer
 from worker.engines.base import Engine, EngineConfig
+from worker.engines.remote.config import RemoteConfig
 from worker.engines.simulated import SimulatedConfig, SimulatedEngine
 
-ENGINES = ("transformers", "simulated")
+ENGINES = ("transformers", "simulated", "remote")
 
 
 def build_engine(
-    config: EngineConfig, tokenizer: Tokenizer, *, simulated: SimulatedConfig | None = None
+    config: EngineConfig,
+    tokenizer: Tokenizer,
+    *,
+    simulated: SimulatedConfig | None = None,
+    remote: RemoteConfig | None = None,
 ) -> Engine:
     """Build the engine that ``config.engine`` names; the torch engine loads its model here.
 
-    Raises ModelLoadError when there is no such engine or its model cannot be served.
+    The remote engine needs ``remote``. Raises ModelLoadError when there is no such engine or its
+    model cannot be served, and EngineNotReadyError when that may change by itself.
     """
     if config.engine == "simulated":
         return SimulatedEngine(config, tokenizer, simulated)
+    if config.engine == "remote":
+        from worker.engines.remote.engine import RemoteEngine
+
+        assert remote is not None
+        return RemoteEngine.connect(config, tokenizer, remote)
     if config.engine == "transformers":
         from worker.engines.transformers.engine import TransformersEngine
 

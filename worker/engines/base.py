@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol
 
-from millpond.messages import FinishReason
+from millpond.messages import FinishReason, Message
 from millpond.presets import Preset
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -74,12 +74,15 @@ class GenerationRequest:
 
     ``predicted_tokens`` is how much output to expect, at least 1, and None for all of
     ``max_tokens``. It decides what is reserved for the row at first, and nothing of its result.
+    ``messages`` is the conversation that the prompt was made from, for engines whose model is behind
+    a template of its own; empty if the prompt is something else.
     """
 
     id: str
     prompt_token_ids: Sequence[int]
     sampling: Sampling
     predicted_tokens: int | None = None
+    messages: tuple[Message, ...] = ()
 
     @property
     def expected_tokens(self) -> int:
@@ -143,6 +146,14 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True)
+class RowUsage:
+    """Tokens of a row that were counted elsewhere."""
+
+    prompt: int
+    completion: int
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """New text of a row: whole characters, never past a stop string. May be empty text, new tokens.
 
@@ -171,7 +182,8 @@ class Finished:
     """The end of a row: all of its text and tokens. ``error`` is set exactly when reason is ERROR.
 
     ``token_ids`` holds every generated token, the one that ended the row included; ``text`` holds
-    neither that token nor the stop string. ``logprobs`` goes with ``token_ids``, if asked for.
+    neither that token nor the stop string. ``logprobs`` goes with ``token_ids``, if asked for. Where
+    the engine gets text instead of tokens, there are none, and ``usage`` is set.
     """
 
     id: str
@@ -181,9 +193,18 @@ class Finished:
     stats: RowStats
     error: str | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    usage: RowUsage | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.token_ids) if self.usage is None else self.usage.completion
 
 
 EngineEvent = Delta | Finished
+
+
+class EngineNotReadyError(Exception):
+    """What the engine needs is not there yet: build it again in a while."""
 
 
 class Engine(Protocol):

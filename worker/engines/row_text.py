@@ -48,6 +48,14 @@ class RowText:
             return new
         return self._filter(new)
 
+    def push_text(self, text: str) -> str:
+        """Take text that somebody else decoded, return what became certain with it."""
+        assert not self._stopped
+        if not self._stop:
+            self._emitted.append(text)
+            return text
+        return self._filter(text)
+
     def finish(self) -> str:
         """Return the text held back. The row takes no more tokens.
 

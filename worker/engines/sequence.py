@@ -4,7 +4,14 @@ from collections.abc import Collection
 
 from millpond.messages import FinishReason
 from millpond.tokenization import Tokenizer
-from worker.engines.base import Delta, Finished, GenerationRequest, RowStats, TokenLogprobs
+from worker.engines.base import (
+    Delta,
+    Finished,
+    GenerationRequest,
+    RowStats,
+    RowUsage,
+    TokenLogprobs,
+)
 from worker.engines.kv_budget import GROWTH_TOKENS
 from worker.engines.loop_finder import LoopFinder
 from worker.engines.row_text import RowText
@@ -41,6 +48,7 @@ class Sequence:
         "prompt_token_ids",
         "sampling",
         "token_ids",
+        "usage",
     )
 
     def __init__(self, request: GenerationRequest, tokenizer: Tokenizer) -> None:
@@ -60,6 +68,7 @@ class Sequence:
         self.decode_rows = 0
         self.counts = _counts(request)
         self.adjusts_logits = self.counts is not None or bool(sampling.logit_bias)
+        self.usage: RowUsage | None = None
         end_ids: Collection[int] = () if sampling.ignore_eos else tokenizer.eos_token_ids
         self._end_token_ids = frozenset((*end_ids, *sampling.stop_token_ids))
         self._loop = None if sampling.loop_repeats is None else LoopFinder(sampling.loop_repeats)
@@ -116,6 +125,18 @@ class Sequence:
         elif looping and num_generated >= self.sampling.min_tokens:
             self.end(FinishReason.LOOP)
 
+    def append_text(self, text: str) -> None:
+        """Take text of which the tokens are not known; sets `finish_reason` at a stop string.
+
+        Whoever calls it says when the row ends, and sets ``usage``.
+        """
+        assert self.finish_reason is None
+        shown = self._row_text.push_text(text)
+        if shown:
+            self._new_text.append(shown)
+        if self._row_text.stopped:
+            self.end(FinishReason.STOP)
+
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """End the row. ``error`` is given exactly with reason ERROR."""
         assert self.finish_reason is None
@@ -153,6 +174,7 @@ class Sequence:
             ),
             error=self.error,
             logprobs=None if self.sampling.logprobs is None else tuple(self.logprobs),
+            usage=self.usage,
         )
 
 

@@ -1,0 +1,1 @@
+"""The remote engine: any OpenAI-compatible server does the generating."""
