@@ -5,11 +5,7 @@ through a queue and a worker of its own. Loading and warming up are not counted 
 """
 
 import argparse
-import re
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +15,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from bench.end_to_end import EndToEnd, run_end_to_end
 from millpond.batch_file import Row, read_rows
 from millpond.messages import JobRequest
 from millpond.prompts import prepare_prompt
@@ -29,19 +26,19 @@ from worker.engines.base import Engine, Finished, GenerationRequest, Sampling
 from worker.grouping import cut_groups
 
 SINGLE_ROW_TOKENS = 65
-_CLI = "from millpond.cli import main; main()"
-_RATE = re.compile(r"([\d.]+) tok/s")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """``slot_share``: rows over slots in the steps while more rows waited. None: none ever did."""
+    """``slot_share`` (and end to end): rows over slots in the steps while more rows waited. None:
+    none ever did."""
 
     tokens_per_s: float
     end_to_end_tokens_per_s: float
     prefill_tokens_per_s: float
     decode_step_ms: float
     slot_share: float | None
+    end_to_end_slot_share: float | None
     padding_share: float
     single_row_token_ms: float
     load_s: float
@@ -133,26 +130,7 @@ class Bench:
         return 1000 * statistics.median(times)
 
 
-def run_end_to_end(workload: Path, repeat: int, flags: list[str]) -> float:
-    """Tokens a second that ``millpond run-batch`` reports."""
-    with tempfile.TemporaryDirectory(prefix="millpond-bench-") as folder:
-        lines = workload.read_bytes().splitlines()
-        input_ = Path(folder) / "in.jsonl"
-        with input_.open("wb") as out:
-            for turn in range(repeat):
-                for line in lines:
-                    fields = orjson.loads(line)
-                    fields["custom_id"] = f"{turn}-{fields['custom_id']}"
-                    out.write(orjson.dumps(fields) + b"\n")
-        command = [sys.executable, "-c", _CLI, "run-batch", "-i", str(input_)]
-        command += ["-o", str(Path(folder) / "out.jsonl"), *flags]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = _RATE.search(done.stdout)
-    assert found is not None, done.stdout
-    return float(found[1])
-
-
-def measure(bench: Bench, end_to_end: Callable[[], float], rounds: int) -> Measured:
+def measure(bench: Bench, end_to_end: Callable[[], EndToEnd], rounds: int) -> Measured:
     """Alternate between the two ways; medians."""
     alone = []
     through_queue = []
@@ -162,15 +140,18 @@ def measure(bench: Bench, end_to_end: Callable[[], float], rounds: int) -> Measu
         single.append(bench.run_one_row())
         through_queue.append(end_to_end())
 
+    shares = [run.slot_share for run in through_queue if run.slot_share is not None]
+
     def median(name: str) -> float:
         return statistics.median(run[name] or 0.0 for run in alone)
 
     return Measured(
         tokens_per_s=median("tokens_per_s"),
-        end_to_end_tokens_per_s=statistics.median(through_queue),
+        end_to_end_tokens_per_s=statistics.median(run.tokens_per_s for run in through_queue),
         prefill_tokens_per_s=median("prefill_tokens_per_s"),
         decode_step_ms=median("decode_step_ms"),
         slot_share=None if alone[0]["slot_share"] is None else median("slot_share"),
+        end_to_end_slot_share=statistics.median(shares) if shares else None,
         padding_share=median("padding_share"),
         single_row_token_ms=statistics.median(single),
         load_s=bench.load_s,
@@ -195,14 +176,9 @@ def main() -> None:
         "weights": args.weights,
     }
     settings = load_settings(**chosen)
-    own_flag = {"model": "--model=", "dtype": "--dtype="}
-    flags = [
-        own_flag.get(name, f"--set={name}=") + value
-        for name, value in ((name, str(v)) for name, v in chosen.items() if v is not None)
-    ]
     bench = Bench(args.workload, args.repeat, settings)
     measured = measure(
-        bench, lambda: run_end_to_end(args.workload, args.repeat, flags), args.rounds
+        bench, lambda: run_end_to_end(args.workload, args.repeat, settings), args.rounds
     )
     figures = {**asdict(measured), "end_to_end_share": measured.end_to_end_share}
     table = Table("figure", "value")

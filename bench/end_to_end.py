@@ -1,0 +1,85 @@
+"""A batch file through a queue and a worker, as ``millpond run-batch`` does it for its users."""
+
+import asyncio
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from millpond.connection import connect
+from millpond.results import Results
+from millpond.settings import Settings
+from millpond.stack import Stack, running_stack
+from millpond.subscriptions import Subscriptions
+
+READY_TIMEOUT_S = 300.0
+LOOK_S = 0.2
+_CLI = "from millpond.cli import main; main()"
+_RATE = re.compile(r"([\d.]+) tok/s")
+
+
+@dataclass(frozen=True, slots=True)
+class EndToEnd:
+    """``slot_share``: rows over slots in all turns while more jobs were queued; None: none ever."""
+
+    tokens_per_s: float
+    slot_share: float | None
+
+
+def run_end_to_end(workload: Path, repeat: int, settings: Settings) -> EndToEnd:
+    """Put the file's rows, ``repeat`` times, through a stack of its own, which is ready before."""
+    return asyncio.run(_run(workload, repeat, settings))
+
+
+async def _run(workload: Path, repeat: int, settings: Settings) -> EndToEnd:
+    with tempfile.TemporaryDirectory(prefix="millpond-bench-") as folder:
+        input_, output = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
+        _write_rows(workload, repeat, input_)
+        own = settings.model_copy(update={"data_dir": Path(folder), "grace_s": 1.0})
+        async with running_stack(own, embedded_server=True, api=False, say=print) as stack:
+            await stack.wait_ready(READY_TIMEOUT_S)
+            argv = [sys.executable, "-c", _CLI, "run-batch", "-i", str(input_), "-o", str(output)]
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                f"--redis-url={stack.redis_url}",
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            watching = asyncio.create_task(_slot_share(stack))
+            said, _ = await process.communicate()
+            watching.cancel()
+            await asyncio.wait({watching})
+    found = _RATE.search(said.decode())
+    if process.returncode != 0 or found is None:
+        raise RuntimeError(f"run-batch ended with {process.returncode}: {said.decode()}")
+    return EndToEnd(float(found[1]), watching.result())
+
+
+def _write_rows(workload: Path, repeat: int, path: Path) -> None:
+    lines = workload.read_bytes().splitlines()
+    with path.open("wb") as out:
+        for turn in range(repeat):
+            for line in lines:
+                fields = orjson.loads(line)
+                fields["custom_id"] = f"{turn}-{fields['custom_id']}"
+                out.write(orjson.dumps(fields) + b"\n")
+
+
+async def _slot_share(stack: Stack) -> float | None:
+    """Until cancelled: the worker's own figure, as it was when last seen with jobs queued."""
+    redis = connect(stack.redis_url)
+    results = Results(redis, stack.settings.queue, Subscriptions(redis))
+    share: float | None = None
+    try:
+        while True:
+            state = await results.queue_state()
+            if state.depth > 0 and state.workers:
+                share = state.workers[0].state["slot_share"] or share
+            await asyncio.sleep(LOOK_S)
+    except asyncio.CancelledError:
+        return share
+    finally:
+        await redis.aclose()
