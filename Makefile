@@ -55,8 +55,8 @@ fuzz: dev ## the long form of the hostile tests: 500 requests a route, 10,000 ha
 	MILLPOND_FUZZ_EXAMPLES=500 MILLPOND_HANGUPS=10000 MILLPOND_TIMINGS=1000 \
 	$(BIN)/python -m pytest -s tests/integration/test_fuzz.py tests/integration/test_api_isolation.py
 
-audit: dev ## known vulnerabilities of the pinned packages; needs the package index's own site
-	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+audit: dev ## known vulnerabilities of the pinned packages, where their database can be reached
+	.ci/audit $(BIN)
 
 check: dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
