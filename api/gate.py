@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from api.errors import ForbiddenError, UnauthenticatedError
 from millpond.api_keys import ApiKey, ApiKeys, KnownKey, Scope, key_id, opens
-from millpond.queue import DEFAULT_TENANT
 from millpond.rate_limits import REQUESTS, TOKENS, Budget, RateLimiter
+from millpond.submission import DEFAULT_TENANT
 
 # A revoked key is good for at most this much longer.
 REMEMBER_S = 2.0

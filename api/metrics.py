@@ -86,7 +86,12 @@ def _queue_metrics(state: QueueState) -> Iterable[Metric]:
     )
     for status, number in state.done.items():
         done.add_metric([status], number)
-    yield from (queued, accepted, done)
+    unfinished = GaugeMetricFamily(
+        "millpond_unfinished_jobs", "Queued and running jobs of each tenant.", labels=["tenant"]
+    )
+    for tenant, number in state.unfinished.items():
+        unfinished.add_metric([tenant], number)
+    yield from (queued, accepted, done, unfinished)
     yield GaugeMetricFamily("millpond_running_jobs", "Jobs leased now.", value=state.running)
     yield GaugeMetricFamily("millpond_delayed_jobs", "Retries waiting.", value=state.delayed)
     yield GaugeMetricFamily("millpond_dead_jobs", "Jobs in the dead-letter list.", value=state.dead)

@@ -9,7 +9,7 @@ from api.gate import Caller
 from api.rate_headers import remember_budgets
 from api.services import Services
 from millpond.errors import LimitExceededError, MillpondError, QueueUnavailableError
-from millpond.queue import NewJob, Submission
+from millpond.submission import NewJob, Submission
 
 log = structlog.get_logger("millpond.api")
 

@@ -67,8 +67,10 @@ class JobState(Answer):
     claimed_ms: int | None = None
     worker: str | None = None
     cancelling: bool | None = Field(default=None, description="Set while a cancel is under way.")
-    position: int | None = Field(default=None, description="Place within its priority; 1 is next.")
-    ahead: int | None = Field(default=None, description="Queued jobs that may go first.")
+    position: int | None = Field(
+        default=None, description="Place among the tenant's own; 1 is next."
+    )
+    ahead: int | None = Field(default=None, description="Queued jobs that go first, about.")
     estimate_s: float | None = Field(
         default=None, description="Guess of the wait, from the workers' recent pace."
     )

@@ -3,7 +3,8 @@
 import asyncio
 
 from millpond.errors import IdempotencyConflictError, QueueFullError
-from millpond.queue import JobQueue, NewJob, Submission
+from millpond.queue import JobQueue
+from millpond.submission import NewJob, Submission
 
 MAX_BATCH_JOBS = 200
 

@@ -14,8 +14,8 @@ from api.schemas import (
 from api.waiting import wait_estimate_s, wait_reason
 from millpond.keys import Keys
 from millpond.messages import EventType, JobEvent, JobStatus
-from millpond.queue import Submission
 from millpond.results import JobView, QueueState
+from millpond.submission import Submission
 
 # Ends of lines to Unicode, though not to the event stream's grammar: readers that cut lines the first
 # way, as Python's do, must not find them inside the data.

@@ -19,8 +19,9 @@ def wait_reason(view: JobView, state: QueueState) -> WaitReason:
     if not ready:
         return WaitReason(code="worker_loading", message="the worker is not ready yet")
     if view.ahead:
+        number = f"{'' if view.ahead_exact else 'about '}{view.ahead}"
         return WaitReason(
-            code="behind_others", message=f"behind {view.ahead} job{'s' * (view.ahead > 1)}"
+            code="behind_others", message=f"behind {number} job{'s' * (view.ahead > 1)}"
         )
     if all(_is_full(worker) for worker in ready):
         return WaitReason(code="slots_busy", message="all slots are busy")

@@ -11,7 +11,8 @@ from bench.measure import Figure, alternate, prompts, ratio
 from bench.stage import Stage
 from millpond.messages import JobRequest, JobStatus
 from millpond.presets import find_preset
-from millpond.queue import JobQueue, NewJob
+from millpond.queue import JobQueue
+from millpond.submission import NewJob
 from millpond.tokenization import ByteTokenizer
 from worker.engines import build_engine
 from worker.engines.base import EngineConfig

@@ -21,9 +21,10 @@ from bench.measure import percentile
 from millpond.connection import connect
 from millpond.messages import JobRequest, JobResult
 from millpond.presets import find_preset
-from millpond.queue import JobQueue, NewJob
+from millpond.queue import JobQueue
 from millpond.results import Results
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.submission import NewJob
 from millpond.subscriptions import Subscriptions
 from millpond.tokenization import ByteTokenizer
 from worker.engines import build_engine

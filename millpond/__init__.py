@@ -25,9 +25,10 @@ from millpond.messages import (
     Receipt,
     Truncation,
 )
-from millpond.queue import JobQueue, NewJob, QueueOptions, Submission
+from millpond.queue import JobQueue, QueueOptions
 from millpond.results import JobView, QueueState, Results
 from millpond.sampling_params import SamplingParams
+from millpond.submission import NewJob, Submission
 from millpond.subscriptions import Subscriptions
 
 __version__ = "0.1.0"

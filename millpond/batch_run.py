@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from millpond.batch_file import Row
 from millpond.errors import MillpondError, QueueFullError
 from millpond.messages import JobEvent, JobResult, JobStatus, job_id_from_key
-from millpond.queue import DEFAULT_TENANT, JobQueue, NewJob
+from millpond.queue import JobQueue
 from millpond.results import Results
+from millpond.submission import DEFAULT_TENANT, NewJob
 from millpond.subscriptions import GAP, Subscriptions
 
 # Rows in the queue at once: enough to sort lengths and keep every slot busy, little enough to hold.

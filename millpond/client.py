@@ -19,8 +19,9 @@ from millpond.errors import (
     WaitTimeoutError,
 )
 from millpond.messages import JobEvent, JobRequest, JobResult, JobStatus, job_id_from_key
-from millpond.queue import DEFAULT_TENANT, JobQueue, NewJob, QueueOptions, Submission
+from millpond.queue import JobQueue, QueueOptions
 from millpond.results import JobView, QueueState, Results
+from millpond.submission import DEFAULT_TENANT, NewJob, Submission
 from millpond.subscriptions import Subscriptions
 
 P = ParamSpec("P")

@@ -2,7 +2,8 @@
 
 All carry the hash tag ``{queue}``, so one queue lives in one slot of a Redis Cluster and each script
 touches one slot only. Scripts get these names through ``KEYS`` (see `millpond.scripts`); where a name
-below ends in a colon it is a prefix, and the script appends the id of a job, a worker or an API key.
+below ends in a colon it is a prefix, and the script appends the id of a job, a worker or an API key, a
+priority, or a priority and a tenant.
 """
 
 from millpond.errors import InvalidRequestError
@@ -10,11 +11,15 @@ from millpond.messages import TENANT_PATTERN, Priority
 
 # Each name that a script may ask for in its ``keys:`` line, and what lies there.
 QUEUE_KEYS: dict[str, str] = {
-    # Lists of job ids, oldest at the head. Ids of jobs that ended while queued stay as tombstones
-    # and are skipped by the claim that meets them.
-    "pending_interactive": "pending:interactive",
-    "pending_normal": "pending:normal",
-    "pending_batch": "pending:batch",
+    # Sorted set for each priority and tenant, PRIORITY:TENANT: job id -> its place in the order of
+    # acceptance (server time in microseconds). Exists while the tenant has jobs waiting there.
+    "lane": "lane:",
+    # Sorted set for each priority: tenant with a lane -> its counter (see lanes.lua).
+    "active": "active:",
+    # Sorted set for each priority: tenant without a lane -> its counter, while that says anything.
+    "idle": "idle:",
+    # Hash, tenant -> its share of the workers beside that of others; who is not in it has 1.
+    "weights": "weights",
     # List of groups of ids, space between them: jobs whose worker died while it ran them. One may be
     # the cause, so each group is run with nothing else beside it.
     "suspects": "suspects",
@@ -26,8 +31,9 @@ QUEUE_KEYS: dict[str, str] = {
     "deadlines": "deadlines",
     # List of ids of jobs that ran out of attempts, newest last.
     "dead": "dead",
-    # Hash of integers: queued:PRIORITY and running (now), seq:PRIORITY (jobs ever accepted),
-    # done:STATUS (ended, for ever), fence and turn (see claim.lua).
+    # Hash of integers: queued:PRIORITY and running (now), accepted:PRIORITY (ever), done:STATUS (ended,
+    # for ever), served:jobs and served:tokens (what a usual job takes), level:PRIORITY (see lanes.lua),
+    # fence and turn (see claim.lua).
     "counts": "counts",
     # List of at most one token; idle workers block on it.
     "wake": "wake",
@@ -75,8 +81,8 @@ class Keys:
     def __getitem__(self, name: str) -> str:
         return self._base + QUEUE_KEYS[name]
 
-    def pending(self, priority: Priority) -> str:
-        return self[f"pending_{priority}"]
+    def lane(self, priority: Priority, tenant: str) -> str:
+        return f"{self['lane']}{priority}:{tenant}"
 
     def job(self, job_id: str) -> str:
         return self["job"] + job_id

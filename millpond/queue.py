@@ -4,7 +4,6 @@ Every method is one atomic script on the server, whose clock is the only one tha
 raise QueueUnavailableError when Redis cannot serve; repeating any of them is safe.
 """
 
-import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +16,10 @@ from redis.asyncio import Redis
 from millpond.connection import MAX_BLOCK_S
 from millpond.errors import (
     IdempotencyConflictError,
-    InvalidRequestError,
     QueueFullError,
-    TenantFullError,
 )
 from millpond.keys import Keys
 from millpond.messages import (
-    JOB_ID_PATTERN,
-    TENANT_PATTERN,
     JobEvent,
     JobRequest,
     JobResult,
@@ -33,19 +28,14 @@ from millpond.messages import (
     new_job_id,
 )
 from millpond.scripts import Arg, Scripts, unavailable
+from millpond.submission import DEFAULT_TENANT, NewJob, Submission, read_answer, script_fields
 
-DEFAULT_TENANT = "default"
 MIN_BLOCK_S = 0.001  # the server takes 0 for no end
 SWEEP_LIMIT = 100  # bounds the work of one call; more waits for the next
 FORGET_WORKER_AFTER_MS = 60_000
 # How many jobs one script call handles: enough to share its fixed cost, about 1 ms of the server's time.
 SUBMITS_A_CALL = 100
 COMPLETES_A_CALL = 32
-# A rough count for submitters that cannot tokenize; the worker counts exactly before it runs the job.
-BYTES_PER_TOKEN = 4
-ASSUMED_OUTPUT_TOKENS = 256
-
-_STATUSES = {status.encode(): status for status in JobStatus}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,29 +66,6 @@ class QueueOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
-    """What `JobQueue.submit` answers. ``created`` is false when the job was known already."""
-
-    id: str
-    status: JobStatus
-    created: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """One job to submit. ``tokens`` is its prompt and output together, at most; None is a guess.
-
-    ``tenant_limit`` is how many unfinished jobs its tenant may have; None: any number.
-    """
-
-    request: JobRequest
-    id: str | None = None
-    tenant: str = DEFAULT_TENANT
-    tokens: int | None = None
-    tenant_limit: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ClaimedJob:
     """One job in a worker's hands, for as long as its lease lasts. ``body`` is a stored JobRequest."""
 
@@ -117,7 +84,7 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A window's worth of jobs, and how many ids were left in the lanes behind them.
+    """A window's worth of jobs, and how many were left that a claim could take.
 
     ``alone``: they are suspects, so run nothing beside them.
     """
@@ -183,49 +150,15 @@ class JobQueue:
     ) -> list[Submission | IdempotencyConflictError | QueueFullError]:
         """Submit each on its own, in one round trip; a refused one does not stop the others."""
         ids = [job.id or new_job_id() for job in jobs]
-        fields = [self._job_fields(id, job) for id, job in zip(ids, jobs, strict=True)]
+        fields = [script_fields(id, job) for id, job in zip(ids, jobs, strict=True)]
         answers = await self._scripts.run_batched(
             "submit", SUBMITS_A_CALL, fields, first=[self.options.max_depth]
         )
         pairs = zip(answers[::2], answers[1::2], strict=True)
         return [
-            self._submission(id, job, *pair) for id, job, pair in zip(ids, jobs, pairs, strict=True)
+            read_answer(id, job, *pair, max_depth=self.options.max_depth)
+            for id, job, pair in zip(ids, jobs, pairs, strict=True)
         ]
-
-    def _job_fields(self, id: str, job: NewJob) -> list[Arg]:
-        if not JOB_ID_PATTERN.fullmatch(id):
-            raise InvalidRequestError("id", f"must match {JOB_ID_PATTERN.pattern}", limit=64)
-        if not TENANT_PATTERN.fullmatch(job.tenant):
-            raise InvalidRequestError("tenant", f"must match {TENANT_PATTERN.pattern}", limit=32)
-        request = job.request
-        body = request.to_json()
-        tokens = job.tokens
-        if tokens is None:
-            tokens = len(body) // BYTES_PER_TOKEN + (request.max_tokens or ASSUMED_OUTPUT_TOKENS)
-        deadline_ms = "" if request.deadline_s is None else round(request.deadline_s * 1000)
-        return [
-            id,
-            body,
-            hashlib.sha256(job.tenant.encode() + b"\0" + body).hexdigest()[:32],
-            request.priority,
-            job.tenant,
-            tokens,
-            deadline_ms,
-            "1" if request.stream else "0",
-            "" if job.tenant_limit is None else job.tenant_limit,
-        ]
-
-    def _submission(
-        self, id: str, job: NewJob, kind: bytes, detail: bytes | int
-    ) -> Submission | IdempotencyConflictError | QueueFullError:
-        if kind == b"full":
-            return QueueFullError(int(detail), self.options.max_depth)
-        if kind == b"tenant_full":
-            return TenantFullError(int(detail), job.tenant_limit or 0)
-        if kind == b"conflict":
-            return IdempotencyConflictError(id)
-        assert isinstance(detail, bytes)
-        return Submission(id, _STATUSES[detail], created=kind == b"accepted")
 
     async def claim(
         self,
@@ -273,7 +206,8 @@ class JobQueue:
     async def complete(self, results: Sequence[tuple[int, JobResult]]) -> list[Commit]:
         """Store the terminal results of (fence, result) pairs: state, event and publish at once."""
         items: list[list[Arg]] = [
-            [result.id, fence, result.status, result.to_json()] for fence, result in results
+            [result.id, fence, result.status, result.to_json(), _tokens_served(result)]
+            for fence, result in results
         ]
         answers = await self._scripts.run_batched(
             "complete", COMPLETES_A_CALL, items, last=[self._options_json]
@@ -307,7 +241,7 @@ class JobQueue:
         return int(await self._scripts.run("suspect", *args, self._options_json))
 
     async def release(self, held: Sequence[tuple[str, int]]) -> int:
-        """Put jobs back at the head of their lanes, the attempt refunded. Returns how many."""
+        """Put jobs back to their places in their lanes, the attempt refunded. Returns how many."""
         if not held:
             return 0
         args = [arg for pair in held for arg in pair]
@@ -345,23 +279,23 @@ class JobQueue:
 
     async def depth(self) -> int:
         """Jobs queued now, retries that wait for their time included."""
-        fields = [f"queued:{priority}" for priority in Priority]
-        try:
-            values = await self._redis.hmget(self.keys.counts, fields)
-        except Exception as error:
-            raise unavailable(error) or error from error
-        return sum(int(value or 0) for value in values)
+        depth, _ = await self._depth_and_delayed()
+        return depth
 
     async def waiting(self) -> int:
-        """Ids in the lanes now: what a claim could take, and tombstones that it would clear away."""
+        """Jobs that a claim could take now."""
+        depth, delayed = await self._depth_and_delayed()
+        return max(0, depth - delayed)  # the two are read one after the other
+
+    async def _depth_and_delayed(self) -> tuple[int, int]:
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.llen(self.keys["suspects"])
-                for priority in Priority:
-                    pipe.llen(self.keys.pending(priority))
-                return sum(await pipe.execute())
+                pipe.hmget(self.keys.counts, [f"queued:{priority}" for priority in Priority])
+                pipe.zcard(self.keys["delayed"])
+                queued, delayed = await pipe.execute()
         except Exception as error:
             raise unavailable(error) or error from error
+        return sum(int(number or 0) for number in queued), delayed
 
     async def wait_for_work(self, timeout_s: float) -> bool:
         """Block until something is queued or the time is over. May return early, without cause."""
@@ -382,3 +316,10 @@ class JobQueue:
             await self._redis.lpush(self.keys.wake, "1")
         except Exception as error:
             raise unavailable(error) or error from error
+
+
+def _tokens_served(result: JobResult) -> int:
+    """What the tenant is charged for in the end: nothing for a job that never became a row."""
+    return (
+        0 if result.usage is None else result.usage.prompt_tokens + result.usage.completion_tokens
+    )

@@ -38,7 +38,10 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What is in the queue now, by priority, and what has left it since it was made, by status."""
+    """What is in the queue now, by priority, and what has left it since it was made, by status.
+
+    ``unfinished`` counts the queued and running jobs of each tenant that has any.
+    """
 
     queued: dict[Priority, int]
     running: int
@@ -46,6 +49,7 @@ class QueueState:
     done: dict[JobStatus, int]
     dead: int
     delayed: int
+    unfinished: dict[str, int]
     workers: list[WorkerState]
 
     @property
@@ -60,10 +64,12 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """One job as it stands. ``position`` (1 is next) and ``ahead`` count queued jobs, at most.
+    """One job as it stands. ``position`` is its place in its tenant's lane, 1 is next.
 
-    ``position`` is within the job's priority; ``ahead`` adds the lanes above it. ``retry_in_ms`` is
-    set while a failed attempt waits for its time.
+    ``ahead`` counts the queued jobs that go first: those before it in its lane, what fair shares of the
+    other tenants put before it, and the priorities above. ``ahead_exact``: there is nothing to
+    estimate. Suspects and retries that are due go before all lanes: position 1, none ahead.
+    ``retry_in_ms`` is set while a failed attempt waits for its time.
     """
 
     id: str
@@ -78,6 +84,7 @@ class JobView:
     streams: bool
     position: int | None
     ahead: int | None
+    ahead_exact: bool
     retry_in_ms: int | None
     result: JobResult | None
     result_json: bytes | None
@@ -198,9 +205,10 @@ class Results:
                 pipe.hgetall(self.keys.counts)
                 pipe.llen(self.keys.dead)
                 pipe.zcard(self.keys["delayed"])
+                pipe.hgetall(self.keys["open"])
                 pipe.hgetall(self.keys.workers)
                 pipe.time()
-                raw, dead, delayed, workers, (seconds, micros) = await pipe.execute()
+                raw, dead, delayed, open, workers, (seconds, micros) = await pipe.execute()
         except Exception as error:
             raise unavailable(error) or error from error
         counts = {k.decode(): int(v) for k, v in raw.items()}
@@ -208,10 +216,11 @@ class Results:
         return QueueState(
             queued={p: counts.get(f"queued:{p}", 0) for p in Priority},
             running=counts.get("running", 0),
-            accepted={p: counts.get(f"seq:{p}", 0) for p in Priority},
+            accepted={p: counts.get(f"accepted:{p}", 0) for p in Priority},
             done={s: counts.get(f"done:{s}", 0) for s in JobStatus if s.terminal},
             dead=dead,
             delayed=delayed,
+            unfinished={tenant.decode(): int(number) for tenant, number in open.items()},
             workers=sorted(
                 (_worker_state(k.decode(), v, now_ms) for k, v in workers.items()),
                 key=lambda w: w.id,
@@ -247,19 +256,26 @@ def _pairs(flat: list[bytes] | dict[bytes, bytes]) -> dict[str, str]:
 
 
 def _job_view(
-    id: str, record: list[bytes], result: bytes | None, now_ms: int, counts: list[bytes], head: int
+    id: str,
+    record: list[bytes],
+    result: bytes | None,
+    now_ms: int,
+    counts: list[bytes],
+    place: int | None,
+    others: int,
 ) -> JobView:
     fields = _pairs(record)
     numbers = {k: int(v) for k, v in _pairs(counts).items()}
     status = JobStatus(fields["status"])
     priority = Priority(fields["priority"])
     position = ahead = retry_in_ms = None
-    if status is JobStatus.QUEUED:
-        queued = {p: numbers.get(f"queued:{p}", 0) for p in Priority}
-        behind_head = int(fields["seq"]) - head + 1 if head else queued[priority]
-        position = max(1, min(behind_head, queued[priority]))
+    elsewhere = 0
+    if status is JobStatus.QUEUED and place is not None:
         above = list(Priority)[: list(Priority).index(priority)]
-        ahead = position - 1 + sum(queued[p] for p in above)
+        elsewhere = others + sum(numbers.get(f"queued:{p}", 0) for p in above)
+        position, ahead = place + 1, place + elsewhere
+    elif status is JobStatus.QUEUED:
+        position, ahead = 1, 0
         if "due" in fields:
             retry_in_ms = max(0, int(fields["due"]) - now_ms)
     return JobView(
@@ -275,6 +291,7 @@ def _job_view(
         streams=fields["stream"] == "1",
         position=position,
         ahead=ahead,
+        ahead_exact=elsewhere == 0,
         retry_in_ms=retry_in_ms,
         result=None if result is None else JobResult.model_validate_json(result),
         result_json=result,

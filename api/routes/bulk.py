@@ -25,7 +25,7 @@ from api.tenancy import Submitter
 from api.tokenizing import Tokenizing
 from millpond.errors import MillpondError, QueueFullError
 from millpond.messages import job_id_from_key
-from millpond.queue import NewJob, Submission
+from millpond.submission import NewJob, Submission
 
 BULK_PATH = "/v1/jobs/bulk"
 MAX_BULK_BYTES = 16 * 1024 * 1024

@@ -23,8 +23,8 @@ from millpond.errors import (
     QueueFullError,
 )
 from millpond.messages import JOB_ID_PATTERN, JobRequest, JobStatus, job_id_from_key
-from millpond.queue import NewJob, Submission
 from millpond.results import JobView
+from millpond.submission import NewJob, Submission
 
 MAX_KEY_CHARS = 255
 _KEY = re.compile(r"[!-~]{1,255}")

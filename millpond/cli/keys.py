@@ -15,7 +15,7 @@ from millpond.api_keys import ApiKey, ApiKeys, KeyLimits, Scope
 from millpond.cli.options import DataFlag, QueueFlag, RedisFlag, client_settings
 from millpond.connection import connect
 from millpond.keys import Keys
-from millpond.queue import DEFAULT_TENANT
+from millpond.submission import DEFAULT_TENANT
 
 app = typer.Typer(no_args_is_help=True, help="API keys: who may use the HTTP API.")
 

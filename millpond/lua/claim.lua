@@ -1,78 +1,135 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake last_claim pending_interactive pending_normal pending_batch
--- uses: records sweep last_claim
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake last_claim lane active idle weights
+-- uses: lanes records sweep last_claim
 -- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
--- -> {now, ids left in the lanes, {{id, fence, attempt, created, body}, ...}, '1' if they are suspects}
--- Takes up to `count` jobs whose tokens fit the budget, in arrival order within each priority. A job
--- that claims to need more than the worker's whole capacity counts as needing all of it: the worker
--- gets to see it when it is empty, and refuses it.
+-- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body}, ...}, '1' if they are suspects}
+-- Takes up to `count` jobs whose tokens fit the budget: the priority by turns, then the active tenant
+-- with the least counter, then the first job of its lane. A job that claims to need more than the
+-- worker's whole capacity counts as needing all of it: the worker gets to see it when it is empty, and
+-- refuses it.
 --
 -- Suspects come first and alone: a worker that runs nothing takes one group of them and is to take
 -- nothing else until they have ended; a busy worker gets nothing until somebody has taken them.
 --
 -- A claim with the nonce of the worker's last one, whose answer was lost, hands out the same jobs.
 
--- Sixteen turns: a backlogged lane gets at least its share of them, so nothing starves. A turn whose
--- lane is empty goes to the highest lane that is not.
+-- Sixteen turns: a backlogged priority gets at least its share of them, so nothing starves. A turn
+-- whose priority has no job goes to the highest that has.
 local TURNS = 'iiiniiiiniiiinib'
-local LANES = { i = K.pending_interactive, n = K.pending_normal, b = K.pending_batch }
--- Both bound the time of one call: jobs claimed, and the work of skipping tombstones (1 each) and of
--- ending jobs that are not worth claiming (10 each).
+local PRIORITIES = { i = 'interactive', n = 'normal', b = 'batch' }
+-- Both bound the time of one call: jobs claimed, and jobs ended because they are not worth claiming.
 local CLAIMED_A_CALL = 1000
-local SKIPPING_A_CALL = 1000
+local ENDED_A_CALL = 100
 
 local worker, nonce, budget = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local count = math.min(tonumber(ARGV[3]), CLAIMED_A_CALL)
 local capacity, lease_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local now = clock_ms()
 
-local function ids_left()
-  local left = 0
-  for _, list in ipairs({ K.suspects, LANES.i, LANES.n, LANES.b }) do
-    left = left + redis.call('LLEN', list)
+local function jobs_left()
+  local left = -redis.call('ZCARD', K.delayed)
+  for _, queued in ipairs(redis.call('HMGET', K.counts, 'queued:interactive', 'queued:normal', 'queued:batch')) do
+    left = left + tonumber(queued or 0)
   end
   return left
 end
 
 local same, were_alone = claimed_before(worker, nonce, now, lease_ms)
 if same then
-  return { now, ids_left(), same, were_alone and '1' or '0' }
+  return { now, jobs_left(), same, were_alone and '1' or '0' }
 end
 sweep(now, tonumber(ARGV[7]))
 
-local function pop(turn)
+local counts = redis.call('HMGET', K.counts, 'turn', 'fence', 'served:tokens', 'served:jobs')
+local turn, fence = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
+local usual_tokens = counts[4] and math.ceil(tonumber(counts[3]) / tonumber(counts[4])) or math.huge
+local claimed, leases, taken = {}, {}, { interactive = 0, normal = 0, batch = 0 }
+
+-- The active tenants of a priority, the least counter foremost: as many as one call can come to.
+local lines, emptied = {}, {}
+local function line_of(priority)
+  if not lines[priority] then
+    local line = {}
+    local flat = redis.call('ZRANGE', K.active .. priority, 0, count - 1, 'WITHSCORES')
+    for i = 1, #flat, 2 do
+      line[#line + 1] = { name = flat[i], priority = priority, counter = tonumber(flat[i + 1]) }
+    end
+    lines[priority] = line
+  end
+  return lines[priority]
+end
+
+-- Charge the first of its line, and put it where its counter now belongs.
+local function charge_first(line, tokens)
+  local tenant = table.remove(line, 1)
+  tenant.counter = tenant.counter + units(tokens, tenant.name)
+  local low, high = 1, #line + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local other = line[middle]
+    if other.counter < tenant.counter or (other.counter == tenant.counter and other.name < tenant.name) then
+      low = middle + 1
+    else
+      high = middle
+    end
+  end
+  table.insert(line, low, tenant)
+end
+
+-- An id, its order and whose it is. What is popped is settled by `settle_lines`.
+local function pop()
   local at = turn % #TURNS + 1
-  local wanted = LANES[string.sub(TURNS, at, at)]
-  for _, lane in ipairs({ wanted, LANES.i, LANES.n, LANES.b }) do
-    local id = redis.call('LPOP', lane)
-    if id then
-      return id, lane
+  local wanted = PRIORITIES[string.sub(TURNS, at, at)]
+  for _, priority in ipairs({ wanted, 'interactive', 'normal', 'batch' }) do
+    local line = line_of(priority)
+    while line[1] do
+      local popped = redis.call('ZPOPMIN', lane_of(priority, line[1].name))
+      if popped[1] then
+        line[1].popped = true
+        return popped[1], popped[2], line
+      end
+      emptied[#emptied + 1] = table.remove(line, 1)
     end
   end
 end
 
-local counts = redis.call('HMGET', K.counts, 'turn', 'fence')
-local turn, fence = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
-local claimed, leases, taken = {}, {}, { interactive = 0, normal = 0, batch = 0 }
-local skipping = 0
+-- Write the counters down. Who has no more jobs leaves, the one with the greatest counter last: the
+-- level is then what everybody has been served.
+local function settle_lines()
+  for priority, line in pairs(lines) do
+    for _, tenant in ipairs(line) do
+      if tenant.popped then
+        if redis.call('EXISTS', lane_of(priority, tenant.name)) == 1 then
+          redis.call('ZADD', K.active .. priority, int(tenant.counter), tenant.name)
+        else
+          emptied[#emptied + 1] = tenant
+        end
+      end
+    end
+  end
+  table.sort(emptied, function(one, other)
+    return one.counter < other.counter
+  end)
+  for _, tenant in ipairs(emptied) do
+    leave(tenant.priority, tenant.name, tenant.counter)
+  end
+end
 
--- 'claimed', 'skipped' (it has ended, or does now) or 'full' (it does not fit the budget).
-local function claim(id)
+-- 'claimed', 'skipped' (it has ended, or does now) or 'full' (it does not fit the budget). `line` is
+-- where its tenant is the first; none for a suspect.
+local function claim(id, line)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'status', 'tokens', 'deadline', 'attempts', 'created', 'priority',
-    'stream', 'due')
+    'stream', 'due', 'tenant')
   if record[1] ~= 'queued' or record[8] then
-    skipping = skipping + 1
     return 'skipped'
   end
   if record[3] and tonumber(record[3]) <= now then
     end_expired(id, 'queued', now)
-    skipping = skipping + 10
     return 'skipped'
   end
   local body = redis.call('GET', K.body .. id)
   if not body then
     bury(id, 'queued', bare_result(id, 'failed', 'error', 'body_missing', 'the stored request is gone'), now)
-    skipping = skipping + 10
     return 'skipped'
   end
   local need = math.min(tonumber(record[2]), capacity)
@@ -82,9 +139,15 @@ local function claim(id)
   budget = budget - need
   fence = fence + 1
   local attempt = tonumber(record[4]) + 1
-  -- At once: the lane may hold this id again, as the tombstone of an earlier job.
+  -- No more than it may take, so that nobody is charged more by an average of others.
+  local expected = math.min(tonumber(record[2]), usual_tokens)
   redis.call('HSET', job, 'status', 'running', 'worker', worker, 'fence', int(fence),
-    'attempts', attempt, 'claimed', int(now))
+    'attempts', attempt, 'claimed', int(now), 'charge', int(expected))
+  if line then
+    charge_first(line, expected)
+  else
+    charge(record[6], record[9], expected)
+  end
   tell(id, 'started', attempt, record[7], '', '')
   taken[record[6]] = taken[record[6]] + 1
   leases[#leases + 1] = int(now + lease_ms)
@@ -113,19 +176,23 @@ local function claim_suspects()
 end
 
 local function claim_lanes()
-  while #claimed < count and skipping < SKIPPING_A_CALL do
-    local id, lane = pop(turn)
+  local ended = 0
+  while #claimed < count and ended < ENDED_A_CALL do
+    local id, order, line = pop()
     if not id then
-      return
+      break
     end
-    local outcome = claim(id)
+    local outcome = claim(id, line)
     if outcome == 'full' then
-      redis.call('LPUSH', lane, id)
-      return
+      redis.call('ZADD', lane_of(line[1].priority, line[1].name), order, id)
+      break
     elseif outcome == 'claimed' then
       turn = turn + 1
+    else
+      ended = ended + 1
     end
   end
+  settle_lines()
 end
 
 local alone = false
@@ -148,7 +215,7 @@ if #claimed > 0 then
   redis.call('HSET', K.counts, 'turn', turn % #TURNS, 'fence', int(fence))
   remember_claim(worker, nonce, claimed, alone, lease_ms)
 end
-local left = ids_left()
+local left = jobs_left()
 if left > 0 then
   wake_worker()
 end

@@ -1,5 +1,5 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
--- uses: records
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights
+-- uses: lanes records
 -- ARGV: id, fence, delay_ms, result if this was the last attempt, options
 -- -> 'retry' | 'buried' | 'stored' (it was to be cancelled, and now is) | 'known' | 'lost'
 

@@ -1,9 +1,33 @@
--- keys: job result counts pending_interactive pending_normal pending_batch
+-- keys: job result counts lane active weights idle
+-- uses: lanes
 -- ARGV: id, tenant or '' for any
--- -> {record as a flat list, result or false, now, counts as a flat list, sequence number at the head of its lane}
+-- -> {record as a flat list, result or false, now, counts as a flat list, place in its lane from 0 or false, jobs of others that go before it at its priority, about}
 -- Reads only. An empty list: there is no such job.
 
-local HEAD_LOOKS = 16
+-- Tenants that are looked at one by one; of more, these speak for the rest.
+local TENANT_LOOKS = 100
+
+-- By the time that `place` more jobs of this tenant have been served, its counter is so and so high, and
+-- the others will have been served up to it: as if all jobs were of the usual length.
+local function others_before(priority, tenant, place)
+  local active = K.active .. priority
+  local served = redis.call('HMGET', K.counts, 'served:tokens', 'served:jobs')
+  local usual = served[2] and tonumber(served[1]) / tonumber(served[2]) or 1
+  local turn = tonumber(redis.call('ZSCORE', active, tenant)) + place * units(usual, tenant)
+  local others = redis.call('ZRANGEBYSCORE', active, '-inf', '(' .. int(turn), 'WITHSCORES', 'LIMIT', 0, TENANT_LOOKS)
+  local jobs, looked = 0, 0
+  for i = 1, #others, 2 do
+    if others[i] ~= tenant then
+      local share = (turn - tonumber(others[i + 1])) / math.max(1, units(usual, others[i]))
+      jobs = jobs + math.min(redis.call('ZCARD', lane_of(priority, others[i])), math.ceil(share))
+      looked = looked + 1
+    end
+  end
+  if looked >= TENANT_LOOKS - 1 then
+    jobs = math.ceil(jobs / looked * (redis.call('ZCARD', active) - 1))
+  end
+  return jobs
+end
 
 local id = ARGV[1]
 -- The tenant before the record: another's job takes no longer to refuse than one that is not there.
@@ -14,15 +38,12 @@ end
 local record = redis.call('HGETALL', K.job .. id)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local head = 0
+local place, others = false, 0
 if redis.call('HGET', K.job .. id, 'status') == 'queued' then
-  local lane = K['pending_' .. redis.call('HGET', K.job .. id, 'priority')]
-  for _, first in ipairs(redis.call('LRANGE', lane, 0, HEAD_LOOKS - 1)) do
-    local seen = redis.call('HMGET', K.job .. first, 'status', 'seq')
-    if seen[1] == 'queued' then
-      head = tonumber(seen[2])
-      break
-    end
+  local priority = redis.call('HGET', K.job .. id, 'priority')
+  place = redis.call('ZRANK', lane_of(priority, tenant), id)
+  if place then
+    others = others_before(priority, tenant, place)
   end
 end
-return { record, redis.call('GET', K.result .. id), now, redis.call('HGETALL', K.counts), head }
+return { record, redis.call('GET', K.result .. id), now, redis.call('HGETALL', K.counts), place, others }

@@ -1,5 +1,5 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
--- uses: records sweep
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights
+-- uses: lanes records sweep
 -- ARGV: limit, options
 -- -> {leases reaped, retries promoted, deadlines expired}
 return sweep(clock_ms(), tonumber(ARGV[1]))

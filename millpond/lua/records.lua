@@ -1,4 +1,4 @@
--- The life of one job record. Prepended to every script that changes a job's state.
+-- The life of one job record. Prepended, after lanes, to every script that changes a job's state.
 --
 -- status:  queued -> running -> succeeded | failed | cancelled | expired
 --                 \-> cancelled | expired          (never claimed)
@@ -14,18 +14,10 @@
 
 local OPTIONS = cjson.decode(ARGV[#ARGV])
 
-local function int(number)
-  return string.format('%.0f', number)
-end
-
 -- The server's clock in ms; no other clock decides anything.
 local function clock_ms()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-end
-
-local function lane_of(priority)
-  return K['pending_' .. priority]
 end
 
 -- One token wakes one idle worker; a claim that leaves jobs behind passes it on.
@@ -85,6 +77,7 @@ local function finish(id, was, status, result, now, keep_body)
     redis.call('HINCRBY', K.counts, 'running', -1)
   else
     redis.call('ZREM', K.delayed, id)
+    withdraw(id, record[1], record[4])
     redis.call('HINCRBY', K.counts, 'queued:' .. record[1], -1)
   end
   redis.call('HINCRBY', K.counts, 'done:' .. status, 1)
@@ -101,10 +94,11 @@ end
 
 -- Take a running job out of its worker's hands. The attempt's text is void, so readers are told to
 -- forget it; so is its fence. The caller says where the job goes: to_lane, to_delay or to_suspects.
+-- What its tenant was charged is given back with the attempt, and kept with it.
 -- False: the job was to be cancelled, and ended here instead.
 local function take_back(id, now, refund, why)
   local job = K.job .. id
-  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'deadline', 'cancel')
+  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'deadline', 'cancel', 'tenant', 'charge')
   if record[5] then
     end_cancelled(id, 'running', now)
     return false
@@ -114,19 +108,21 @@ local function take_back(id, now, refund, why)
     redis.call('ZADD', K.deadlines, record[4], id)
   end
   redis.call('HSET', job, 'status', 'queued')
-  redis.call('HDEL', job, 'worker', 'claimed', 'fence')
+  redis.call('HDEL', job, 'worker', 'claimed', 'fence', 'charge')
   redis.call('HINCRBY', K.counts, 'running', -1)
   redis.call('HINCRBY', K.counts, 'queued:' .. record[1], 1)
   tell(id, 'reset', record[2], record[3], ',"reason":"' .. why .. '"', ',"reason":"' .. why .. '"')
   if refund then
     redis.call('HINCRBY', job, 'attempts', -1)
+    charge(record[1], record[6], -tonumber(record[7]))
   end
   return true
 end
 
--- At the head: it has waited before.
+-- To its old place in the order, which is near the head: it has waited before.
 local function to_lane(id)
-  redis.call('LPUSH', lane_of(redis.call('HGET', K.job .. id, 'priority')), id)
+  local record = redis.call('HMGET', K.job .. id, 'priority', 'tenant', 'order')
+  enter(id, record[1], record[2], record[3])
   wake_worker()
 end
 

@@ -1,10 +1,10 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
--- uses: records
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights
+-- uses: lanes records
 -- ARGV: id, fence for each job, then options
 -- -> number of jobs put back. The attempt is refunded: the worker, not the job, had to stop.
 
 local released, now = 0, clock_ms()
-for i = #ARGV - 2, 1, -2 do -- backwards, so that the first one given is again at the head
+for i = 1, #ARGV - 2, 2 do
   local record = redis.call('HMGET', K.job .. ARGV[i], 'status', 'fence')
   if record[1] == 'running' and record[2] == ARGV[i + 1] then
     if take_back(ARGV[i], now, true, 'released') then

@@ -1,4 +1,5 @@
--- keys: job body counts open deadlines wake pending_interactive pending_normal pending_batch
+-- keys: job body counts open deadlines wake lane active idle weights
+-- uses: lanes
 -- ARGV: max_depth, then for each job: id, body, digest, priority, tenant, tokens, deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or ''
 -- -> for each job two items: 'accepted' | 'known' | 'conflict' | 'full' | 'tenant_full', and its status, the depth or the tenant's unfinished jobs
 -- Harmless when repeated: a known id with the same digest changes nothing. Each job is taken or refused
@@ -8,15 +9,27 @@ local PRIORITIES = { 'interactive', 'normal', 'batch' }
 
 local max_depth = tonumber(ARGV[1])
 local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local created = string.format('%.0f', now)
-local counts = redis.call('HMGET', K.counts, 'queued:interactive', 'queued:normal', 'queued:batch',
-  'seq:interactive', 'seq:normal', 'seq:batch')
-local depth, seqs, lanes = 0, {}, {}
+local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local now = math.floor(now_us / 1000)
+local created = int(now)
+local counts = redis.call('HMGET', K.counts, 'queued:interactive', 'queued:normal', 'queued:batch')
+local depth, accepted = 0, {}
 for i, priority in ipairs(PRIORITIES) do
   depth = depth + tonumber(counts[i] or 0)
-  seqs[priority] = tonumber(counts[i + 3] or 0)
-  lanes[priority] = {}
+  accepted[priority] = 0
+end
+local groups, lanes = {}, {} -- what goes into each lane, and the lanes in the order of their first job
+
+local function queue(id, priority, tenant, order)
+  local lane = lane_of(priority, tenant)
+  if not groups[lane] then
+    groups[lane] = { priority = priority, tenant = tenant, members = {} }
+    lanes[#lanes + 1] = lane
+  end
+  local members = groups[lane].members
+  members[#members + 1] = order
+  members[#members + 1] = id
+  accepted[priority] = accepted[priority] + 1
 end
 
 local open = {} -- tenant -> its unfinished jobs, those of this call included
@@ -39,15 +52,15 @@ for i = 2, #ARGV, 9 do
     kind, detail = 'tenant_full', open_jobs(tenant)
   else
     kind, detail = 'accepted', 'queued'
-    local lane = lanes[priority]
-    lane[#lane + 1] = id
     depth = depth + 1
     open[tenant] = open_jobs(tenant) + 1
+    -- A call takes longer than a microsecond for each job, so the next call's come after these.
+    local order = int(now_us + (i - 2) / 9)
+    queue(id, priority, tenant, order)
     redis.call('HSET', job, 'status', 'queued', 'priority', priority, 'tenant', tenant, 'tokens', ARGV[i + 5],
-      'digest', digest, 'seq', string.format('%.0f', seqs[priority] + #lane), 'created', created, 'attempts', '0',
-      'stream', ARGV[i + 7])
+      'digest', digest, 'order', order, 'created', created, 'attempts', '0', 'stream', ARGV[i + 7])
     if deadline_ms ~= '' then
-      local deadline = string.format('%.0f', now + tonumber(deadline_ms))
+      local deadline = int(now + tonumber(deadline_ms))
       redis.call('HSET', job, 'deadline', deadline)
       redis.call('ZADD', K.deadlines, deadline, id)
     end
@@ -58,17 +71,18 @@ for i = 2, #ARGV, 9 do
   answers[#answers + 1] = detail
 end
 
-local accepted = false
+for _, lane in ipairs(lanes) do
+  local group = groups[lane]
+  redis.call('ZADD', lane, unpack(group.members))
+  join(group.priority, group.tenant)
+end
 for _, priority in ipairs(PRIORITIES) do
-  local lane = lanes[priority]
-  if #lane > 0 then
-    accepted = true
-    redis.call('RPUSH', K['pending_' .. priority], unpack(lane))
-    redis.call('HINCRBY', K.counts, 'queued:' .. priority, #lane)
-    redis.call('HINCRBY', K.counts, 'seq:' .. priority, #lane)
+  if accepted[priority] > 0 then
+    redis.call('HINCRBY', K.counts, 'queued:' .. priority, accepted[priority])
+    redis.call('HINCRBY', K.counts, 'accepted:' .. priority, accepted[priority])
   end
 end
-if accepted and redis.call('EXISTS', K.wake) == 0 then
+if #lanes > 0 and redis.call('EXISTS', K.wake) == 0 then
   redis.call('LPUSH', K.wake, '1')
 end
 return answers

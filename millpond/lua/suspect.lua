@@ -1,5 +1,5 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake pending_interactive pending_normal pending_batch
--- uses: records
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights
+-- uses: lanes records
 -- ARGV: id, fence, result if this was its last attempt, for each job that a broken engine ran; then options
 -- -> number of jobs whose lease was still held
 

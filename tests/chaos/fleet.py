@@ -20,11 +20,12 @@ from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, JobRequest, JobResult, JobStatus, seed_from_id
 from millpond.presets import PRESETS
 from millpond.prompts import prepare_prompt
-from millpond.queue import JobQueue, NewJob, QueueOptions, Submission
+from millpond.queue import JobQueue, QueueOptions
 from millpond.results import Results
 from millpond.server import RedisServer
 from millpond.settings import Settings, load_settings
 from millpond.stack import Child
+from millpond.submission import DEFAULT_TENANT, NewJob, Submission
 from millpond.subscriptions import GAP, Subscriptions
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
@@ -145,13 +146,19 @@ class Ledger:
         self.resets: Counter[str] = Counter()
         self.first_seen: dict[str, bytes] = {}
 
-    async def submit(self, requests: list[JobRequest]) -> None:
+    async def submit(self, requests: list[JobRequest], tenant: str = DEFAULT_TENANT) -> list[str]:
+        """Their ids."""
+        ids = []
         for start in range(0, len(requests), 500):
             chunk = requests[start : start + 500]
-            answers = await self.queue.submit_many([NewJob(r, tokens=100) for r in chunk])
+            answers = await self.queue.submit_many(
+                [NewJob(r, tenant=tenant, tokens=100) for r in chunk]
+            )
             for request, answer in zip(chunk, answers, strict=True):
                 assert isinstance(answer, Submission)
                 self.requests[answer.id] = request
+                ids.append(answer.id)
+        return ids
 
     async def listen(self, subscriptions: Subscriptions) -> None:
         """Run as a task: counts the final events and keeps the first result seen of each job."""

@@ -1,5 +1,6 @@
 """The queue as a plain Python model: what the scripts are to do, said a second time without Redis."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,13 +10,16 @@ from millpond.queue import Commit, QueueOptions
 PRIORITIES = ("interactive", "normal", "batch")
 TURNS = "iiiniiiiniiiinib"
 RUNNING, QUEUED = JobStatus.RUNNING, JobStatus.QUEUED
+UNITS_A_TOKEN = 1000
 
 
 @dataclass
 class ModelJob:
     id: str
     priority: str
+    tenant: str
     tokens: int
+    order: int
     deadline_ms: int | None
     status: JobStatus = QUEUED
     attempts: int = 0
@@ -24,16 +28,53 @@ class ModelJob:
     lease_end_ms: int = 0
     cancel: bool = False
     due_ms: int | None = None
+    charge: int = 0
+
+
+@dataclass
+class Shares:
+    """Who shares one priority. Counters are in thousandths of a token."""
+
+    active: dict[str, int] = field(default_factory=dict)
+    idle: dict[str, int] = field(default_factory=dict)
+    left_level: int = 0
+
+    @property
+    def level(self) -> int:
+        return min(self.active.values(), default=self.left_level)
+
+    def join(self, tenant: str) -> None:
+        if tenant not in self.active:
+            self.active[tenant] = max(self.level, self.idle.pop(tenant, 0))
+
+    def leave(self, tenant: str) -> None:
+        counter = self.active.pop(tenant)
+        if not self.active:
+            self.left_level = counter
+        self.idle[tenant] = counter
+        self.idle = {t: c for t, c in self.idle.items() if c > self.level}
+
+    def charge(self, tenant: str, units: int) -> None:
+        if tenant in self.active:
+            self.active[tenant] += units
+            return
+        counter = self.idle.pop(tenant, self.level) + units
+        if counter > self.level:
+            self.idle[tenant] = counter
 
 
 @dataclass
 class Model:
-    """``lanes`` and ``suspects`` hold tombstones, as the queue's lists do."""
+    """A lane maps ids to their order. ``suspects`` holds tombstones, as the queue's list does."""
 
     options: QueueOptions
+    weights: dict[str, float]
     now_ms: int = 1_000_000_000_000
     jobs: dict[str, ModelJob] = field(default_factory=dict)
-    lanes: dict[str, list[str]] = field(default_factory=lambda: {p: [] for p in PRIORITIES})
+    lanes: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    shares: dict[str, Shares] = field(default_factory=lambda: {p: Shares() for p in PRIORITIES})
+    served_jobs: int = 0
+    served_tokens: int = 0
     suspects: list[list[str]] = field(default_factory=list)
     deadlines: dict[str, int] = field(default_factory=dict)
     dead: list[str] = field(default_factory=list)
@@ -44,16 +85,19 @@ class Model:
 
     # -- clients
 
-    def submit(self, id: str, priority: str, tokens: int, deadline_ms: int | None) -> bool:
-        """False: the id is known."""
+    def submit(
+        self, id: str, priority: str, tenant: str, tokens: int, deadline_ms: int | None
+    ) -> str:
+        """'accepted', 'known' or, for another tenant's id, 'conflict'."""
         if id in self.jobs:
-            return False
+            return "known" if self.jobs[id].tenant == tenant else "conflict"
         due = None if deadline_ms is None else self.now_ms + deadline_ms
-        self.jobs[id] = ModelJob(id, priority, tokens, due)
-        self.lanes[priority].append(id)
+        job = ModelJob(id, priority, tenant, tokens, self.now_ms * 1000, due)
+        self.jobs[id] = job
+        self._enter(job)
         if due is not None:
             self.deadlines[id] = due
-        return True
+        return "accepted"
 
     def cancel(self, id: str) -> JobStatus | None:
         job = self.jobs.get(id)
@@ -70,7 +114,7 @@ class Model:
     def claim(
         self, worker: str, nonce: int, count: int, budget: int, capacity: int, lease_ms: int
     ) -> tuple[list[tuple[str, int, int]], int, bool]:
-        """(id, fence, attempt) of each job, ids left, whether they are suspects."""
+        """(id, fence, attempt) of each job, jobs left, whether they are suspects."""
         last_nonce, last, were_alone = self.last_claims.get(worker, (None, [], False))
         if nonce == last_nonce:
             held = [self.jobs[id] for id, fence in last if self.holds(id, fence)]
@@ -80,6 +124,9 @@ class Model:
             return again, self.num_left, were_alone
         self.sweep()
         claimed: list[tuple[str, int, int]] = []
+        usual = 10**9
+        if self.served_jobs:
+            usual = -(-self.served_tokens // self.served_jobs)
 
         def take(id: str) -> str:
             nonlocal budget
@@ -94,6 +141,8 @@ class Model:
             job.status, job.fence, job.worker = RUNNING, self.fence, worker
             job.attempts += 1
             job.lease_end_ms = self.now_ms + lease_ms
+            job.charge = min(job.tokens, usual)
+            self._charge(job, job.charge)
             claimed.append((id, self.fence, job.attempts))
             return "claimed"
 
@@ -108,16 +157,24 @@ class Model:
         if not self.suspects and not alone:
             while len(claimed) < count:
                 wanted = next(p for p in PRIORITIES if p[0] == TURNS[self.turn])
-                lane = next((self.lanes[p] for p in (wanted, *PRIORITIES) if self.lanes[p]), None)
-                if lane is None:
+                lined = {p: [t for q, t in self.lanes if q == p] for p in PRIORITIES}
+                priority = next((p for p in (wanted, *PRIORITIES) if lined[p]), None)
+                if priority is None:
                     break
-                id = lane.pop(0)
-                outcome = take(id)
-                if outcome == "full":
-                    lane.insert(0, id)
+                counters = self.shares[priority].active
+                tenant = min(lined[priority], key=lambda t: (counters[t], t))
+                lane = self.lanes[priority, tenant]
+                id = min(lane, key=lambda i: (lane[i], i))
+                if take(id) == "full":
                     break
-                if outcome == "claimed":
-                    self.turn = (self.turn + 1) % len(TURNS)
+                del lane[id]
+                if not lane:
+                    del self.lanes[priority, tenant]
+                self.turn = (self.turn + 1) % len(TURNS)
+            for priority, shares in self.shares.items():
+                for tenant in sorted(shares.active, key=lambda t: shares.active[t]):
+                    if (priority, tenant) not in self.lanes:
+                        shares.leave(tenant)
         if claimed:
             given = [(id, fence) for id, fence, _ in claimed]
             self.last_claims[worker] = (nonce, given, alone)
@@ -125,7 +182,7 @@ class Model:
 
     @property
     def num_left(self) -> int:
-        return len(self.suspects) + sum(map(len, self.lanes.values()))
+        return sum(j.status is QUEUED and j.due_ms is None for j in self.jobs.values())
 
     def renew(
         self, held: Sequence[tuple[str, int]], lease_ms: int
@@ -147,9 +204,13 @@ class Model:
         job = self.jobs.get(id)
         return job is not None and job.status is RUNNING and job.fence == fence
 
-    def complete(self, id: str, fence: int, status: JobStatus) -> Commit:
+    def complete(self, id: str, fence: int, status: JobStatus, served: int) -> Commit:
         if self.holds(id, fence):
-            self._finish(self.jobs[id], status)
+            job = self.jobs[id]
+            self._finish(job, status)
+            self._charge(job, served - job.charge)
+            self.served_jobs += served > 0
+            self.served_tokens += served
             return Commit.STORED
         job = self.jobs.get(id)
         return Commit.KNOWN if job is not None and job.fence == fence else Commit.LOST
@@ -172,9 +233,9 @@ class Model:
 
     def release(self, held: Sequence[tuple[str, int]]) -> int:
         released = 0
-        for id, fence in reversed(held):
+        for id, fence in held:
             if self.holds(id, fence) and self._take_back(self.jobs[id], refund=True):
-                self.lanes[self.jobs[id].priority].insert(0, id)
+                self._enter(self.jobs[id])
                 released += 1
         return released
 
@@ -237,7 +298,9 @@ class Model:
         if job.deadline_ms is not None:
             self.deadlines[job.id] = job.deadline_ms
         job.status, job.fence = QUEUED, None
-        job.attempts -= refund
+        if refund:
+            job.attempts -= 1
+            self._charge(job, -job.charge)
         return True
 
     def _bury(self, job: ModelJob) -> None:
@@ -245,6 +308,25 @@ class Model:
         self.dead.append(job.id)
 
     def _finish(self, job: ModelJob, status: JobStatus) -> None:
+        if job.status is QUEUED:
+            self._withdraw(job)
         job.status = status
         job.due_ms = None
         self.deadlines.pop(job.id, None)
+
+    # -- lanes
+
+    def _enter(self, job: ModelJob) -> None:
+        self.lanes.setdefault((job.priority, job.tenant), {})[job.id] = job.order
+        self.shares[job.priority].join(job.tenant)
+
+    def _withdraw(self, job: ModelJob) -> None:
+        whose = job.priority, job.tenant
+        lane = self.lanes.get(whose, {})
+        if lane.pop(job.id, None) is not None and not lane:
+            del self.lanes[whose]
+            self.shares[job.priority].leave(job.tenant)
+
+    def _charge(self, job: ModelJob, tokens: int) -> None:
+        units = math.floor(tokens * UNITS_A_TOKEN / self.weights.get(job.tenant, 1) + 0.5)
+        self.shares[job.priority].charge(job.tenant, units)

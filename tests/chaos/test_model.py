@@ -18,9 +18,11 @@ from redis.asyncio import Redis
 from millpond import scripts
 from millpond.connection import connect
 from millpond.errors import IdempotencyConflictError
-from millpond.messages import EventType, JobEvent, JobRequest, JobStatus
-from millpond.queue import ClaimedJob, JobQueue, NewJob, QueueOptions, Submission
+from millpond.messages import EventType, JobEvent, JobRequest, JobStatus, Priority, Usage
+from millpond.queue import ClaimedJob, JobQueue, QueueOptions
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.submission import NewJob, Submission
+from millpond.tenants import Tenants
 from tests.chaos.model import PRIORITIES, Model
 from tests.chaos.test_workers import size
 from tests.contract.invariants import check_invariants
@@ -33,6 +35,7 @@ OPTIONS = QueueOptions(lease_s=LEASE_MS / 1000, retry_delay_s=30.0, max_attempts
 IDS = st.sampled_from([f"job-{i}" for i in range(12)])
 WORKERS = st.sampled_from(["ann", "bob", "cleo"])
 PICK = st.integers(0, 1_000)
+WEIGHTS = {"dora": 1.0, "emil": 2.0, "fred": 0.5}
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -44,11 +47,14 @@ class QueueMachine(RuleBasedStateMachine):
 
     @initialize()
     def empty(self) -> None:
-        self.model = Model(OPTIONS)
+        self.model = Model(OPTIONS, WEIGHTS)
         self.queue = JobQueue(self.redis, "model", OPTIONS)
         self.rows: list[tuple[str, ClaimedJob]] = []
         self.seen: dict[str, bytes] = {}
         self.wait(self.redis.flushall())
+        tenants = Tenants(self.redis, self.queue.keys)
+        for tenant, weight in WEIGHTS.items():
+            self.wait(tenants.set_weight(tenant, weight))
         self.set_clock()
 
     def wait(self, call: Coroutine[Any, Any, T]) -> T:
@@ -69,22 +75,30 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(
         id=IDS,
         priority=st.sampled_from(PRIORITIES),
+        tenant=st.sampled_from(sorted(WEIGHTS)),
         tokens=st.sampled_from([5, 10, 40]),
         deadline_ms=st.sampled_from([None, None, 18_000, 90_000]),
         stream=st.booleans(),
     )
     def submit(
-        self, id: str, priority: Any, tokens: int, deadline_ms: int | None, stream: bool
+        self,
+        id: str,
+        priority: Any,
+        tenant: str,
+        tokens: int,
+        deadline_ms: int | None,
+        stream: bool,
     ) -> None:
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
         request = JobRequest(prompt=id, priority=priority, deadline_s=deadline_s, stream=stream)
-        [answer] = self.wait(self.queue.submit_many([NewJob(request, id, tokens=tokens)]))
-        new = self.model.submit(id, priority, tokens, deadline_ms)
+        [answer] = self.wait(self.queue.submit_many([NewJob(request, id, tenant, tokens)]))
+        said = self.model.submit(id, priority, tenant, tokens, deadline_ms)
         if isinstance(answer, Submission):
-            assert answer == Submission(id, self.model.jobs[id].status, created=new)
+            created = said == "accepted"
+            assert answer == Submission(id, self.model.jobs[id].status, created=created)
         else:
             assert isinstance(answer, IdempotencyConflictError)
-            assert not new
+            assert said != "accepted"
 
     @rule(
         worker=WORKERS,
@@ -127,13 +141,14 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.wait(self.queue.cancel(id)) == self.model.cancel(id)
 
     @precondition(lambda self: self.rows)
-    @rule(pick=PICK, again=st.booleans())
-    def complete(self, pick: int, again: bool) -> None:
+    @rule(pick=PICK, again=st.booleans(), served=st.sampled_from([0, 3, 50]))
+    def complete(self, pick: int, again: bool, served: int) -> None:
         job = self.row(pick)
+        usage = Usage(prompt_tokens=served, completion_tokens=0)
         for _ in range(1 + again):
-            result = success(job.id, text=f"fence {job.fence}")
+            result = success(job.id, text=f"fence {job.fence}", usage=usage)
             [commit] = self.wait(self.queue.complete([(job.fence, result)]))
-            assert commit == self.model.complete(job.id, job.fence, result.status)
+            assert commit == self.model.complete(job.id, job.fence, result.status, served)
 
     @precondition(lambda self: self.rows)
     @rule(pick=PICK)
@@ -183,7 +198,11 @@ class QueueMachine(RuleBasedStateMachine):
         self.set_clock()
         model = self.model
         for name in PRIORITIES:
-            assert (shot.get(f"pending_{name}") or []) == model.lanes[name]
+            priority, shares = Priority(name), model.shares[name]
+            for tenant in WEIGHTS:
+                assert shot.lane(priority, tenant) == model.lanes.get((name, tenant), {})
+            assert shot.counters("active", priority) == shares.active
+            assert shot.counters("idle", priority) == shares.idle
         assert [g.split() for g in shot.get("suspects") or []] == model.suspects
         assert (shot.get("deadlines") or {}) == model.deadlines
         assert (shot.get("dead") or []) == model.dead

@@ -12,10 +12,11 @@ import pytest
 from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobRequest, JobStatus
-from millpond.queue import Commit, JobQueue, NewJob, Submission
+from millpond.queue import Commit, JobQueue
 from millpond.results import Results
 from millpond.scripts import load_script
 from millpond.server import RedisServer
+from millpond.submission import NewJob, Submission
 from millpond.subscriptions import Subscriptions
 from tests.chaos.fleet import QUEUE, Fleet, Ledger, ledger_on, worker_settings
 from tests.chaos.proxy import Mode, Point, Proxy, Trap

@@ -12,8 +12,8 @@ import pytest
 
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobRequest, JobStatus
-from millpond.queue import NewJob, Submission
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.submission import NewJob, Submission
 from tests.chaos.fleet import Fleet, Ledger, api_url, ledger_on, running_api, worker_settings
 from tests.chaos.test_workers import jobs, size
 

@@ -9,8 +9,9 @@ from redis.asyncio import Redis
 from millpond.keys import QUEUE_KEYS, Keys
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
 
-KEEPS = {"counts", "dead", "workers", "wake"}
+KEEPS = {"counts", "dead", "workers", "wake", "weights"}
 RECORDS = ("job:", "body:", "result:", "events:")
+PREFIXES = (*RECORDS, "lane:", "active:", "idle:")
 
 
 class Snapshot:
@@ -38,6 +39,14 @@ class Snapshot:
     def ids(self, prefix: str) -> set[str]:
         base = self.keys[prefix]
         return {key.removeprefix(base) for key in self.raw if key.startswith(base)}
+
+    def lane(self, priority: Priority, tenant: str) -> dict[str, int]:
+        """Ids in the lane and their places in the order of acceptance."""
+        return self.raw.get(self.keys.lane(priority, tenant)) or {}
+
+    def counters(self, kind: str, priority: Priority) -> dict[str, int]:
+        """The counters of the ``active`` or the ``idle`` tenants of a priority."""
+        return self.raw.get(self.keys[kind] + priority) or {}
 
     def ttl(self, key: str) -> int:
         """Milliseconds left; -1 for a key that stays."""
@@ -72,6 +81,7 @@ async def check_invariants(redis: Redis, keys: Keys) -> Snapshot:
             _check_running(shot, id, record)
         else:
             _check_ended(shot, id, record)
+    _check_lanes(shot, records)
     _check_indexes(shot, records)
     _check_counts(shot, records)
     return shot
@@ -80,16 +90,17 @@ async def check_invariants(redis: Redis, keys: Keys) -> Snapshot:
 def check_only_ttl_left(shot: Snapshot) -> None:
     """With all jobs ended, whatever stays for ever is one of a few small keys."""
     stays = {key for key in shot.raw if shot.ttl(key) < 0}
-    assert stays <= {shot.keys[name] for name in KEEPS}
+    idle = {shot.keys["idle"] + priority for priority in Priority}
+    assert stays <= {shot.keys[name] for name in KEEPS} | idle
 
 
 def _check_names(shot: Snapshot) -> None:
-    fixed = {shot.keys[name] for name, end in QUEUE_KEYS.items() if end not in RECORDS}
+    fixed = {shot.keys[name] for name, end in QUEUE_KEYS.items() if end not in PREFIXES}
     for key in shot.raw:
         if key.startswith(shot.keys["last_claim"]):
             assert shot.ttl(key) > 0, f"{key} stays for ever"
             continue
-        assert key in fixed or any(key.startswith(shot.keys[p[:-1]]) for p in RECORDS), key
+        assert key in fixed or any(key.startswith(shot.keys[p[:-1]]) for p in PREFIXES), key
     jobs = shot.ids("job")
     for prefix in ("body", "result", "events"):
         assert shot.ids(prefix) <= jobs, f"{prefix} keys without a job record"
@@ -97,15 +108,17 @@ def _check_names(shot: Snapshot) -> None:
 
 def _check_queued(shot: Snapshot, id: str, record: dict[str, str]) -> None:
     _check_unfinished(shot, id, record)
-    lane = shot.get(f"pending_{record['priority']}") or []
+    lane = shot.lane(Priority(record["priority"]), record["tenant"])
     delayed = shot.get("delayed") or {}
     suspects = " ".join(shot.get("suspects") or []).split()
     places = [id in lane, id in delayed, id in suspects]
     assert sum(places) == 1, f"{id} is queued in {sum(places)} places"
+    if id in lane:
+        assert lane[id] == int(record["order"])
     assert ("due" in record) == (id in delayed)
     if id in delayed:
         assert delayed[id] == int(record["due"])
-    assert not record.keys() & {"worker", "claimed", "fence", "finished", "cancel"}
+    assert not record.keys() & {"worker", "claimed", "fence", "finished", "cancel", "charge"}
     if "deadline" in record:
         assert shot.get("deadlines")[id] == int(record["deadline"])
 
@@ -113,7 +126,8 @@ def _check_queued(shot: Snapshot, id: str, record: dict[str, str]) -> None:
 def _check_running(shot: Snapshot, id: str, record: dict[str, str]) -> None:
     _check_unfinished(shot, id, record)
     assert id in shot.get("leases")
-    assert record.keys() >= {"worker", "claimed", "fence"}
+    assert record.keys() >= {"worker", "claimed", "fence", "charge"}
+    assert 0 <= int(record["charge"]) <= int(record["tokens"])
     assert "due" not in record
     assert int(record["attempts"]) >= 1
     assert int(record["fence"]) <= int(shot.get("counts")["fence"])
@@ -141,6 +155,22 @@ def _check_ended(shot: Snapshot, id: str, record: dict[str, str]) -> None:
         last = JobEvent.model_validate_json(shot.raw[keys.events(id)][-1])
         assert last.type is EventType.FINISHED
         assert last.result == result
+
+
+def _check_lanes(shot: Snapshot, records: dict[str, dict[str, str]]) -> None:
+    lanes = {
+        key.removeprefix(shot.keys["lane"]) for key in shot.raw if key.startswith(shot.keys["lane"])
+    }
+    for priority in Priority:
+        active, idle = (shot.counters(kind, priority) for kind in ("active", "idle"))
+        assert {f"{priority}:{tenant}" for tenant in active} == {
+            lane for lane in lanes if lane.startswith(f"{priority}:")
+        }, "a tenant is active exactly while it has a lane"
+        assert not active.keys() & idle.keys()
+        for tenant in active:
+            for id in shot.lane(priority, tenant):
+                assert records[id]["status"] == JobStatus.QUEUED, f"{id} is no longer queued"
+                assert (records[id]["priority"], records[id]["tenant"]) == (priority, tenant)
 
 
 def _check_indexes(shot: Snapshot, records: dict[str, dict[str, str]]) -> None:
@@ -173,6 +203,6 @@ def _check_counts(shot: Snapshot, records: dict[str, dict[str, str]]) -> None:
     for ended in (s for s in JobStatus if s.terminal):
         # Records past their time to live are gone, the count is for ever.
         assert counts.get(f"done:{ended}", 0) >= status[ended]
-    accepted = sum(counts.get(f"seq:{p}", 0) for p in Priority)
+    accepted = sum(counts.get(f"accepted:{p}", 0) for p in Priority)
     done = sum(counts.get(f"done:{s}", 0) for s in JobStatus if s.terminal)
     assert accepted == done + status[JobStatus.QUEUED] + status[JobStatus.RUNNING]

@@ -9,8 +9,9 @@ from millpond.api_keys import ApiKeys, KeyLimits, Scope, key_id, opens
 from millpond.errors import InvalidRequestError, LimitExceededError, TenantFullError
 from millpond.keys import Keys
 from millpond.messages import JobRequest
-from millpond.queue import JobQueue, NewJob, Submission
+from millpond.queue import JobQueue
 from millpond.rate_limits import REQUESTS, TOKENS, RateLimiter
+from millpond.submission import NewJob, Submission
 
 KEYS = Keys("test")
 BOTH = (Scope.SUBMIT, Scope.READ)

@@ -306,7 +306,7 @@ async def test_results_vanish_after_their_time(queue: JobQueue, redis: Redis) ->
     assert (await brief.submit(request("new"), id="a")).created is True  # the id is free again
 
 
-async def test_an_id_used_again_beside_its_own_tombstone(queue: JobQueue, redis: Redis) -> None:
+async def test_an_id_used_again_after_it_was_cancelled(queue: JobQueue, redis: Redis) -> None:
     brief = with_options(queue, redis, result_ttl_s=0.03, event_ttl_s=0.03)
     await put(brief, "a")
     await brief.cancel("a")

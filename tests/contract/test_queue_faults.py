@@ -15,10 +15,11 @@ from millpond import connection
 from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobStatus
-from millpond.queue import Commit, JobQueue, NewJob, QueueOptions
+from millpond.queue import Commit, JobQueue, QueueOptions
 from millpond.results import Results
 from millpond.scripts import unavailable
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.submission import NewJob
 from millpond.subscriptions import Subscriptions
 from tests.contract.invariants import check_invariants
 from tests.contract.jobs import (

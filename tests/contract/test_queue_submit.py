@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 from millpond.errors import IdempotencyConflictError, InvalidRequestError, QueueFullError
 from millpond.keys import Keys
 from millpond.messages import JobRequest, JobStatus, job_id_from_key
-from millpond.queue import JobQueue, NewJob, Submission
+from millpond.queue import JobQueue
+from millpond.submission import NewJob, Submission
 from tests.contract.invariants import check_invariants
 from tests.contract.jobs import (
     failed,

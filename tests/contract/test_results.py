@@ -67,7 +67,7 @@ async def test_positions(queue: JobQueue, results: Results) -> None:
     assert await places("n2", "n3", "b1") == [(1, 0), (2, 1), (1, 2)]
 
 
-async def test_positions_stay_possible_among_tombstones_and_retries(
+async def test_positions_of_retries_and_behind_cancelled_jobs(
     queue: JobQueue, redis: Redis, results: Results
 ) -> None:
     slow = with_options(queue, redis, retry_delay_s=60.0)
@@ -77,11 +77,11 @@ async def test_positions_stay_possible_among_tombstones_and_retries(
     await slow.fail(first.fence, first.attempt, failed(first.id))
     for name in names[1:30]:
         await slow.cancel(name)
-    depth = await slow.depth()
-    for name in ("j0", *names[30:]):
+    view = await results.get("j0")  # a retry goes before all lanes when its time has come
+    assert (view.position, view.ahead) == (1, 0)
+    for place, name in enumerate(names[30:]):
         view = await results.get(name)
-        assert view.position is not None
-        assert 1 <= view.position <= depth
+        assert (view.position, view.ahead, view.ahead_exact) == (place + 1, place, True)
 
 
 async def test_get_results_of_many(queue: JobQueue, results: Results) -> None:
@@ -140,6 +140,7 @@ async def test_queue_state(queue: JobQueue, redis: Redis, results: Results) -> N
     assert state.queued == {Priority.INTERACTIVE: 0, Priority.NORMAL: 2, Priority.BATCH: 0}
     assert state.accepted == {Priority.INTERACTIVE: 1, Priority.NORMAL: 4, Priority.BATCH: 0}
     assert (state.depth, state.running, state.delayed, state.dead) == (2, 1, 1, 1)
+    assert state.unfinished == {"default": 3}
     assert {status: n for status, n in state.done.items() if n} == {
         JobStatus.SUCCEEDED: 1,
         JobStatus.FAILED: 1,

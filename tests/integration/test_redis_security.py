@@ -28,6 +28,7 @@ from millpond.rate_limits import RateLimiter
 from millpond.results import Results
 from millpond.server import RedisServer, free_port
 from millpond.subscriptions import Subscriptions
+from millpond.tenants import Tenants
 from tests.conftest import debian_server, skip_or_fail
 
 ACL = (Path(__file__).parents[2] / "deploy" / "users.acl").read_text()
@@ -79,8 +80,13 @@ async def run_everything(api_url: str, worker_url: str) -> None:
         [job] = (await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)).jobs
         await back.beat("w", {"state": "ready"})
         await back.renew([(job.id, job.fence)])
+        for tenant in ("default", "other"):
+            await front.submit(JobRequest(prompt="waits"), id=tenant, tenant=tenant)
+            await results.get(tenant)
         await back.emit([(job.fence, JobEvent(type=EventType.DELTA, id=id, attempt=1, text="d"))])
         await back.release([(job.id, job.fence)])
+        for tenant in ("default", "other"):
+            await front.cancel(tenant)
         for attempt in (1, 2):
             jobs = []
             while not jobs:
@@ -129,6 +135,8 @@ async def _use_keys(redis: Redis) -> None:
         await limiter.spend(key.id, {"requests": 1}, {"requests": 1})
     assert await keys.look_up(key.id) is not None
     await keys.revoke(key.id)
+    await Tenants(redis, Keys("default")).set_weight("a", 2)
+    assert [tenant.weight for tenant in await Tenants(redis, Keys("default")).list()] == [2]
     assert len(await keys.list()) == 1
 
 

@@ -12,9 +12,10 @@ import pytest
 from millpond.connection import connect
 from millpond.messages import EventType, FinishReason, JobRequest, JobStatus
 from millpond.presets import PRESETS
-from millpond.queue import JobQueue, NewJob, QueueOptions
+from millpond.queue import JobQueue, QueueOptions
 from millpond.results import Results
 from millpond.server import RedisServer
+from millpond.submission import NewJob
 from millpond.subscriptions import Subscriptions
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import Engine, EngineConfig, EngineNotReadyError

@@ -9,7 +9,8 @@ import pytest
 from api.submissions import MAX_BATCH_JOBS, SubmitBatcher
 from millpond.errors import QueueFullError, QueueUnavailableError
 from millpond.messages import JobRequest, JobStatus
-from millpond.queue import JobQueue, NewJob, Submission
+from millpond.queue import JobQueue
+from millpond.submission import NewJob, Submission
 
 
 class SlowQueue:

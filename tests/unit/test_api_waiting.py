@@ -25,6 +25,7 @@ VIEW = JobView(
     streams=True,
     position=1,
     ahead=0,
+    ahead_exact=True,
     retry_in_ms=None,
     result=None,
     result_json=None,
@@ -39,6 +40,7 @@ def queue(*workers: dict[str, Any], beat_age_ms: int = 0) -> QueueState:
         done={},
         dead=0,
         delayed=0,
+        unfinished={},
         workers=[WorkerState(f"w{i}", beat_age_ms, state) for i, state in enumerate(workers)],
     )
 
@@ -60,6 +62,12 @@ def queue(*workers: dict[str, Any], beat_age_ms: int = 0) -> QueueState:
         (VIEW, queue({**READY, "held": 4}, READY), "window_open", "waiting for the window to fill"),
         (replace(VIEW, ahead=1), queue(READY), "behind_others", "behind 1 job"),
         (replace(VIEW, ahead=7), queue({**READY, "held": 4}), "behind_others", "behind 7 jobs"),
+        (
+            replace(VIEW, ahead=7, ahead_exact=False),
+            queue(READY),
+            "behind_others",
+            "behind about 7 jobs",
+        ),
         (
             replace(VIEW, ahead=7, attempts=2, retry_in_ms=1500),
             queue(),

@@ -48,8 +48,7 @@ def test_every_file_in_the_tree_exists() -> None:
 def test_every_key_is_in_the_protocol() -> None:
     names = section(PROTOCOL, "Names")
     for suffix in QUEUE_KEYS.values():
-        last = f":{suffix.removeprefix('pending')}" if suffix.startswith("pending") else suffix
-        assert last.lstrip(":") in names.replace("ID", ""), suffix
+        assert f"mp:{{Q}}:{suffix}" in names, suffix
 
 
 def test_links_lead_somewhere() -> None:

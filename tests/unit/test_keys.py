@@ -22,11 +22,7 @@ def test_named_attributes_are_the_same_keys() -> None:
     keys = Keys("q")
     for name in ("counts", "wake", "workers", "dead", "channel"):
         assert getattr(keys, name) == keys[name]
-    assert [keys.pending(priority) for priority in Priority] == [
-        keys["pending_interactive"],
-        keys["pending_normal"],
-        keys["pending_batch"],
-    ]
+    assert keys.lane(Priority.BATCH, "ann") == keys["lane"] + "batch:ann" == "mp:{q}:lane:batch:ann"
 
 
 def test_no_job_key_can_be_taken_for_another() -> None:

@@ -14,11 +14,10 @@ FILES = {
     for file in LUA.iterdir()
     if file.name.endswith(".lua")
 }
-PRELUDES = {"last_claim", "records", "sweep"}
+PRELUDES = {"lanes", "last_claim", "records", "sweep"}
 SCRIPTS = sorted(FILES.keys() - PRELUDES)
 
 DOT = re.compile(r"\bK\.(\w+)")
-INDEX = re.compile(r"\bK\[([^\]]+)\]")
 
 
 def header(source: str, field: str) -> list[str]:
@@ -27,11 +26,8 @@ def header(source: str, field: str) -> list[str]:
 
 
 def used_keys(source: str) -> set[str]:
-    used = set(DOT.findall(source))
-    for index in INDEX.findall(source):
-        assert index.startswith("'pending_' .."), f"K[{index}] cannot be checked"
-        used |= {name for name in QUEUE_KEYS if name.startswith("pending_")}
-    return used
+    assert "K[" not in source, "a key by a computed name cannot be checked"
+    return set(DOT.findall(source))
 
 
 def with_preludes(name: str) -> str:

@@ -1,0 +1,82 @@
+"""One job on its way into the queue: what `submit.lua` is given for it, and what it answers."""
+
+import hashlib
+from dataclasses import dataclass
+
+from millpond.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    QueueFullError,
+    TenantFullError,
+)
+from millpond.messages import JOB_ID_PATTERN, TENANT_PATTERN, JobRequest, JobStatus
+from millpond.scripts import Arg
+
+DEFAULT_TENANT = "default"
+# A rough count for submitters that cannot tokenize; the worker counts exactly before it runs the job.
+BYTES_PER_TOKEN = 4
+ASSUMED_OUTPUT_TOKENS = 256
+
+_STATUSES = {status.encode(): status for status in JobStatus}
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What `JobQueue.submit` answers. ``created`` is false when the job was known already."""
+
+    id: str
+    status: JobStatus
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """One job to submit. ``tokens`` is its prompt and output together, at most; None is a guess.
+
+    ``tenant_limit`` is how many unfinished jobs its tenant may have; None: any number.
+    """
+
+    request: JobRequest
+    id: str | None = None
+    tenant: str = DEFAULT_TENANT
+    tokens: int | None = None
+    tenant_limit: int | None = None
+
+
+def script_fields(id: str, job: NewJob) -> list[Arg]:
+    """The job's arguments of `submit.lua`. Raises InvalidRequestError for a malformed id or tenant."""
+    if not JOB_ID_PATTERN.fullmatch(id):
+        raise InvalidRequestError("id", f"must match {JOB_ID_PATTERN.pattern}", limit=64)
+    if not TENANT_PATTERN.fullmatch(job.tenant):
+        raise InvalidRequestError("tenant", f"must match {TENANT_PATTERN.pattern}", limit=32)
+    request = job.request
+    body = request.to_json()
+    tokens = job.tokens
+    if tokens is None:
+        tokens = len(body) // BYTES_PER_TOKEN + (request.max_tokens or ASSUMED_OUTPUT_TOKENS)
+    deadline_ms = "" if request.deadline_s is None else round(request.deadline_s * 1000)
+    return [
+        id,
+        body,
+        hashlib.sha256(job.tenant.encode() + b"\0" + body).hexdigest()[:32],
+        request.priority,
+        job.tenant,
+        tokens,
+        deadline_ms,
+        "1" if request.stream else "0",
+        "" if job.tenant_limit is None else job.tenant_limit,
+    ]
+
+
+def read_answer(
+    id: str, job: NewJob, kind: bytes, detail: bytes | int, max_depth: int
+) -> Submission | IdempotencyConflictError | QueueFullError:
+    """What `submit.lua` answered for the job."""
+    if kind == b"full":
+        return QueueFullError(int(detail), max_depth)
+    if kind == b"tenant_full":
+        return TenantFullError(int(detail), job.tenant_limit or 0)
+    if kind == b"conflict":
+        return IdempotencyConflictError(id)
+    assert isinstance(detail, bytes)
+    return Submission(id, _STATUSES[detail], created=kind == b"accepted")
