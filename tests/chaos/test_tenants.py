@@ -38,21 +38,19 @@ async def test_a_small_tenant_beside_a_big_one(server: RedisServer, tmp_path: Pa
         Fleet(settings, 2, tmp_path / "workers.log"),
     ):
         await ledger.submit(jobs(size(10_000, 1_000)), tenant="big")
-        for i in range(size(200, 12)):
+        # For as long as there is somebody to wait behind.
+        while len(waits) < size(200, 12) and await ledger.queue.depth() > 2 * WINDOW:
             before = int(await ledger.redis.hget(ledger.queue.keys.counts, "fence") or 0)
-            request = JobRequest(prompt=f"small {i}", max_tokens=20, ignore_eos=True)
+            request = JobRequest(prompt=f"small {len(waits)}", max_tokens=20, ignore_eos=True)
             [id] = await ledger.submit([request], tenant="small")
             assert (await ledger.results.wait(id, 30.0)).status.terminal
             waits.append(await fence_of(ledger, id) - before)
-        left = await ledger.queue.depth()
         await ledger.all_ended(300.0)
         await ledger.check(least_succeeded=1.0)
-    print(
-        f"waits in jobs: p50 {percentile(waits, 0.5)}, p95 {percentile(waits, 0.95)}, most "
-        f"{max(waits)}; window {WINDOW}; {left} of the big one's still queued at the end"
-    )
-    assert left > 0, "the big tenant ran out too early to say anything"
-    assert percentile(waits, 0.95) <= 2 * WINDOW
+    p50, p95 = percentile(waits, 0.5), percentile(waits, 0.95)
+    print(f"{len(waits)} waits in jobs: p50 {p50}, p95 {p95}, most {max(waits)}; window {WINDOW}")
+    assert len(waits) >= size(40, 8), "the big tenant ran out too early to say much"
+    assert p95 <= 2 * WINDOW
 
 
 @pytest.mark.parametrize(
