@@ -4,15 +4,14 @@ Every method is one atomic script on the server, whose clock is the only one tha
 raise QueueUnavailableError when Redis cannot serve; repeating any of them is safe.
 """
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 
+from millpond.claims import Claim, ClaimedJob, Commit, Renewal, new_nonce
 from millpond.connection import MAX_BLOCK_S
 from millpond.errors import (
     IdempotencyConflictError,
@@ -63,59 +62,6 @@ class QueueOptions:
                 "dead_max": self.dead_max,
             }
         )
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimedJob:
-    """One job in a worker's hands, for as long as its lease lasts. ``body`` is a stored JobRequest."""
-
-    id: str
-    fence: int
-    attempt: int
-    claimed_ms: int
-    queue_wait_ms: int
-    body: bytes
-
-    @property
-    def row(self) -> str:
-        """A name for this very claim: a job that comes back is another row."""
-        return f"{self.id}/{self.fence}"
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A window's worth of jobs, and how many were left that a claim could take.
-
-    ``alone``: they are suspects, so run nothing beside them.
-    """
-
-    jobs: list[ClaimedJob]
-    left: int
-    alone: bool
-
-
-def new_nonce() -> str:
-    """A name for one claim."""
-    return uuid.uuid4().hex
-
-
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """What became of held leases: ids that are no longer ours, and ids that are to be ended."""
-
-    lost: frozenset[str]
-    cancelled: frozenset[str]
-    expired: frozenset[str]
-
-
-class Commit(StrEnum):
-    """What came of a fenced write. LOST: another holder has the job, and nothing was written."""
-
-    STORED = "stored"
-    KNOWN = "known"
-    RETRY = "retry"
-    BURIED = "buried"
-    LOST = "lost"
 
 
 class JobQueue:

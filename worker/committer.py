@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from millpond.claims import ClaimedJob, Commit
 from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, JobEvent, JobResult
-from millpond.queue import ClaimedJob, Commit, JobQueue
+from millpond.queue import JobQueue
 from worker.held import HeldJob
 
 log = structlog.get_logger("millpond.committer")

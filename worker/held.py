@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from millpond.claims import ClaimedJob
 from millpond.messages import (
     FinishReason,
     GeneratedToken,
@@ -18,7 +19,6 @@ from millpond.messages import (
 )
 from millpond.presets import Preset
 from millpond.prompts import PreparedPrompt
-from millpond.queue import ClaimedJob
 from millpond.tokenization import Tokenizer
 from worker.engines.base import EngineInfo, Finished, GenerationRequest, RowStats, Sampling
 

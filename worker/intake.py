@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import structlog
 
+from millpond.claims import Claim, ClaimedJob, new_nonce
 from millpond.errors import InvalidRequestError, QueueUnavailableError
 from millpond.messages import JobRequest, JobResult
 from millpond.presets import Preset
 from millpond.prompts import prepare_prompt
-from millpond.queue import Claim, ClaimedJob, JobQueue, new_nonce
+from millpond.queue import JobQueue
 from millpond.tokenization import Tokenizer
 from worker.engines.base import Capacity
 from worker.grouping import cut_groups

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from millpond.claims import Commit
 from millpond.messages import JobStatus
-from millpond.queue import Commit, QueueOptions
+from millpond.queue import QueueOptions
 
 PRIORITIES = ("interactive", "normal", "batch")
 TURNS = "iiiniiiiniiiinib"

@@ -16,10 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from redis.asyncio import Redis
 
 from millpond import scripts
+from millpond.claims import ClaimedJob
 from millpond.connection import connect
 from millpond.errors import IdempotencyConflictError
 from millpond.messages import EventType, JobEvent, JobRequest, JobStatus, Priority, Usage
-from millpond.queue import ClaimedJob, JobQueue, QueueOptions
+from millpond.queue import JobQueue, QueueOptions
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
 from millpond.submission import NewJob, Submission
 from millpond.tenants import Tenants

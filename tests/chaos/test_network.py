@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from millpond.claims import Commit
 from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobRequest, JobStatus
-from millpond.queue import Commit, JobQueue
+from millpond.queue import JobQueue
 from millpond.results import Results
 from millpond.scripts import load_script
 from millpond.server import RedisServer

@@ -7,6 +7,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from millpond.claims import ClaimedJob
 from millpond.messages import (
     EventType,
     FinishReason,
@@ -17,7 +18,7 @@ from millpond.messages import (
     JobStatus,
     Priority,
 )
-from millpond.queue import ClaimedJob, JobQueue, QueueOptions
+from millpond.queue import JobQueue, QueueOptions
 
 PLENTY = 1_000_000
 SHORT_LEASE_S = 0.05

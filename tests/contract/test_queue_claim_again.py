@@ -2,7 +2,8 @@
 
 from redis.asyncio import Redis
 
-from millpond.queue import Claim, Commit, JobQueue
+from millpond.claims import Claim, Commit
+from millpond.queue import JobQueue
 from millpond.scripts import load_script
 from tests.contract.jobs import (
     PLENTY,

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
+from millpond.claims import Commit
 from millpond.messages import JobResult, JobStatus
-from millpond.queue import Commit, JobQueue
+from millpond.queue import JobQueue
 from millpond.results import Results
 from tests.contract.invariants import check_invariants, check_only_ttl_left
 from tests.contract.jobs import (

@@ -12,10 +12,11 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from millpond import connection
+from millpond.claims import Commit
 from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobStatus
-from millpond.queue import Commit, JobQueue, QueueOptions
+from millpond.queue import JobQueue, QueueOptions
 from millpond.results import Results
 from millpond.scripts import unavailable
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port

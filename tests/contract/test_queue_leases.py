@@ -3,8 +3,9 @@
 import pytest
 from redis.asyncio import Redis
 
+from millpond.claims import Commit, Renewal
 from millpond.messages import EventType, JobEvent, JobStatus
-from millpond.queue import Commit, JobQueue, Renewal
+from millpond.queue import JobQueue
 from millpond.results import Results
 from tests.contract.jobs import (
     SHORT_LEASE_S,

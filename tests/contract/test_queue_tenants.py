@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 
+from millpond.claims import ClaimedJob
 from millpond.errors import InvalidRequestError
 from millpond.messages import Priority, Usage
-from millpond.queue import ClaimedJob, JobQueue
+from millpond.queue import JobQueue
 from millpond.results import Results
 from millpond.submission import NewJob
 from millpond.tenants import Tenant, Tenants

@@ -17,9 +17,10 @@ from api.app import create_app
 from api.server import ApiServer
 from api.services import Services, services_of
 from millpond.api_keys import ApiKeys, KeyLimits, Scope
+from millpond.claims import ClaimedJob
 from millpond.connection import connect
 from millpond.messages import FinishReason, JobResult, JobStatus, Usage
-from millpond.queue import ClaimedJob, JobQueue
+from millpond.queue import JobQueue
 from millpond.server import RedisServer
 from millpond.settings import Settings
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
+from millpond.claims import ClaimedJob
 from millpond.messages import EventType, JobEvent
-from millpond.queue import ClaimedJob
 from millpond.server import RedisServer
 from tests.integration.conftest import RunningApi, StartApi, listening
 

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+from millpond.claims import Claim, ClaimedJob
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobRequest, JobStatus
 from millpond.presets import PRESETS
-from millpond.queue import Claim, ClaimedJob
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import Capacity
 from worker.held import HeldJob
