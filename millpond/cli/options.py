@@ -10,7 +10,7 @@ from millpond.settings import Settings, load_settings
 from millpond.stack import StackFile
 
 ModelFlag = Annotated[
-    str | None, typer.Option("--model", help="A preset, a model folder or a hub name.")
+    str | None, typer.Option("--model", help="A preset, a model folder, a GGUF file or a hub name.")
 ]
 EngineFlag = Annotated[
     str | None, typer.Option("--engine", help="transformers, simulated or remote.")

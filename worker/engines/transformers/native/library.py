@@ -89,7 +89,7 @@ def _compile(path: Path) -> None:
     compiler = find_compiler()
     if compiler is None:
         raise NoKernelsError(
-            "there is no C compiler; install gcc, or the package ziglang from PyPI"
+            "there is no C compiler; install gcc, or the package ziglang (millpond[compiler])"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
