@@ -199,7 +199,7 @@ def test_prefill_in_pieces_and_decode_give_the_same_bits(
     tokens = [rng.randrange(256) for _ in range(150)]
     results = []
     for chunk, threads, start in ((2048, 2, 150), (37, 1, 150), (2048, 3, 90)):
-        monkeypatch.setattr("worker.engines.transformers.native.runner.CHUNK_TOKENS", chunk)
+        monkeypatch.setattr("worker.engines.transformers.native.runner.PREFILL_TOKENS", chunk)
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         row = self_check.Sequence(request("r", tokens[:start], 100), ByteTokenizer())
         pages = PagedCache(loaded.native.page_bytes, kv_tokens=300, slots=1)

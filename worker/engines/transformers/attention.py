@@ -6,6 +6,8 @@ queries to `attend`, which reads what the plan says. No mask of transformers' ma
 """
 
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -45,23 +47,29 @@ class Plan(Protocol):
 
 
 class PrefillPlan:
-    """Prompts end to end in one row of tokens: no padding, each attends to itself alone."""
+    """Prompts end to end in one row of tokens: no padding, each attends to itself alone.
 
-    def __init__(self, rows: Items[Sequence], cache: KVCache, windows: Items[int | None]) -> None:
+    A piece is a row with the first token of it to read and the one past the last; what came before
+    is in the row's slot. ``ends`` is where each piece ends in the row of tokens.
+    """
+
+    def __init__(
+        self,
+        pieces: Items[tuple[Sequence, int, int]],
+        cache: KVCache,
+        windows: Items[int | None],
+    ) -> None:
         self.windows = windows
-        self._segments: list[tuple[int, int, Shelf, int]] = []
-        start = 0
-        for row in rows:
-            shelf, slot = cache.place_of(row)
-            self._segments.append((start, start + row.num_tokens, shelf, slot))
-            start += row.num_tokens
-        self._masks: dict[tuple[int, int], torch.Tensor] = {}
+        self._pieces = [_Piece(start, stop, *cache.place_of(row)) for row, start, stop in pieces]
+        self.ends = list(accumulate(stop - start for _, start, stop in pieces))
+        self._masks: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        for start, stop, shelf, slot in self._segments:
-            keys, values = shelf.layer(layer)
-            keys[slot, :, : stop - start] = key[0, :, start:stop]
-            values[slot, :, : stop - start] = value[0, :, start:stop]
+        for piece, end in zip(self._pieces, self.ends, strict=True):
+            keys, values = piece.shelf.layer(layer)
+            here = slice(end - piece.length, end)
+            keys[piece.slot, :, piece.start : piece.stop] = key[0, :, here]
+            values[piece.slot, :, piece.start : piece.stop] = value[0, :, here]
 
     def attend(
         self,
@@ -74,31 +82,63 @@ class PrefillPlan:
         _, num_heads, num_tokens, head_dim = query.shape
         out = query.new_empty((1, num_tokens, num_heads, head_dim))
         window = self.windows[layer]
-        grouped = num_heads != key.shape[1]
-        for start, stop, _, _ in self._segments:
-            length = stop - start
-            mask = None
-            if window is not None and window < length:
-                mask = self._window_mask(length, window, query.device)
+        for piece, end in zip(self._pieces, self.ends, strict=True):
+            here = slice(end - piece.length, end)
+            # Where the first query's sight begins; all keys before are out of the window.
+            first = 0 if window is None else max(0, piece.start - window + 1)
+            keys, values = key[:, :, here], value[:, :, here]
+            if piece.start > 0:
+                # With a mask and shared heads torch would hold all scores at once; repeated heads
+                # take far less.
+                group = num_heads // key.shape[1]
+                keys, values = (x.repeat_interleave(group, 1) for x in piece.stored(layer, first))
+            mask = self._mask(piece, first, window, query.device)
             result = scaled_dot_product_attention(
-                query[:, :, start:stop],
-                key[:, :, start:stop],
-                value[:, :, start:stop],
+                query[:, :, here],
+                keys,
+                values,
                 attn_mask=mask,
-                is_causal=mask is None and length > 1,
+                is_causal=mask is None and piece.length > 1,
                 scale=scale,
-                enable_gqa=grouped,
+                enable_gqa=keys.shape[1] != num_heads,
             )
-            out[:, start:stop] = result.transpose(1, 2)
+            out[:, here] = result.transpose(1, 2)
         return out
 
-    def _window_mask(self, length: int, window: int, device: torch.device) -> torch.Tensor:
-        mask = self._masks.get((length, window))
+    def _mask(
+        self, piece: "_Piece", first: int, window: int | None, device: torch.device
+    ) -> torch.Tensor | None:
+        """``[queries, keys]``; None where each query sees all keys up to its own."""
+        if piece.start == 0 and (window is None or window >= piece.length):
+            return None
+        known = (piece.start, piece.stop, first)
+        mask = self._masks.get(known)
         if mask is None:
-            place = torch.arange(length, device=device)
-            distance = place[:, None] - place[None, :]
-            mask = self._masks[length, window] = (distance >= 0) & (distance < window)
+            queries = torch.arange(piece.start, piece.stop, device=device)
+            distance = queries[:, None] - torch.arange(first, piece.stop, device=device)
+            mask = distance >= 0
+            if window is not None:
+                mask &= distance < window
+            self._masks[known] = mask
         return mask
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    start: int
+    stop: int
+    shelf: Shelf
+    slot: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+    def stored(self, layer: int, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The row's keys and values from position ``first`` on, ``[1, kv_heads, keys, head_dim]``."""
+        at = slice(self.slot, self.slot + 1)
+        keys, values = self.shelf.layer(layer)
+        return keys[at, :, first : self.stop], values[at, :, first : self.stop]
 
 
 class DecodePlan:

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from millpond.memory_plan import PREFILL_TOKENS
 from worker.engines.sequence import Sequence
 from worker.engines.transformers.attention import DecodePlan, Plan, PlanCache, PrefillPlan
+from worker.engines.transformers.chunks import cut_chunks, tokens_of
 from worker.engines.transformers.kv_cache import KVCache
 from worker.engines.transformers.sampling import Output
 
@@ -22,16 +24,17 @@ class ModelRunner:
 
     def prefill(self, rows: Items[Sequence], *, logits: bool = False) -> Output:
         """Read all tokens of these rows, which have their slots already; logits after the last."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        last: list[int] = []
-        for row in rows:
-            token_ids += row.prompt_token_ids
-            token_ids += row.token_ids
-            positions += range(row.num_tokens)
-            last.append(len(token_ids) - 1)
-        plan = PrefillPlan(rows, self._cache, self._windows)
-        return Output(self._forward([token_ids], [positions], plan, torch.tensor(last))[0])
+        scores: list[torch.Tensor] = []
+        for chunk in cut_chunks([(row, 0) for row in rows], PREFILL_TOKENS):
+            token_ids = [t for piece in chunk.pieces for t in tokens_of(*piece)]
+            positions = [n for _, start, stop in chunk.pieces for n in range(start, stop)]
+            plan = PrefillPlan(chunk.pieces, self._cache, self._windows)
+            # No logits but of the last tokens: over all, they would outgrow the model.
+            last = torch.tensor([plan.ends[i] - 1 for i in chunk.ended], dtype=torch.int64)
+            found = self._forward([token_ids], [positions], plan, last)[0]
+            if chunk.ended:
+                scores.append(found)
+        return Output(scores[0] if len(scores) == 1 else torch.cat(scores))
 
     def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]:
         """Read the newest token of each row in the cache; the rows in the order of the output."""

@@ -8,16 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from millpond.memory_plan import PREFILL_TOKENS
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
 from worker.engines.sequence import Sequence
+from worker.engines.transformers.chunks import cut_chunks, tokens_of
 from worker.engines.transformers.native import structs
 from worker.engines.transformers.native.pages import PagedCache
 from worker.engines.transformers.native.weights import PANEL, NativeModel
 from worker.engines.transformers.sampling import Output, needs_logits
-
-# Tokens of one call: long prompts go in pieces, which bounds the scratch memory.
-CHUNK_TOKENS = 2048
 
 
 class NativeRunner:
@@ -37,13 +36,12 @@ class NativeRunner:
         best: list[int] = []
         scores: list[torch.Tensor] = []
         wanted = logits or needs_logits(rows)
-        for pieces, ended in _chunks([(row, self._read_tokens(row)) for row in rows]):
-            ids = [t for row, start, stop in pieces for t in _tokens(row)[start:stop]]
+        for chunk in cut_chunks([(r, self._read_tokens(r)) for r in rows], PREFILL_TOKENS):
             found, some = self._run(
-                [row for row, _, _ in pieces],
-                ids,
-                [(start, stop - start) for _, start, stop in pieces],
-                ended,
+                [row for row, _, _ in chunk.pieces],
+                [t for piece in chunk.pieces for t in tokens_of(*piece)],
+                [(start, stop - start) for _, start, stop in chunk.pieces],
+                chunk.ended,
                 wanted,
             )
             best += found
@@ -135,32 +133,6 @@ class NativeRunner:
             if held is None or held.size < size:
                 self._scratch[name] = np.empty(size, dtype=kind)
         return {name: array.ctypes.data for name, array in self._scratch.items()}
-
-
-def _chunks(
-    rows: Items[tuple[Sequence, int]],
-) -> list[tuple[list[tuple[Sequence, int, int]], list[int]]]:
-    """Cut rows, each from its first unread token, into calls of at most CHUNK_TOKENS: pieces
-    (row, start, stop), and which of them end their rows."""
-    chunks: list[tuple[list[tuple[Sequence, int, int]], list[int]]] = [([], [])]
-    room = CHUNK_TOKENS
-    for row, start in rows:
-        while start < row.num_tokens:
-            if room == 0:
-                chunks.append(([], []))
-                room = CHUNK_TOKENS
-            stop = min(row.num_tokens, start + room)
-            pieces, ended = chunks[-1]
-            if stop == row.num_tokens:
-                ended.append(len(pieces))
-            pieces.append((row, start, stop))
-            room -= stop - start
-            start = stop
-    return chunks
-
-
-def _tokens(row: Sequence) -> list[int]:
-    return row.prompt_token_ids + row.token_ids
 
 
 def _output(best: list[int], logits: torch.Tensor | None) -> Output:
