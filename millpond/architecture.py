@@ -6,6 +6,17 @@ from typing import Any, Literal
 
 from millpond.errors import InvalidRequestError, UnsupportedModelError
 
+SIZE_NAMES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
 Bias = Literal["none", "always", "by setting"]
 
 
@@ -13,7 +24,7 @@ Bias = Literal["none", "always", "by setting"]
 class _Family:
     """How a family's layers differ from a plain Llama's, as far as parameters are concerned.
 
-    ``setting``: ``attention_bias`` in the config decides. ``tied`` is what an absent
+    "by setting": ``attention_bias`` or ``mlp_bias`` in the config decides. ``tied`` is what an absent
     ``tie_word_embeddings`` means, ``head_dim`` and ``kv_heads`` what those absent mean.
     """
 

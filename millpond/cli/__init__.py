@@ -1,4 +1,4 @@
-"""The ``millpond`` command: up, submit, result, watch, cancel, queue, run-batch, keys, tenants."""
+"""The ``millpond`` command: up, submit, result, watch, cancel, queue, run-batch, plan, keys, tenants."""
 
 import sys
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from millpond.batch_file import first_error
-from millpond.cli import jobs, keys, run_batch, tenants, up
+from millpond.cli import jobs, keys, plan, run_batch, tenants, up
 from millpond.errors import MillpondError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("watch")(jobs.watch)
 app.command("cancel")(jobs.cancel)
 app.command("queue")(jobs.queue)
 app.command("run-batch")(run_batch.run_batch)
+app.command("plan")(plan.plan)
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
 

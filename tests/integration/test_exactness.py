@@ -10,13 +10,13 @@ import torch
 import transformers as tf
 
 from millpond.errors import UnsupportedModelError
+from millpond.memory_plan import SHELVES
 from millpond.messages import FinishReason
 from millpond.presets import Preset
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
 from worker.engines.transformers import attention, self_check
 from worker.engines.transformers.engine import TransformersEngine
-from worker.engines.transformers.kv_cache import SHELF_OVERHEAD
 from worker.engines.transformers.linear import PackedLinear, pack_linears
 from worker.engines.transformers.loading import adopt, check_config
 
@@ -128,7 +128,7 @@ def test_greedy_rows_equal_generate_alone_in_any_company(family: str) -> None:
         if requests:
             assert engine.admit(requests) == []
         allocated = engine._cache.allocated_tokens
-        assert allocated <= max(900 * SHELF_OVERHEAD, allocated_least(engine))
+        assert allocated <= max(SHELVES.tokens(0, 900), allocated_least(engine))
         if rng.random() < 0.1:
             engine.cancel(sorted(cancelled))
         finished.update({e.id: e for e in engine.step() if isinstance(e, Finished)})

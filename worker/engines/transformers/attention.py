@@ -114,11 +114,12 @@ class PrefillPlan:
         known = (piece.start, piece.stop, first)
         mask = self._masks.get(known)
         if mask is None:
-            queries = torch.arange(piece.start, piece.stop, device=device)
-            distance = queries[:, None] - torch.arange(first, piece.stop, device=device)
-            mask = distance >= 0
+            # By comparisons: a difference would take eight bytes for each pair.
+            query = torch.arange(piece.start, piece.stop, device=device)[:, None]
+            place = torch.arange(first, piece.stop, device=device)
+            mask = place <= query
             if window is not None:
-                mask &= distance < window
+                mask &= place > query - window
             self._masks[known] = mask
         return mask
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Items
 import torch
 
 from millpond.errors import ModelLoadError
+from millpond.memory_plan import Sizing
 from millpond.messages import FinishReason
 from millpond.prompts import shared_prefix
 from millpond.tokenization import Tokenizer
@@ -22,7 +23,7 @@ from worker.engines.scheduler import Scheduler
 from worker.engines.sequence import Sequence
 from worker.engines.transformers import loading, self_check
 from worker.engines.transformers.backend import build_backend
-from worker.engines.transformers.memory import affordable_kv_tokens, is_out_of_memory
+from worker.engines.transformers.memory import affordable, is_out_of_memory
 from worker.engines.transformers.sampling import NextTokens, next_tokens
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this row"
@@ -35,16 +36,22 @@ class TransformersEngine:
         self, loaded: loading.LoadedModel, config: EngineConfig, tokenizer: Tokenizer
     ) -> None:
         context_tokens = min(config.preset.context_tokens, loaded.context_tokens)
-        kv_tokens = config.kv_tokens or affordable_kv_tokens(
-            loaded.layout, config.slots * context_tokens
-        )
+        if config.kv_tokens is not None:
+            sizing = Sizing(config.slots, config.kv_tokens)
+        else:
+            sizing = affordable(
+                loaded.footprint, loaded.device, slots=config.slots, context_tokens=context_tokens
+            )
         self._scheduler = Scheduler(
-            tokenizer, slots=config.slots, kv_tokens=kv_tokens, context_tokens=context_tokens
+            tokenizer,
+            slots=sizing.slots,
+            kv_tokens=sizing.kv_tokens,
+            context_tokens=context_tokens,
         )
         self._cache, self._runner = build_backend(
             loaded,
-            kv_tokens=kv_tokens,
-            slots=config.slots,
+            kv_tokens=sizing.kv_tokens,
+            slots=sizing.slots,
             prefix=shared_prefix(config.preset, tokenizer),
         )
         self._info = EngineInfo(
@@ -52,7 +59,7 @@ class TransformersEngine:
             model=config.preset.name,
             dtype=loaded.dtype_name,
             device=str(loaded.device),
-            slots=config.slots,
+            slots=sizing.slots,
             context_tokens=context_tokens,
         )
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from millpond.memory_plan import SHELVES
 from worker.engines.sequence import Sequence
 
 # Lengths of the shelves, in tokens; doubling from there would waste up to half of a row's place.
 _SHORTEST_SHELF_TOKENS = 128
-# What a shelf wastes at the worst: a row of 129 tokens lies in 192, a row of 193 in 256.
-SHELF_OVERHEAD = 1.5
 _FIRST_SLOTS = 4
 
 
@@ -36,11 +35,6 @@ class KVLayout:
     head_dim: int
     dtype: torch.dtype
     device: torch.device
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Of keys and values over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
 class Shelf:
@@ -105,12 +99,12 @@ class KVCache:
     """Owns the shelves and where each row lies.
 
     ``kv_tokens`` is what all rows together may reserve; as long as they keep to it, the shelves
-    hold at most `SHELF_OVERHEAD` times that.
+    hold at most what `SHELVES` says.
     """
 
     def __init__(self, layout: KVLayout, *, kv_tokens: int) -> None:
         self.layout = layout
-        self._limit_tokens = int(kv_tokens * SHELF_OVERHEAD)
+        self._limit_tokens = SHELVES.tokens(0, kv_tokens)
         self._shelves: dict[int, Shelf] = {}
         self._places: dict[str, tuple[Shelf, int]] = {}
 

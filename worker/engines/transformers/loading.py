@@ -8,7 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from millpond.errors import ModelLoadError, UnsupportedModelError
+from millpond.architecture import SIZE_NAMES, Architecture
+from millpond.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
+from millpond.memory_plan import PAGES, SHELVES, Footprint
 from worker.engines.base import Device, DType, EngineConfig
 from worker.engines.transformers import attention
 from worker.engines.transformers.kv_cache import KVLayout
@@ -43,9 +45,16 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     layout: KVLayout
+    architecture: Architecture
     windows: tuple[int | None, ...]
     context_tokens: int
     native: NativeKernels | None = None
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it takes of memory beside its weights."""
+        cache = SHELVES if self.native is None else PAGES
+        return Footprint(self.architecture, self.dtype.itemsize, cache)
 
     @property
     def dtype_name(self) -> str:
@@ -143,11 +152,11 @@ def adopt(model: Any) -> LoadedModel:
         raise UnsupportedModelError(f"{_name(config)}: transformers cannot switch its attention")
     model.set_attn_implementation(attention.ATTENTION_NAME)
     model.eval()
-    num_heads = config.num_attention_heads
+    sizes = architecture_of(config)
     layout = KVLayout(
-        num_layers=config.num_hidden_layers,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        num_layers=sizes.num_layers,
+        num_kv_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
         dtype=model.dtype,
         device=model.device,
     )
@@ -156,6 +165,7 @@ def adopt(model: Any) -> LoadedModel:
         dtype=model.dtype,
         device=model.device,
         layout=layout,
+        architecture=sizes,
         windows=layer_windows(config),
         context_tokens=context_limit(config),
     )
@@ -174,6 +184,16 @@ def check_config(config: Any) -> None:
         raise UnsupportedModelError(
             f"{name}: layers of type {', '.join(sorted(unknown))} are not supported"
         )
+
+
+def architecture_of(config: Any) -> Architecture:
+    """Raises UnsupportedModelError for a config without the usual sizes."""
+    # By attribute: some families store these under names of their own.
+    named = {name: getattr(config, name, None) for name in SIZE_NAMES}
+    try:
+        return Architecture.from_config(config.to_dict() | named)
+    except InvalidRequestError as error:
+        raise UnsupportedModelError(f"{_name(config)}: {error}") from error
 
 
 def layer_windows(config: Any) -> tuple[int | None, ...]:

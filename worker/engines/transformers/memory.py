@@ -1,27 +1,41 @@
-"""How much memory there is for keys and values, and what running out of it looks like."""
+"""How much memory there is for the engine to work in, and what running out of it looks like."""
 
 import os
 from pathlib import Path
 
 import torch
 
-from worker.engines.transformers.kv_cache import SHELF_OVERHEAD, KVLayout
+from millpond.errors import ModelLoadError
+from millpond.memory_plan import COUNTED_SHARE, Footprint, Sizing, size_engine
 
-# Of what is free once the weights are loaded; the rest is for activations and for others.
-_KV_SHARE_CPU = 0.5
-_KV_SHARE_CUDA = 0.8
+# Of the RAM that is free once the weights are loaded; the rest is for others.
+_SHARE_CPU = 0.5
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
 
 
-def affordable_kv_tokens(layout: KVLayout, wanted: int) -> int:
-    """As many tokens of KV cache as are wanted, or as the free memory holds; at least 1."""
-    if layout.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(layout.device)
-        share = _KV_SHARE_CUDA
-    else:
-        free, share = _free_ram_bytes(), _KV_SHARE_CPU
-    affordable = int(free * share / (layout.bytes_per_token * SHELF_OVERHEAD))
-    return max(1, min(wanted, affordable))
+def affordable(
+    footprint: Footprint, device: torch.device, *, slots: int, context_tokens: int
+) -> Sizing:
+    """Slots and KV cache for the memory that is free now, the weights being loaded.
+
+    At most ``slots``, each of at most ``context_tokens``. Raises ModelLoadError if nothing fits.
+    """
+    room = _room_bytes(device)
+    sizing = size_engine(footprint, room, slots=slots, context_tokens=context_tokens)
+    if sizing is None:
+        workspace = footprint.workspace_bytes(1, context_tokens)
+        raise ModelLoadError(
+            f"{room / 1024**2:,.0f} MiB are free for this model beside its weights; one row alone "
+            f"needs {workspace / 1024**2:,.0f} MiB to work in, and its KV cache: see `millpond plan`"
+        )
+    return sizing
+
+
+def _room_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, free - int((1 - COUNTED_SHARE) * total))
+    return int(_free_ram_bytes() * _SHARE_CPU)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

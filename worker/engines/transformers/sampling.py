@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from millpond.memory_plan import DRAW_ROWS
 from worker.engines.base import Sampling, TokenLogprobs
 from worker.engines.sequence import Sequence
 from worker.engines.transformers.logprobs import RawLogprobs
@@ -69,9 +70,10 @@ def sample(logits: torch.Tensor, rows: Items[Sequence]) -> list[int | None]:
     _suppress_ends(logits, rows)
     top, tokens = logits.max(dim=-1)
     drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
-    if drawn:
-        picked = [rows[i] for i in drawn]
-        index = torch.tensor(drawn, device=logits.device)
+    for start in range(0, len(drawn), DRAW_ROWS):
+        block = drawn[start : start + DRAW_ROWS]
+        index = torch.tensor(block, device=logits.device)
+        picked = [rows[i] for i in block]
         tokens[index] = _draw(logits[index].float(), top[index].float(), picked)
     read = torch.stack((tokens, torch.isfinite(top).to(tokens.dtype))).tolist()
     return [token if finite else None for token, finite in zip(*read, strict=True)]

@@ -1,0 +1,170 @@
+"""The arithmetic of `millpond plan` against real models: exact parameters, bounds that hold."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from torch.profiler import ProfilerActivity, profile
+
+from millpond.architecture import Architecture
+from millpond.errors import ModelLoadError
+from millpond.memory_plan import SHELVES, naive_bytes
+from millpond.model_config import read_model_config
+from millpond.presets import PRESETS, Preset
+from millpond.tokenization import ByteTokenizer
+from tests.integration.test_memory import FAMILIES
+from worker.engines.base import EngineConfig, GenerationRequest, Sampling
+from worker.engines.sequence import Sequence
+from worker.engines.transformers import memory
+from worker.engines.transformers.backend import build_backend
+from worker.engines.transformers.engine import TransformersEngine
+from worker.engines.transformers.kv_cache import shelf_length
+from worker.engines.transformers.loading import adopt
+from worker.engines.transformers.sampling import Output, next_tokens
+
+SIZES = {
+    "vocab_size": 4000,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+    "bos_token_id": None,
+    "pad_token_id": 0,
+    "eos_token_id": 256,
+}
+MODELS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**SIZES)),
+    "qwen2": lambda: tf.Qwen2ForCausalLM(tf.Qwen2Config(**SIZES)),
+    "qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**SIZES, head_dim=32)),
+    "gemma3": lambda: tf.Gemma3ForCausalLM(
+        tf.Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=64)
+    ),
+    "mistral": lambda: tf.MistralForCausalLM(tf.MistralConfig(**SIZES)),
+    "phi3": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**SIZES)),
+    "phi": lambda: tf.PhiForCausalLM(tf.PhiConfig(**SIZES)),
+}
+
+
+def peak_bytes(work: Callable[[], object], folder: Path) -> int:
+    """The most that torch had allocated during ``work``, beyond what it had before."""
+    recording = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with recording as profiled, torch.inference_mode():
+        work()
+    profiled.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    changes = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
+    totals = [e["args"]["Total Allocated"] for e in changes]
+    return max(totals) - (totals[0] - changes[0]["args"]["Bytes"])
+
+
+def make_row(row_id: str, length: int, **sampling: Any) -> Sequence:
+    request = GenerationRequest(row_id, [5] * length, Sampling(4, 0, **sampling))
+    return Sequence(request, ByteTokenizer())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_counted_exactly(family: str, tmp_path: Path) -> None:
+    model = FAMILIES[family]()
+    model.config.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert Architecture.from_config(config).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"simulated"}))
+def test_parameters_of_presets_are_those_of_their_models(name: str, tmp_path: Path) -> None:
+    config = read_model_config(PRESETS[name], tmp_path)
+    with torch.device("meta"):
+        model = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(**config))
+    assert Architecture.from_config(config).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", MODELS)
+def test_a_prefill_keeps_to_the_workspace(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    loaded = adopt(MODELS[family]().to(dtype).eval())
+    rows = [make_row(f"{i}", 512) for i in range(6)]
+    cache, runner = build_backend(loaded, kv_tokens=100_000, slots=8)
+    cache.allocate(rows)
+    peak = peak_bytes(lambda: next_tokens(runner.prefill(rows), rows), tmp_path)
+    bound = loaded.footprint.workspace_bytes(6, 512)
+    assert bound / 2 < peak <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_long_row_keeps_to_it_too(dtype: torch.dtype, tmp_path: Path) -> None:
+    loaded = adopt(MODELS["llama"]().to(dtype).eval())
+    row = make_row("long", 7000)
+    cache, runner = build_backend(loaded, kv_tokens=8000, slots=1)
+    cache.allocate([row])
+    peak = peak_bytes(lambda: runner.prefill([row]), tmp_path)
+    assert peak <= loaded.footprint.workspace_bytes(1, 7000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_p": 0.9},
+        {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.1, "logprobs": 3},
+        {"logprobs": 3},
+    ],
+)
+def test_drawing_keeps_to_the_workspace(
+    dtype: torch.dtype, sampling: dict[str, Any], tmp_path: Path
+) -> None:
+    vocab_size, count = 60_000, 80
+    loaded = adopt(
+        tf.LlamaForCausalLM(tf.LlamaConfig(**SIZES | {"vocab_size": vocab_size})).to(dtype)
+    )
+    rows = [make_row(f"{i}", 5, **sampling) for i in range(count)]
+    torch.manual_seed(0)
+    logits = torch.randn(count, vocab_size).to(dtype)
+    peak = peak_bytes(lambda: next_tokens(Output(logits), rows), tmp_path)
+    assert peak + logits.nbytes <= loaded.footprint.workspace_bytes(count, 5)
+
+
+def test_the_naive_bound_is_what_a_naive_program_takes(tmp_path: Path) -> None:
+    model = MODELS["llama"]().eval()
+    ids = torch.zeros((4, 256), dtype=torch.int64)
+
+    def naive() -> torch.Tensor:
+        logits = model(ids).logits
+        return torch.softmax(logits / 0.6, dim=-1)[:, -1]
+
+    peak = peak_bytes(naive, tmp_path)
+    sizes = Architecture.from_config(model.config.to_dict())
+    bound = naive_bytes(sizes, 4, 256) - naive_bytes(sizes, 0, 0)
+    assert 3 * 4 * 4 * 256 * 4000 <= peak <= bound
+
+
+def test_shelves_take_no_more_than_the_plan_says() -> None:
+    rng = random.Random(1)
+    lengths = [*range(1, 3000), *(rng.randint(1, 200_000) for _ in range(1000))]
+    for length in lengths:
+        assert shelf_length(length) <= SHELVES.tokens(1, length)
+
+
+def test_the_engine_sizes_itself_by_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = adopt(MODELS["llama"]().eval())
+    preset = Preset(name="tiny", source="", context_tokens=4096)
+    config = EngineConfig("transformers", None, preset, slots=64)
+
+    def build(room_bytes: int) -> TransformersEngine:
+        monkeypatch.setattr(memory, "_room_bytes", lambda device: room_bytes)
+        return TransformersEngine(loaded, config, ByteTokenizer())
+
+    large = build(10**12)
+    assert (large.info.slots, large.capacity().free_tokens) == (64, 64 * 4096)
+    small = build(loaded.footprint.workspace_bytes(16, 4096) + 5_000_000)
+    assert small.info.slots < 64
+    assert 0 < small.capacity().free_tokens < 64 * 4096
+    with pytest.raises(ModelLoadError, match="one row alone needs"):
+        build(1_000_000)
