@@ -2,13 +2,28 @@
 
 import asyncio
 
+from api.gate import Caller
 from millpond.errors import IdempotencyConflictError, QueueFullError
+from millpond.messages import JobRequest
+from millpond.prompts import PreparedPrompt
 from millpond.queue import JobQueue
 from millpond.submission import NewJob, Submission
 
 MAX_BATCH_JOBS = 200
 
 Answer = Submission | IdempotencyConflictError | QueueFullError
+
+
+def new_job(request: JobRequest, prompt: PreparedPrompt, id: str | None, caller: Caller) -> NewJob:
+    """What a caller is to have queued, with the tokens that were counted."""
+    return NewJob(
+        request,
+        id,
+        caller.tenant,
+        tokens=prompt.budget_tokens,
+        tenant_limit=caller.unfinished_jobs,
+        prompt_tokens=len(prompt.token_ids),
+    )
 
 
 class SubmitBatcher:

@@ -31,9 +31,10 @@ QUEUE_KEYS: dict[str, str] = {
     "deadlines": "deadlines",
     # List of ids of jobs that ran out of attempts, newest last.
     "dead": "dead",
+    # Hash, kind of job or all -> "JOBS MEDIAN HIGH": how long outputs get (see lengths.lua).
+    "lengths": "lengths",
     # Hash of integers: queued:PRIORITY and running (now), accepted:PRIORITY (ever), done:STATUS (ended,
-    # for ever), served:jobs and served:tokens (what a usual job takes), level:PRIORITY (see lanes.lua),
-    # fence and turn (see claim.lua).
+    # for ever), level:PRIORITY (see lanes.lua), fence and turn (see claim.lua).
     "counts": "counts",
     # List of at most one token; idle workers block on it.
     "wake": "wake",

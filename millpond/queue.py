@@ -19,6 +19,7 @@ from millpond.errors import (
 )
 from millpond.keys import Keys
 from millpond.messages import (
+    FinishReason,
     JobEvent,
     JobRequest,
     JobResult,
@@ -49,6 +50,7 @@ class QueueOptions:
     event_ttl_s: float = 600.0
     event_maxlen: int = 10_000
     max_depth: int = 100_000
+    ageing_ms: float = 20.0
     dead_max: int = 10_000
 
     def to_json(self) -> bytes:
@@ -98,7 +100,7 @@ class JobQueue:
         ids = [job.id or new_job_id() for job in jobs]
         fields = [script_fields(id, job) for id, job in zip(ids, jobs, strict=True)]
         answers = await self._scripts.run_batched(
-            "submit", SUBMITS_A_CALL, fields, first=[self.options.max_depth]
+            "submit", SUBMITS_A_CALL, fields, first=[self.options.max_depth, self.options.ageing_ms]
         )
         pairs = zip(answers[::2], answers[1::2], strict=True)
         return [
@@ -134,8 +136,10 @@ class JobQueue:
         )
         return Claim(
             [
-                ClaimedJob(id.decode(), fence, attempt, now, max(0, now - int(created)), body)
-                for id, fence, attempt, created, body in jobs
+                ClaimedJob(
+                    id.decode(), fence, attempt, now, max(0, now - int(created)), body, predicted
+                )
+                for id, fence, attempt, created, body, predicted in jobs
             ],
             left,
             alone == b"1",
@@ -152,7 +156,7 @@ class JobQueue:
     async def complete(self, results: Sequence[tuple[int, JobResult]]) -> list[Commit]:
         """Store the terminal results of (fence, result) pairs: state, event and publish at once."""
         items: list[list[Arg]] = [
-            [result.id, fence, result.status, result.to_json(), _tokens_served(result)]
+            [result.id, fence, result.status, result.to_json(), *_lengths(result)]
             for fence, result in results
         ]
         answers = await self._scripts.run_batched(
@@ -264,8 +268,15 @@ class JobQueue:
             raise unavailable(error) or error from error
 
 
-def _tokens_served(result: JobResult) -> int:
-    """What the tenant is charged for in the end: nothing for a job that never became a row."""
-    return (
-        0 if result.usage is None else result.usage.prompt_tokens + result.usage.completion_tokens
-    )
+def _lengths(result: JobResult) -> list[Arg]:
+    """Tokens that the tenant was served, and output to learn from, for `complete.lua`.
+
+    A job that never became a row costs nothing, and one that did not succeed teaches nothing.
+    """
+    if result.usage is None:
+        return [0, "", ""]
+    output = result.usage.completion_tokens
+    served = result.usage.prompt_tokens + output
+    if result.status is not JobStatus.SUCCEEDED or output < 1:
+        return [served, "", ""]
+    return [served, output, "1" if result.finish_reason is FinishReason.LENGTH else "0"]

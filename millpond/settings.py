@@ -100,6 +100,10 @@ class Settings(BaseSettings):
     event_ttl_s: Seconds = 600.0
     event_maxlen: Count = 10_000
     max_depth: Count = 100_000
+    ageing_ms: Annotated[float, Field(ge=0)] = Field(
+        default=20.0,
+        description="A job waits this long for each token that it is longer than a newer one.",
+    )
 
     # The worker
     grace_s: Annotated[float, Field(ge=0)] = Field(
@@ -188,6 +192,7 @@ class Settings(BaseSettings):
             event_ttl_s=self.event_ttl_s,
             event_maxlen=self.event_maxlen,
             max_depth=self.max_depth,
+            ageing_ms=self.ageing_ms,
         )
 
     def environment(self) -> dict[str, str]:

@@ -31,7 +31,8 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """One job to submit. ``tokens`` is its prompt and output together, at most; None is a guess.
+    """One job to submit. ``tokens`` is its prompt and output together, at most; None is a guess, as it
+    is for ``prompt_tokens``.
 
     ``tenant_limit`` is how many unfinished jobs its tenant may have; None: any number.
     """
@@ -41,6 +42,7 @@ class NewJob:
     tenant: str = DEFAULT_TENANT
     tokens: int | None = None
     tenant_limit: int | None = None
+    prompt_tokens: int | None = None
 
 
 def script_fields(id: str, job: NewJob) -> list[Arg]:
@@ -51,9 +53,13 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
         raise InvalidRequestError("tenant", f"must match {TENANT_PATTERN.pattern}", limit=32)
     request = job.request
     body = request.to_json()
+    prompt = job.prompt_tokens
+    if prompt is None:
+        prompt = max(1, len(body) // BYTES_PER_TOKEN)
     tokens = job.tokens
     if tokens is None:
-        tokens = len(body) // BYTES_PER_TOKEN + (request.max_tokens or ASSUMED_OUTPUT_TOKENS)
+        tokens = prompt + (request.max_tokens or ASSUMED_OUTPUT_TOKENS)
+    prompt = min(prompt, tokens)
     deadline_ms = "" if request.deadline_s is None else round(request.deadline_s * 1000)
     return [
         id,
@@ -61,11 +67,24 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
         hashlib.sha256(job.tenant.encode() + b"\0" + body).hexdigest()[:32],
         request.priority,
         job.tenant,
+        _kind(request, prompt),
+        prompt,
         tokens,
         deadline_ms,
         "1" if request.stream else "0",
         "" if job.tenant_limit is None else job.tenant_limit,
     ]
+
+
+def _kind(request: JobRequest, prompt_tokens: int) -> str:
+    """Jobs of one kind write outputs of like length: the form of the prompt and its size in powers of two."""
+    if request.token_ids is not None:
+        form = "ids"
+    elif request.messages is not None:
+        form = "chat"
+    else:
+        form = "raw" if request.raw else "ask"
+    return f"{form}{prompt_tokens.bit_length()}"
 
 
 def read_answer(

@@ -74,6 +74,14 @@ class HeldJob:
         """Whether it is to end without, or without further, running."""
         return self.lost or self.end_as is not None
 
+    @property
+    def expected_tokens(self) -> int:
+        """Tokens of KV cache to reserve for it at first: its prompt and the predicted output."""
+        predicted = self.claimed.predicted_tokens
+        if predicted is None:
+            return self.prompt.budget_tokens
+        return min(self.prompt.budget_tokens, len(self.prompt.token_ids) + predicted)
+
     def generation_request(self, preset: Preset) -> GenerationRequest:
         """The row for the engine, every default resolved by the preset."""
         request = self.request
@@ -84,6 +92,7 @@ class HeldJob:
         return GenerationRequest(
             id=self.row,
             prompt_token_ids=self.prompt.token_ids,
+            predicted_tokens=self.claimed.predicted_tokens,
             sampling=Sampling(
                 max_tokens=self.prompt.max_tokens,
                 min_tokens=min(request.min_tokens, self.prompt.max_tokens),

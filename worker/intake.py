@@ -275,12 +275,12 @@ class Intake:
 
 
 def _fits(job: HeldJob, capacity: Capacity) -> bool:
-    return capacity.free_slots > 0 and job.prompt.budget_tokens <= capacity.free_tokens
+    return capacity.free_slots > 0 and job.expected_tokens <= capacity.free_tokens
 
 
 def _less(capacity: Capacity, jobs: Sequence[HeldJob]) -> Capacity:
     rows = [job for job in jobs if not job.over]
     return Capacity(
         capacity.free_slots - len(rows),
-        capacity.free_tokens - sum(job.prompt.budget_tokens for job in rows),
+        capacity.free_tokens - sum(job.expected_tokens for job in rows),
     )

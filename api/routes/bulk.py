@@ -21,6 +21,7 @@ from api.payment import give_back, pay
 from api.routes.jobs import IdempotencyKey, check_key, count_outcome
 from api.schemas import BulkAnswer, BulkItem
 from api.services import Api, Services
+from api.submissions import new_job
 from api.tenancy import Submitter
 from api.tokenizing import Tokenizing
 from millpond.errors import MillpondError, QueueFullError
@@ -99,8 +100,7 @@ def _check(
             checked.append(error)
         else:
             id = None if key is None else job_id_from_key(caller.tenant, f"{key}\n{i}")
-            tokens = prepared.budget_tokens
-            checked.append(NewJob(job, id, caller.tenant, tokens, caller.unfinished_jobs))
+            checked.append(new_job(job, prepared, id, caller))
     return checked
 
 

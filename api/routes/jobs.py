@@ -13,6 +13,7 @@ from api.openapi import SUBMIT_PROBLEMS, answer, json_body, problems
 from api.payment import give_back, pay
 from api.schemas import CancelAnswer, JobAccepted, JobState
 from api.services import Api, Services
+from api.submissions import new_job
 from api.tenancy import Reader, Submitter
 from api.views import job_accepted, job_path, job_state
 from millpond.errors import (
@@ -78,7 +79,7 @@ async def submit(
     try:
         job = await parse(JobRequest, await read_json(request))
         prepared = await api.tokenizing.prepare(job)
-        new = NewJob(job, id, caller.tenant, prepared.budget_tokens, caller.unfinished_jobs)
+        new = new_job(job, prepared, id, caller)
         submission = await _submit_paid(request, api, caller, new)
     except QueueFullError as error:
         count_outcome(api, error)

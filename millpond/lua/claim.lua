@@ -1,8 +1,8 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake last_claim lane active idle weights
--- uses: lanes records sweep last_claim
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake last_claim lane active idle weights lengths
+-- uses: lanes lengths records sweep last_claim
 -- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
--- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body}, ...}, '1' if they are suspects}
--- Takes up to `count` jobs whose tokens fit the budget: the priority by turns, then the active tenant
+-- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing}, ...}, '1' if they are suspects}
+-- Takes up to `count` jobs whose prompts and predicted outputs fit the budget: the priority by turns, then the active tenant
 -- with the least counter, then the first job of its lane. A job that claims to need more than the
 -- worker's whole capacity counts as needing all of it: the worker gets to see it when it is empty, and
 -- refuses it.
@@ -39,9 +39,8 @@ if same then
 end
 sweep(now, tonumber(ARGV[7]))
 
-local counts = redis.call('HMGET', K.counts, 'turn', 'fence', 'served:tokens', 'served:jobs')
+local counts = redis.call('HMGET', K.counts, 'turn', 'fence')
 local turn, fence = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
-local usual_tokens = counts[4] and math.ceil(tonumber(counts[3]) / tonumber(counts[4])) or math.huge
 local claimed, leases, taken = {}, {}, { interactive = 0, normal = 0, batch = 0 }
 
 -- The active tenants of a priority, the least counter foremost: as many as one call can come to.
@@ -119,7 +118,7 @@ end
 local function claim(id, line)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'status', 'tokens', 'deadline', 'attempts', 'created', 'priority',
-    'stream', 'due', 'tenant')
+    'stream', 'due', 'tenant', 'prompt', 'kind')
   if record[1] ~= 'queued' or record[8] then
     return 'skipped'
   end
@@ -132,15 +131,17 @@ local function claim(id, line)
     bury(id, 'queued', bare_result(id, 'failed', 'error', 'body_missing', 'the stored request is gone'), now)
     return 'skipped'
   end
-  local need = math.min(tonumber(record[2]), capacity)
+  local prompt = tonumber(record[10])
+  local most = tonumber(record[2]) - prompt
+  local likely, high = predict(record[11], most)
+  local need = math.min(prompt + (high or most), capacity)
   if need > budget then
     return 'full'
   end
   budget = budget - need
   fence = fence + 1
   local attempt = tonumber(record[4]) + 1
-  -- No more than it may take, so that nobody is charged more by an average of others.
-  local expected = math.min(tonumber(record[2]), usual_tokens)
+  local expected = prompt + (likely or most)
   redis.call('HSET', job, 'status', 'running', 'worker', worker, 'fence', int(fence),
     'attempts', attempt, 'claimed', int(now), 'charge', int(expected))
   if line then
@@ -152,7 +153,7 @@ local function claim(id, line)
   taken[record[6]] = taken[record[6]] + 1
   leases[#leases + 1] = int(now + lease_ms)
   leases[#leases + 1] = id
-  claimed[#claimed + 1] = { id, fence, attempt, record[5], body }
+  claimed[#claimed + 1] = { id, fence, attempt, record[5], body, high or false }
   return 'claimed'
 end
 

@@ -1,15 +1,14 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights
--- uses: lanes records
--- ARGV: id, fence, status, result, tokens served for each job, then options
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights lengths
+-- uses: lanes lengths records
+-- ARGV: id, fence, status, result, tokens served, output tokens to learn from or '', '1' if those were cut by their limit, for each job; then options
 -- -> for each job: 'stored' | 'known' (this very attempt has ended it before) | 'lost'
 -- The first time, and no other, the tenant's charge is put right.
 
 local answers, now = {}, clock_ms()
 local owed, order = {}, {} -- tokens by priority and tenant, so that each counter is written once
-local jobs, tokens = 0, 0
-for i = 1, #ARGV - 5, 5 do
+for i = 1, #ARGV - 7, 7 do
   local id, fence, served = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 4])
-  local record = redis.call('HMGET', K.job .. id, 'status', 'fence', 'priority', 'tenant', 'charge')
+  local record = redis.call('HMGET', K.job .. id, 'status', 'fence', 'priority', 'tenant', 'charge', 'kind')
   local answer = 'lost'
   if record[2] == fence and record[1] == 'running' then
     finish(id, 'running', ARGV[i + 2], ARGV[i + 3], now, false)
@@ -20,8 +19,8 @@ for i = 1, #ARGV - 5, 5 do
       order[#order + 1] = whose
     end
     owed[whose].tokens = owed[whose].tokens + served - tonumber(record[5])
-    if served > 0 then
-      jobs, tokens = jobs + 1, tokens + served
+    if ARGV[i + 5] ~= '' then
+      learn(record[6], tonumber(ARGV[i + 5]), ARGV[i + 6] == '1')
     end
   elseif record[2] == fence then
     answer = 'known'
@@ -31,8 +30,5 @@ end
 for _, whose in ipairs(order) do
   charge(owed[whose].priority, owed[whose].tenant, owed[whose].tokens)
 end
-if jobs > 0 then
-  redis.call('HINCRBY', K.counts, 'served:jobs', jobs)
-  redis.call('HINCRBY', K.counts, 'served:tokens', tokens)
-end
+write_estimates()
 return answers

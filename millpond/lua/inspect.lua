@@ -1,5 +1,5 @@
--- keys: job result counts lane active weights idle
--- uses: lanes
+-- keys: job result counts lane active weights idle lengths
+-- uses: lanes lengths
 -- ARGV: id, tenant or '' for any
 -- -> {record as a flat list, result or false, now, counts as a flat list, place in its lane from 0 or false, jobs of others that go before it at its priority, about}
 -- Reads only. An empty list: there is no such job.
@@ -8,17 +8,15 @@
 local TENANT_LOOKS = 100
 
 -- By the time that `place` more jobs of this tenant have been served, its counter is so and so high, and
--- the others will have been served up to it: as if all jobs were of the usual length.
-local function others_before(priority, tenant, place)
+-- the others will have been served up to it: as if all jobs were as long as this one is thought to be.
+local function others_before(priority, tenant, place, expected)
   local active = K.active .. priority
-  local served = redis.call('HMGET', K.counts, 'served:tokens', 'served:jobs')
-  local usual = served[2] and tonumber(served[1]) / tonumber(served[2]) or 1
-  local turn = tonumber(redis.call('ZSCORE', active, tenant)) + place * units(usual, tenant)
+  local turn = tonumber(redis.call('ZSCORE', active, tenant)) + place * units(expected, tenant)
   local others = redis.call('ZRANGEBYSCORE', active, '-inf', '(' .. int(turn), 'WITHSCORES', 'LIMIT', 0, TENANT_LOOKS)
   local jobs, looked = 0, 0
   for i = 1, #others, 2 do
     if others[i] ~= tenant then
-      local share = (turn - tonumber(others[i + 1])) / math.max(1, units(usual, others[i]))
+      local share = (turn - tonumber(others[i + 1])) / math.max(1, units(expected, others[i]))
       jobs = jobs + math.min(redis.call('ZCARD', lane_of(priority, others[i])), math.ceil(share))
       looked = looked + 1
     end
@@ -40,10 +38,11 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local place, others = false, 0
 if redis.call('HGET', K.job .. id, 'status') == 'queued' then
-  local priority = redis.call('HGET', K.job .. id, 'priority')
+  local job = redis.call('HMGET', K.job .. id, 'priority', 'prompt', 'tokens', 'kind')
+  local priority, most = job[1], tonumber(job[3]) - tonumber(job[2])
   place = redis.call('ZRANK', lane_of(priority, tenant), id)
   if place then
-    others = others_before(priority, tenant, place)
+    others = others_before(priority, tenant, place, tonumber(job[2]) + (predict(job[4], most) or most))
   end
 end
 return { record, redis.call('GET', K.result .. id), now, redis.call('HGETALL', K.counts), place, others }

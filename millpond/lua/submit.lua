@@ -1,13 +1,14 @@
--- keys: job body counts open deadlines wake lane active idle weights
--- uses: lanes
--- ARGV: max_depth, then for each job: id, body, digest, priority, tenant, tokens, deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or ''
+-- keys: job body counts open deadlines wake lane active idle weights lengths
+-- uses: lanes lengths
+-- ARGV: max_depth, ageing_ms, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or ''
 -- -> for each job two items: 'accepted' | 'known' | 'conflict' | 'full' | 'tenant_full', and its status, the depth or the tenant's unfinished jobs
 -- Harmless when repeated: a known id with the same digest changes nothing. Each job is taken or refused
 -- on its own.
 
 local PRIORITIES = { 'interactive', 'normal', 'batch' }
 
-local max_depth = tonumber(ARGV[1])
+local FIRST, FIELDS = 3, 11
+local max_depth, ageing_us = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000
 local time = redis.call('TIME')
 local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local now = math.floor(now_us / 1000)
@@ -39,26 +40,32 @@ local function open_jobs(tenant)
 end
 
 local answers = {}
-for i = 2, #ARGV, 9 do
-  local id, digest, priority, tenant, deadline_ms = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 6]
+for i = FIRST, #ARGV, FIELDS do
+  local id, digest, priority, tenant = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  local kind, prompt, tokens, deadline_ms = ARGV[i + 5], ARGV[i + 6], ARGV[i + 7], ARGV[i + 8]
   local job = K.job .. id
   local known = redis.call('HMGET', job, 'digest', 'status')
-  local kind, detail
+  local answer, detail
   if known[1] then
-    kind, detail = known[1] == digest and 'known' or 'conflict', known[2]
+    answer, detail = known[1] == digest and 'known' or 'conflict', known[2]
   elseif depth >= max_depth then
-    kind, detail = 'full', depth
-  elseif ARGV[i + 8] ~= '' and open_jobs(tenant) >= tonumber(ARGV[i + 8]) then
-    kind, detail = 'tenant_full', open_jobs(tenant)
+    answer, detail = 'full', depth
+  elseif ARGV[i + 10] ~= '' and open_jobs(tenant) >= tonumber(ARGV[i + 10]) then
+    answer, detail = 'tenant_full', open_jobs(tenant)
   else
-    kind, detail = 'accepted', 'queued'
+    answer, detail = 'accepted', 'queued'
     depth = depth + 1
     open[tenant] = open_jobs(tenant) + 1
     -- A call takes longer than a microsecond for each job, so the next call's come after these.
-    local order = int(now_us + (i - 2) / 9)
+    local order = now_us + (i - FIRST) / FIELDS
+    if ageing_us > 0 then
+      order = order + ageing_us * (predict(kind, tokens - prompt) or 0)
+    end
+    order = int(order)
     queue(id, priority, tenant, order)
-    redis.call('HSET', job, 'status', 'queued', 'priority', priority, 'tenant', tenant, 'tokens', ARGV[i + 5],
-      'digest', digest, 'order', order, 'created', created, 'attempts', '0', 'stream', ARGV[i + 7])
+    redis.call('HSET', job, 'status', 'queued', 'priority', priority, 'tenant', tenant, 'kind', kind,
+      'prompt', prompt, 'tokens', tokens, 'digest', digest, 'order', order, 'created', created, 'attempts', '0',
+      'stream', ARGV[i + 9])
     if deadline_ms ~= '' then
       local deadline = int(now + tonumber(deadline_ms))
       redis.call('HSET', job, 'deadline', deadline)
@@ -67,7 +74,7 @@ for i = 2, #ARGV, 9 do
     redis.call('SET', K.body .. id, ARGV[i + 1])
     redis.call('HINCRBY', K.open, tenant, 1)
   end
-  answers[#answers + 1] = kind
+  answers[#answers + 1] = answer
   answers[#answers + 1] = detail
 end
 

@@ -66,7 +66,10 @@ class Shares:
 
 @dataclass
 class Model:
-    """A lane maps ids to their order. ``suspects`` holds tombstones, as the queue's list does."""
+    """Nothing is learnt of lengths here: results tell of no output.
+
+    A lane maps ids to their order. ``suspects`` holds tombstones, as the queue's list does.
+    """
 
     options: QueueOptions
     weights: dict[str, float]
@@ -74,8 +77,6 @@ class Model:
     jobs: dict[str, ModelJob] = field(default_factory=dict)
     lanes: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
     shares: dict[str, Shares] = field(default_factory=lambda: {p: Shares() for p in PRIORITIES})
-    served_jobs: int = 0
-    served_tokens: int = 0
     suspects: list[list[str]] = field(default_factory=list)
     deadlines: dict[str, int] = field(default_factory=dict)
     dead: list[str] = field(default_factory=list)
@@ -125,9 +126,6 @@ class Model:
             return again, self.num_left, were_alone
         self.sweep()
         claimed: list[tuple[str, int, int]] = []
-        usual = 10**9
-        if self.served_jobs:
-            usual = -(-self.served_tokens // self.served_jobs)
 
         def take(id: str) -> str:
             nonlocal budget
@@ -142,7 +140,7 @@ class Model:
             job.status, job.fence, job.worker = RUNNING, self.fence, worker
             job.attempts += 1
             job.lease_end_ms = self.now_ms + lease_ms
-            job.charge = min(job.tokens, usual)
+            job.charge = job.tokens
             self._charge(job, job.charge)
             claimed.append((id, self.fence, job.attempts))
             return "claimed"
@@ -210,8 +208,6 @@ class Model:
             job = self.jobs[id]
             self._finish(job, status)
             self._charge(job, served - job.charge)
-            self.served_jobs += served > 0
-            self.served_tokens += served
             return Commit.STORED
         job = self.jobs.get(id)
         return Commit.KNOWN if job is not None and job.fence == fence else Commit.LOST

@@ -14,7 +14,7 @@ FILES = {
     for file in LUA.iterdir()
     if file.name.endswith(".lua")
 }
-PRELUDES = {"lanes", "last_claim", "records", "sweep"}
+PRELUDES = {"lanes", "last_claim", "lengths", "records", "sweep"}
 SCRIPTS = sorted(FILES.keys() - PRELUDES)
 
 DOT = re.compile(r"\bK\.(\w+)")
