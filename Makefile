@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install install-api install-worker dev demo up test check format chaos fuzz bench-queue bench-windows \
+.PHONY: help install install-api install-worker dev demo up test check format chaos fuzz bench-queue bench-windows bench-lengths \
 	bench-engine audit clean
 
 help: ## list the commands
@@ -76,6 +76,9 @@ bench-queue: dev ## the queue's figures beside RQ's
 
 bench-windows: dev ## what each window policy adds to a job's wait, two minutes
 	$(BIN)/python -m bench.windows
+
+bench-lengths: dev ## what shorter-first gains over the order of arrival, simulated in seconds
+	$(BIN)/python -m bench.lengths
 
 WORKLOAD ?= workload.jsonl
 bench-engine: dev ## the engine alone and end to end, on the batch file WORKLOAD

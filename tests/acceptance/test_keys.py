@@ -1,4 +1,4 @@
-"""``millpond keys``, and a stack that strangers could reach."""
+"""``millpond keys`` and ``tenants``, and a stack that strangers could reach."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -42,6 +42,14 @@ async def test_a_key_is_made_used_listed_and_revoked(up: StartUp, tmp_path: Path
         assert secret not in out
         for log in running.data.rglob("*.log"):
             assert secret not in log.read_text()
+
+        code, _, err = await run_command("tenants", "weight", "acme", "2.5", *here, cwd=tmp_path)
+        assert code == 0, err
+        code, out, _ = await run_command("tenants", "list", *here, cwd=tmp_path)
+        assert code == 0
+        assert "acme" in out
+        assert "2.5" in out
+        assert (await run_command("tenants", "weight", "acme", "0", *here, cwd=tmp_path))[0] == 2
 
         key_id = token.split("_")[1]
         assert (await run_command("keys", "revoke", key_id, *here, cwd=tmp_path))[0] == 0
