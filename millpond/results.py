@@ -68,8 +68,9 @@ class JobView:
 
     ``ahead`` counts the queued jobs that go first: those before it in its lane, what fair shares of the
     other tenants put before it, and the priorities above. ``ahead_exact``: there is nothing to
-    estimate; shorter jobs that come later may still go first. Suspects and retries that are due go before all lanes: position 1, none ahead.
-    ``retry_in_ms`` is set while a failed attempt waits for its time.
+    estimate, though shorter jobs that come later may still go first. Suspects and retries that are
+    due go before all lanes: position 1, none ahead. ``retry_in_ms`` is set while a failed attempt
+    waits for its time.
     """
 
     id: str
