@@ -12,7 +12,8 @@ from millpond.messages import TENANT_PATTERN, Priority
 # Each name that a script may ask for in its ``keys:`` line, and what lies there.
 QUEUE_KEYS: dict[str, str] = {
     # Sorted set for each priority and tenant, PRIORITY:TENANT: job id -> its place there: server time
-    # of acceptance in microseconds, and ageing by its predicted length. Exists while the tenant has jobs waiting there.
+    # of acceptance in microseconds, and ageing by its predicted length. Exists while the tenant has
+    # jobs waiting there.
     "lane": "lane:",
     # Sorted set for each priority: tenant with a lane -> its counter (see lanes.lua).
     "active": "active:",
