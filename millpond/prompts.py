@@ -46,6 +46,9 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
             f"{max_tokens} is above this model's limit of {preset.max_output_tokens}",
             limit=preset.max_output_tokens,
         )
+    if request.adapter is not None and request.adapter not in preset.adapters:
+        known = f"there are {', '.join(preset.adapters)}" if preset.adapters else "there are none"
+        raise InvalidRequestError("adapter", f"{request.adapter!r} is not served here; {known}")
     _check_vocabulary(request, tokenizer)
     _check_logprobs(request, max_tokens)
     messages = _conversation(request, preset)

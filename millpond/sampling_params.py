@@ -84,6 +84,9 @@ class SamplingParams(Frozen):
         description="Give the log-probability of each generated token, and those of so many likeliest "
         "ones, as the model has them before temperature, penalties and filters.",
     )
+    adapter: Annotated[Text, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="One of the model's adapters; without it the model as it is."
+    )
     return_token_ids: StrictBool = False
     return_prompt_token_ids: StrictBool = False
 

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
@@ -56,6 +57,11 @@ class Settings(BaseSettings):
     )
     slots: Count = Field(default=128, description="Rows that the engine decodes at once.")
     kv_tokens: Count | None = Field(default=None, description="Tokens of KV cache in all slots.")
+
+    adapters: dict[Annotated[str, Field(min_length=1, max_length=64)], str] = Field(
+        default={},
+        description="LoRA adapters by name, as JSON: their folders, or their names at the upstream.",
+    )
 
     simulated: dict[str, Any] = Field(
         default={},
@@ -123,6 +129,12 @@ class Settings(BaseSettings):
     max_wait_s: Seconds = 60.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @field_validator("adapters", "simulated", mode="before")
+    @classmethod
+    def _flags_are_json(cls, value: Any) -> Any:
+        """``--set`` gives text, as the environment does, where JSON is read already."""
+        return json.loads(value) if isinstance(value, str) else value
+
     @field_validator("remote_url")
     @classmethod
     def _given_if_needed(cls, url: str | None, info: ValidationInfo) -> str | None:
@@ -179,8 +191,10 @@ class Settings(BaseSettings):
     def preset(self) -> Preset:
         """Raises ModelLoadError for a model that is neither preset, folder nor hub name."""
         if self.engine == "remote" and self.remote_route == "chat":
-            return chat_preset(self.model_name)
-        return find_preset(self.model_name)
+            preset = chat_preset(self.model_name)
+        else:
+            preset = find_preset(self.model_name)
+        return replace(preset, adapters=tuple(sorted(self.adapters)))
 
     def queue_options(self) -> QueueOptions:
         return QueueOptions(

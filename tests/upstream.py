@@ -149,7 +149,8 @@ class Upstream:
             _send(writer, 401, {"error": f"not {headers.get('authorization')}"})
             return True
         if line.startswith("GET /v1/models "):
-            _send(writer, 200, {"data": [{"id": "tiny", "max_model_len": 100_000}]})
+            served = [{"id": id, "max_model_len": 100_000} for id in ("tiny", "tiny-sql")]
+            _send(writer, 200, {"data": served})
             return True
         if not line.startswith(("POST /v1/completions ", "POST /v1/chat/completions ")):
             _send(writer, 404, {"error": {"message": f"no route {line}"}})

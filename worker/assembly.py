@@ -57,6 +57,7 @@ def worker_engine(settings: Settings, preset: Preset) -> tuple[Tokenizer, Callab
         kv_tokens=settings.kv_tokens,
         weights=settings.weights,
         cache_dir=settings.cache_dir,
+        adapters=settings.adapters,
     )
     simulated = simulated_config(settings.simulated)
     remote = remote_config(settings) if settings.engine == "remote" else None

@@ -112,6 +112,7 @@ class HeldJob:
                 logprobs=request.logprobs,
             ),
             messages=self.prompt.messages,
+            adapter=request.adapter,
         )
 
     def result(
@@ -156,6 +157,7 @@ class HeldJob:
                 first_token_ms=_ms_since(self.claimed_s, first_s),
                 run_ms=_ms_since(self.claimed_s, time.monotonic()),
                 prompt_truncated=self.prompt.truncated,
+                adapter=request.adapter,
             ),
         )
 

@@ -32,6 +32,7 @@ def submit(
     loop_repeats: Annotated[
         int | None, typer.Option(help="End it when it repeats itself so often.")
     ] = None,
+    adapter: Annotated[str | None, typer.Option(help="One of the model's adapters.")] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands.")] = False,
     priority: Annotated[Priority, typer.Option()] = Priority.NORMAL,
@@ -55,6 +56,7 @@ def submit(
         seed=seed,
         stop=stop or [],
         loop_repeats=loop_repeats,
+        adapter=adapter,
         system=system,
         raw=raw,
         priority=priority,

@@ -293,11 +293,12 @@ def test_bad_requests_are_rejected_and_touch_no_other(engine: Engine) -> None:
             request("stop ids", stop_token_ids=(999,)),
             request("bias", logit_bias=((257, 1.0),)),
             request("no tokens", max_tokens=0),
+            replace(request("adapter"), adapter="unknown"),
             good,
             good,
         ]
     )
-    assert [r.code for r in rejections] == [RejectionCode.INVALID] * 7
+    assert [r.code for r in rejections] == [RejectionCode.INVALID] * 8
     assert all(r.message for r in rejections)
     assert set(drain(engine)) == {"good"}
 

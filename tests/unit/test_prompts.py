@@ -1,5 +1,6 @@
 """From a request to token ids under a preset's limits."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,6 +55,17 @@ def test_messages_get_the_system_prompt_unless_they_bring_one() -> None:
     own = {"role": "system", "content": "mine"}
     assert text_of(WITH_SYSTEM, messages=[own, user("hi")]).startswith("system: mine\nuser")
     assert text_of(messages=[user("hi")]) == "user: hi\nassistant: "
+
+
+def test_an_adapter_must_be_one_that_is_served() -> None:
+    adapted = replace(PRESET, adapters=("poems", "sql"))
+    assert prepare(adapted, prompt="hi", adapter="sql").token_ids == prepare(prompt="hi").token_ids
+    with pytest.raises(InvalidRequestError, match="'x' is not served here; there are poems, sql"):
+        prepare(adapted, prompt="hi", adapter="x")
+    with pytest.raises(
+        InvalidRequestError, match="adapter: 'x' is not served here; there are none"
+    ):
+        prepare(prompt="hi", adapter="x")
 
 
 def test_max_tokens_default_and_budget() -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -334,6 +335,19 @@ def test_a_chat_upstream_takes_conversations_only(upstream: Upstream, connect: C
     assert rejection.message.startswith("logprobs")
     assert drain(engine)["r"].reason is FinishReason.LENGTH
     assert upstream.bodies[0]["messages"] == [{"role": "user", "content": "prompt of r"}]
+
+
+def test_an_adapter_is_a_model_of_the_upstreams(upstream: Upstream) -> None:
+    preset = Preset(name="tiny", source="", context_tokens=4096)
+    config = EngineConfig("remote", None, preset, slots=1, adapters={"sql": "tiny-sql"})
+    engine = RemoteEngine.connect(config, TOKENIZER, RemoteConfig(upstream.url))
+    run(engine, replace(request("a"), adapter="sql"))
+    run(engine, request("b"))
+    engine.close()
+    assert [body["model"] for body in upstream.bodies] == ["tiny", "tiny-sql", "tiny"]
+    wrong = replace(config, adapters={"sql": "other"})
+    with pytest.raises(ModelLoadError, match="adapters: the upstream serves no other"):
+        RemoteEngine.connect(wrong, TOKENIZER, RemoteConfig(upstream.url))
 
 
 def test_the_remote_worker_loads_no_torch() -> None:

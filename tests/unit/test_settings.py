@@ -139,6 +139,17 @@ def test_the_remote_engine_needs_its_url(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.preset().name == "smollm2-135m"
 
 
+def test_adapters_are_json_in_flags_variables_and_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings({"adapters": '{"b": "/two", "a": "one"}'})
+    assert settings.adapters == {"a": "one", "b": "/two"}
+    assert settings.preset().adapters == ("a", "b")
+    monkeypatch.setenv("MILLPOND_ADAPTERS", settings.environment()["MILLPOND_ADAPTERS"])
+    assert load_settings().adapters == settings.adapters
+    for wrong in ("{", '["a"]', '{"": "x"}', '{"a": 1}'):
+        with pytest.raises(InvalidRequestError, match="adapters"):
+            load_settings({"adapters": wrong})
+
+
 def test_a_chat_upstream_needs_no_model_here() -> None:
     settings = load_settings(engine="remote", remote_url="http://h:1/v1", remote_route="chat")
     assert settings.counts_bytes

@@ -4,8 +4,8 @@ An engine is synchronous and lives in one thread; it knows nothing of Redis, lea
 For each id that `Engine.admit` takes, exactly one `Finished` comes out of `Engine.step`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol
@@ -36,6 +36,7 @@ class EngineConfig:
     kv_tokens: int | None = None
     weights: Weights = "auto"
     cache_dir: Path = Path.home() / ".cache" / "millpond"
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class GenerationRequest:
     sampling: Sampling
     predicted_tokens: int | None = None
     messages: tuple[Message, ...] = ()
+    adapter: str | None = None
 
     @property
     def expected_tokens(self) -> int:

@@ -9,7 +9,7 @@ first, and what they need is kept from new ones.
 
 import bisect
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from millpond.messages import FinishReason
 from millpond.tokenization import Tokenizer
@@ -31,8 +31,15 @@ class Scheduler:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, slots: int, kv_tokens: int, context_tokens: int
+        self,
+        tokenizer: Tokenizer,
+        *,
+        slots: int,
+        kv_tokens: int,
+        context_tokens: int,
+        adapters: Collection[str] = (),
     ) -> None:
+        self._adapters = frozenset(adapters)
         self._tokenizer = tokenizer
         self._slots = slots
         self._context_tokens = context_tokens
@@ -179,6 +186,9 @@ class Scheduler:
             return Rejection(request.id, RejectionCode.INVALID, f"id {request.id!r} is running")
         if not request.prompt_token_ids:
             return Rejection(request.id, RejectionCode.INVALID, "the prompt has no tokens")
+        if request.adapter is not None and request.adapter not in self._adapters:
+            message = f"adapter {request.adapter!r} is not loaded"
+            return Rejection(request.id, RejectionCode.INVALID, message)
         vocab_size = self._tokenizer.vocab_size
         for name, ids in (
             ("prompt", request.prompt_token_ids),

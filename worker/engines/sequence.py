@@ -34,6 +34,7 @@ class Sequence:
         "_new_text",
         "_row_text",
         "_taken_tokens",
+        "adapter",
         "adjusts_logits",
         "arrival",
         "counts",
@@ -56,6 +57,7 @@ class Sequence:
         self.id = request.id
         self.prompt_token_ids = list(request.prompt_token_ids)
         self.sampling = sampling
+        self.adapter = request.adapter
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.arrival = 0

@@ -104,6 +104,7 @@ class SimulatedEngine:
             slots=config.slots,
             kv_tokens=kv_tokens,
             context_tokens=context_tokens,
+            adapters=config.adapters,
         )
         self._planned: dict[str, bytes] = {}
         self._num_steps = 0
@@ -237,6 +238,7 @@ def _plan(sequence: sequences.Sequence) -> bytes:
     sampling = sequence.sampling
     seed = sampling.seed if sampling.temperature > 0 else 0
     source = hashlib.shake_256(array("q", (seed, *sequence.prompt_token_ids)).tobytes())
+    source.update((sequence.adapter or "").encode())
     length = sampling.max_tokens
     if not sampling.ignore_eos:
         draw = int.from_bytes(source.digest(4))

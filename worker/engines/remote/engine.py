@@ -78,6 +78,7 @@ class RemoteEngine:
         self._upstream = upstream
         self._model = served.name
         self._exact = exact
+        self._adapters = config.adapters
         context_tokens = config.preset.context_tokens
         if remote.route != "chat" and served.context_tokens is not None:
             context_tokens = min(context_tokens, served.context_tokens)
@@ -87,6 +88,7 @@ class RemoteEngine:
             slots=config.slots,
             kv_tokens=config.kv_tokens or config.slots * context_tokens,
             context_tokens=context_tokens,
+            adapters=config.adapters,
         )
         self._limit = AdaptiveLimit(config.slots)
         self._rows: dict[str, RemoteRow] = {}
@@ -116,7 +118,9 @@ class RemoteEngine:
         loop = uvloop.new_event_loop()
         upstream = Upstream(remote)
         try:
-            served, exact = loop.run_until_complete(probe(upstream, tokenizer, remote))
+            served, exact = loop.run_until_complete(
+                probe(upstream, tokenizer, remote, config.adapters)
+            )
         except BaseException as error:
             loop.run_until_complete(upstream.close())
             loop.close()
@@ -248,7 +252,7 @@ class RemoteEngine:
             row.request,
             row.begin(),
             route=self._route,
-            model=self._model,
+            model=self._adapters.get(row.request.adapter or "", self._model),
             end_token_ids=sorted(self._tokenizer.eos_token_ids),
             exact=self._exact,
         )

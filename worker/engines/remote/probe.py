@@ -1,5 +1,6 @@
 """What an upstream is, found out before the first job."""
 
+from collections.abc import Mapping
 from contextlib import aclosing
 
 from millpond.messages import Message
@@ -16,10 +17,16 @@ from worker.engines.remote.upstream import (
 
 
 async def probe(
-    upstream: Upstream, tokenizer: Tokenizer, remote: RemoteConfig
+    upstream: Upstream, tokenizer: Tokenizer, remote: RemoteConfig, adapters: Mapping[str, str]
 ) -> tuple[ServedModel, bool]:
     """The model to ask for, and whether the upstream tells token ids. Raises UpstreamError."""
-    served = _chosen(await upstream.served_models(), remote)
+    models = await upstream.served_models()
+    served = _chosen(models, remote)
+    missing = set(adapters.values()) - {model.name for model in models}
+    if models and missing:
+        raise MisconfiguredError(
+            f"adapters: the upstream serves no {', '.join(sorted(missing))}; it lists {_names(models)}"
+        )
     hello = "Hello"
     request = GenerationRequest(
         "probe",
@@ -58,7 +65,10 @@ def _chosen(models: list[ServedModel], remote: RemoteConfig) -> ServedModel:
     for model in models:
         if model.name == remote.model:
             return model
-    names = ", ".join(model.name for model in models[:20])
     raise MisconfiguredError(
-        f"remote_model: the upstream serves no {remote.model!r}; it lists {names}"
+        f"remote_model: the upstream serves no {remote.model!r}; it lists {_names(models)}"
     )
+
+
+def _names(models: list[ServedModel]) -> str:
+    return ", ".join(model.name for model in models[:20])

@@ -55,4 +55,4 @@ def build_backend(
             runner.keep_prefix(prefix)
         return pages, runner
     shelves = KVCache(loaded.layout, kv_tokens=kv_tokens)
-    return shelves, ModelRunner(loaded.model, loaded.windows, shelves)
+    return shelves, ModelRunner(loaded.model, loaded.windows, shelves, loaded.adapters)

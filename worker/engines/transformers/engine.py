@@ -47,6 +47,7 @@ class TransformersEngine:
             slots=sizing.slots,
             kv_tokens=sizing.kv_tokens,
             context_tokens=context_tokens,
+            adapters=config.adapters,
         )
         self._cache, self._runner = build_backend(
             loaded,

@@ -1,7 +1,9 @@
 """Load a model folder for this engine, and refuse what it would serve wrongly."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from millpond.errors import InvalidRequestError, ModelLoadError, UnsupportedMode
 from millpond.memory_plan import PAGES, SHELVES, Footprint
 from worker.engines.base import Device, DType, EngineConfig
 from worker.engines.transformers import attention
+from worker.engines.transformers.adapters import TokenGroups, attach
 from worker.engines.transformers.kv_cache import KVLayout
 from worker.engines.transformers.linear import pack_linears
 from worker.engines.transformers.native.kernels import NativeKernels, NotNativeError
@@ -39,6 +42,7 @@ class LoadedModel:
     """``windows``: each layer's sliding window, None for full attention.
 
     With ``native``, the kernels compute; ``model`` is then only what they are checked against.
+    ``adapters`` says to the model's layers which tokens are whose, if adapters are loaded.
     """
 
     model: Any
@@ -49,6 +53,7 @@ class LoadedModel:
     windows: tuple[int | None, ...]
     context_tokens: int
     native: NativeKernels | None = None
+    adapters: TokenGroups | None = None
 
     @property
     def footprint(self) -> Footprint:
@@ -126,10 +131,20 @@ def load(engine: EngineConfig) -> LoadedModel:
             raise ModelLoadError(f"weights int8: {error}") from error
         _log.info("%s runs on torch: %s", folder.name, error)
         pack_linears(model)
+        return with_adapters(loaded, engine.adapters)
+
+
+def with_adapters(loaded: LoadedModel, adapters: Mapping[str, str]) -> LoadedModel:
+    """With these adapters, by name, beside the model's layers. Raises ModelLoadError."""
+    if not adapters:
         return loaded
+    folders = {name: Path(folder) for name, folder in adapters.items()}
+    return replace(loaded, adapters=attach(loaded.model, folders))
 
 
 def _native_kernels(loaded: LoadedModel, engine: EngineConfig) -> NativeKernels:
+    if engine.adapters:
+        raise NotNativeError("the kernels have no adapters")
     if loaded.device.type != "cpu" or loaded.dtype is not torch.bfloat16:
         raise NotNativeError("the kernels are for bfloat16 on the CPU")
     if "amx_bf16" in cpu_flags() and engine.weights != "int8":
