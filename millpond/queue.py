@@ -44,6 +44,7 @@ class QueueOptions:
 
     lease_s: float = 15.0
     max_attempts: int = 3
+    max_deaths: int = 6
     retry_delay_s: float = 1.0
     retry_delay_max_s: float = 60.0
     result_ttl_s: float = 24 * 3600.0
@@ -61,6 +62,9 @@ class QueueOptions:
                 "event_ttl_ms": round(self.event_ttl_s * 1000),
                 "event_maxlen": self.event_maxlen,
                 "max_attempts": self.max_attempts,
+                "max_deaths": self.max_deaths,
+                "retry_delay_ms": round(self.retry_delay_s * 1000),
+                "retry_delay_max_ms": round(self.retry_delay_max_s * 1000),
                 "dead_max": self.dead_max,
             }
         )

@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     lease_s: Seconds = 15.0
     heartbeat_s: Seconds = 1.0
     max_attempts: Count = 3
+    max_deaths: Count = Field(
+        default=6, description="Workers that may die while they run a job and nothing else."
+    )
     retry_delay_s: Seconds = 1.0
     retry_delay_max_s: Seconds = 60.0
     result_ttl_s: Seconds = 24 * 3600.0
@@ -200,6 +203,7 @@ class Settings(BaseSettings):
         return QueueOptions(
             lease_s=self.lease_s,
             max_attempts=self.max_attempts,
+            max_deaths=self.max_deaths,
             retry_delay_s=self.retry_delay_s,
             retry_delay_max_s=self.retry_delay_max_s,
             result_ttl_s=self.result_ttl_s,

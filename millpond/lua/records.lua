@@ -6,7 +6,8 @@
 -- The first terminal status wins: `finish` is reached only from queued and running.
 --
 -- Options, the same for every script, come last in ARGV as one JSON object:
---   result_ttl_ms  event_ttl_ms  event_maxlen  max_attempts  dead_max
+--   result_ttl_ms  event_ttl_ms  event_maxlen  max_attempts  max_deaths  retry_delay_ms  retry_delay_max_ms
+--   dead_max
 
 -- A full server refuses a script at its first command that may grow, but lets one go on that has
 -- written before. So whatever ends, keeps or returns an accepted job begins with a ZREM: only new
@@ -147,16 +148,10 @@ end
 
 -- Jobs that one worker ran when it died or its engine broke, in the order of their claims. One of
 -- them may be the cause. Several: no attempt is spent, and each half is run again with nothing else
--- beside it, so the halves that pass are cleared and the cause is cornered. One: its attempt is spent.
--- `last_result(job)` is what a job without attempts ends with.
-local function isolate(ids, now, why, last_result)
+-- beside it, so the halves that pass are cleared and the cause is cornered. One: `blame(job)`.
+local function isolate(ids, now, why, blame)
   if #ids == 1 then
-    local id = ids[1]
-    if tonumber(redis.call('HGET', K.job .. id, 'attempts')) >= OPTIONS.max_attempts then
-      bury(id, 'running', last_result(id), now)
-    elseif take_back(id, now, false, why) then
-      to_suspects({ id })
-    end
+    blame(ids[1])
     return
   end
   local halves = { {}, {} }

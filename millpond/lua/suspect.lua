@@ -12,8 +12,13 @@ for i = 1, #ARGV - 3, 3 do
   end
 end
 if #held > 0 then
-  isolate(held, clock_ms(), 'failed', function(id)
-    return results[id]
+  local now = clock_ms()
+  isolate(held, now, 'failed', function(id)
+    if tonumber(redis.call('HGET', K.job .. id, 'attempts')) >= OPTIONS.max_attempts then
+      bury(id, 'running', results[id], now)
+    elseif take_back(id, now, false, 'failed') then
+      to_suspects({ id })
+    end
   end)
 end
 return #held

@@ -16,6 +16,20 @@ local function end_expired(id, was, now)
     'the deadline passed before the job was finished'), now, false)
 end
 
+-- A worker died or was cut off while it ran this job alone. That may be chance, so it counts apart from
+-- the attempts, and the next trial waits longer each time: whatever kills workers one after the other
+-- is to be over by then.
+local function blame_for_death(id, now)
+  local deaths = redis.call('HINCRBY', K.job .. id, 'deaths', 1)
+  if deaths >= OPTIONS.max_deaths then
+    bury(id, 'running', bare_result(id, 'failed', 'error', 'attempts_exhausted',
+      'its worker died or lost the lease ' .. deaths .. ' times while it ran alone'), now)
+  elseif take_back(id, now, true, 'lease_expired') then
+    local delay = OPTIONS.retry_delay_ms * 2 ^ (deaths - 1)
+    to_delay(id, now + math.min(delay, OPTIONS.retry_delay_max_ms))
+  end
+end
+
 -- Leases that ran out: their workers are dead, stopped or cut off. What else those workers hold is
 -- taken from them too, claimed after their last renewal as it may be: one death is settled at once.
 local function reap_leases(now, limit)
@@ -60,9 +74,7 @@ local function reap_leases(now, limit)
     end
     if #suspects > 0 then
       isolate(suspects, now, 'lease_expired', function(id)
-        local attempts = redis.call('HGET', K.job .. id, 'attempts')
-        return bare_result(id, 'failed', 'error', 'attempts_exhausted',
-          'its worker died or lost the lease in each of ' .. attempts .. ' attempts')
+        blame_for_death(id, now)
       end)
     end
   end

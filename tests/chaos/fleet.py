@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -144,6 +145,7 @@ class Ledger:
         self.requests: dict[str, JobRequest] = {}
         self.heard: Counter[str] = Counter()
         self.resets: Counter[str] = Counter()
+        self.reset_s: dict[str, list[float]] = {}
         self.first_seen: dict[str, bytes] = {}
 
     async def submit(self, requests: list[JobRequest], tenant: str = DEFAULT_TENANT) -> list[str]:
@@ -170,6 +172,7 @@ class Ledger:
                 event = orjson.loads(message)
                 if event["type"] == EventType.RESET:
                     self.resets[event["reason"]] += 1
+                    self.reset_s.setdefault(event["id"], []).append(time.monotonic())
                 if event["type"] != EventType.FINISHED:
                     continue
                 self.heard[event["id"]] += 1
@@ -187,6 +190,31 @@ class Ledger:
                     if state.depth == 0 and state.running == 0:
                         return
                 await asyncio.sleep(0.05)
+
+    async def running(self) -> int:
+        """Jobs under a lease."""
+        return int(await self.redis.zcard(self.queue.keys["leases"]))
+
+    async def held_by(self, pid: int) -> list[str]:
+        """Jobs under a lease of that worker process."""
+        ids = [id.decode() for id in await self.redis.zrange(self.queue.keys["leases"], 0, -1)]
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for id in ids:
+                pipe.hget(self.queue.keys.job(id), "worker")
+            workers = await pipe.execute()
+        own = f"-{pid}-".encode()
+        return [id for id, name in zip(ids, workers, strict=True) if name and own in name]
+
+    def reset_after_s(self, id: str, at_s: float) -> float | None:
+        """How long after that moment the job was first taken from somebody."""
+        return next((s - at_s for s in self.reset_s.get(id, []) if s >= at_s), None)
+
+    async def deaths(self) -> Counter[int]:
+        """How many jobs met how many deaths of a worker that ran nothing else."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for id in self.requests:
+                pipe.hget(self.queue.keys.job(id), "deaths")
+            return Counter(int(deaths or 0) for deaths in await pipe.execute())
 
     async def check(self, *, least_succeeded: float = 0.95) -> Counter[JobStatus]:
         """Every job ended once, with the right text, and no result has changed."""

@@ -29,6 +29,7 @@ class ModelJob:
     lease_end_ms: int = 0
     cancel: bool = False
     due_ms: int | None = None
+    deaths: int = 0
     charge: int = 0
 
 
@@ -222,10 +223,7 @@ class Model:
             return Commit.BURIED
         if not self._take_back(job, refund=False):
             return Commit.STORED
-        delay_s = min(
-            self.options.retry_delay_s * 2 ** (attempt - 1), self.options.retry_delay_max_s
-        )
-        job.due_ms = self.now_ms + round(delay_s * 1000)
+        self._delay(job, attempt)
         return Commit.RETRY
 
     def release(self, held: Sequence[tuple[str, int]]) -> int:
@@ -238,8 +236,13 @@ class Model:
 
     def suspect(self, held: Sequence[tuple[str, int]]) -> int:
         ours = [self.jobs[id] for id, fence in held if self.holds(id, fence)]
-        if ours:
-            self._isolate(ours)
+        if len(ours) == 1:
+            if ours[0].attempts >= self.options.max_attempts:
+                self._bury(ours[0])
+            elif self._take_back(ours[0], refund=False):
+                self.suspects.append([ours[0].id])
+        else:
+            self._halve(ours)
         return len(ours)
 
     # -- time
@@ -261,8 +264,10 @@ class Model:
                     self._finish(job, JobStatus.CANCELLED)
                 else:
                     suspects.append(job)
-            if suspects:
-                self._isolate(suspects)
+            if len(suspects) == 1:
+                self._blame_for_death(suspects[0])
+            else:
+                self._halve(suspects)
         due = [j for j in self.jobs.values() if j.due_ms is not None and j.status is QUEUED]
         for job in sorted(due, key=lambda j: (j.due_ms, j.id)):
             assert job.due_ms is not None
@@ -276,13 +281,18 @@ class Model:
                 else:
                     del self.deadlines[id]
 
-    def _isolate(self, held: list[ModelJob]) -> None:
-        if len(held) == 1:
-            if held[0].attempts >= self.options.max_attempts:
-                self._bury(held[0])
-            elif self._take_back(held[0], refund=False):
-                self.suspects.append([held[0].id])
-            return
+    def _blame_for_death(self, job: ModelJob) -> None:
+        job.deaths += 1
+        if job.deaths >= self.options.max_deaths:
+            self._bury(job)
+        elif self._take_back(job, refund=True):
+            self._delay(job, job.deaths)
+
+    def _delay(self, job: ModelJob, time: int) -> None:
+        delay_s = min(self.options.retry_delay_s * 2 ** (time - 1), self.options.retry_delay_max_s)
+        job.due_ms = self.now_ms + round(delay_s * 1000)
+
+    def _halve(self, held: list[ModelJob]) -> None:
         middle = len(held) // 2
         halves = [held[:middle], held[middle:]]
         left = [[j.id for j in half if self._take_back(j, refund=True)] for half in halves]

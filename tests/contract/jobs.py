@@ -103,5 +103,15 @@ async def lease_over(redis: Redis, queue: JobQueue) -> None:
     await until(over)
 
 
+async def due(redis: Redis, queue: JobQueue) -> None:
+    """Until the delay of every waiting job is over."""
+
+    async def over() -> bool:
+        last = await redis.zrange(queue.keys["delayed"], -1, -1, withscores=True)
+        return not last or await server_ms(redis) > last[0][1]
+
+    await until(over)
+
+
 def short_lease(options: QueueOptions) -> QueueOptions:
     return replace(options, lease_s=SHORT_LEASE_S)

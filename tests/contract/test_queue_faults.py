@@ -186,7 +186,9 @@ async def test_a_server_that_hangs(
 
 async def test_a_full_server_refuses_new_jobs_only(real: Redis) -> None:
     """What was accepted can still run and end: that is what frees the memory."""
-    queue = with_options(JobQueue(real, "test"), real, retry_delay_s=0.0, max_attempts=2)
+    queue = with_options(
+        JobQueue(real, "test"), real, retry_delay_s=0.0, max_attempts=2, max_deaths=2
+    )
     await put(queue, "done", "failed", "released", "cancelled", "flagged")
     await put(queue, "queued", priority="batch")
     await real.config_set("maxmemory", "1mb")

@@ -9,6 +9,7 @@ from millpond.queue import JobQueue
 from millpond.results import Results
 from tests.contract.jobs import (
     SHORT_LEASE_S,
+    due,
     failed,
     ids,
     lease_over,
@@ -27,7 +28,7 @@ NOBODY: frozenset[str] = frozenset()
 @pytest.fixture
 def short(queue: JobQueue, redis: Redis) -> JobQueue:
     """The queue as workers with short leases see it."""
-    return with_options(queue, redis, lease_s=SHORT_LEASE_S)
+    return with_options(queue, redis, lease_s=SHORT_LEASE_S, retry_delay_s=0.0)
 
 
 async def event_types(redis: Redis, queue: JobQueue, id: str) -> list[str]:
@@ -89,10 +90,12 @@ async def test_an_expired_lease_brings_the_job_back_alone(
     await lease_over(redis, queue)
     assert await queue.reap() == (1, 0, 0)
     view = await results.get("a")
-    assert (view.status, view.attempts, view.worker) == (JobStatus.QUEUED, 1, None)
+    assert (view.status, view.attempts, view.worker) == (JobStatus.QUEUED, 0, None)
+    assert view.retry_in_ms is not None
+    await due(redis, queue)
     again = await take(queue)
     assert ids(again) == ["a"]
-    assert again[0].attempt == 2
+    assert again[0].attempt == 1, "a death is not the job's attempt"
     assert again[0].fence > first.fence
     assert ids(await take(queue)) == ["b"]
     assert await event_types(redis, queue, "a") == ["started", "lease_expired", "started"]
@@ -115,7 +118,8 @@ async def test_a_claim_reaps_by_itself(queue: JobQueue, short: JobQueue, redis: 
     await put(queue, "a")
     await take_one(short)
     await lease_over(redis, queue)
-    assert (await take_one(queue)).attempt == 2
+    assert (await take_one(short)).id == "a"
+    await lease_over(redis, queue)
 
 
 async def test_reaping_wakes_an_idle_worker(queue: JobQueue, short: JobQueue, redis: Redis) -> None:
@@ -123,25 +127,41 @@ async def test_reaping_wakes_an_idle_worker(queue: JobQueue, short: JobQueue, re
     assert await queue.wait_for_work(1.0) is True
     await take_one(short)
     await lease_over(redis, queue)
-    await queue.reap()
+    await short.reap()
     assert await queue.wait_for_work(1.0) is True
+
+
+async def test_trials_alone_wait_longer_each_time(
+    queue: JobQueue, short: JobQueue, redis: Redis
+) -> None:
+    """Whatever kills one worker after the other is to be over by the last of them."""
+    slow = with_options(short, redis, retry_delay_s=10.0, retry_delay_max_s=50.0)
+    await put(queue, "a")
+    for wait_s in (10, 20, 40, 50, 50):
+        await take_one(short)
+        await lease_over(redis, queue)
+        await slow.reap()
+        due_ms = await redis.zscore(queue.keys["delayed"], "a")
+        assert 0 <= await server_ms(redis) + wait_s * 1000 - due_ms < 5_000
+        await redis.zadd(queue.keys["delayed"], {"a": 0})
+        await redis.hset(queue.keys.job("a"), "due", "0")
 
 
 async def test_too_many_lost_leases_bury_the_job(
     queue: JobQueue, short: JobQueue, redis: Redis, results: Results
 ) -> None:
     await put(queue, "a", metadata={"who": 'me "and" you/ä'})
-    for attempt in (1, 2, 3):
+    for _ in range(queue.options.max_deaths):
         job = await take_one(short)
-        assert job.attempt == attempt
+        assert job.attempt == 1
         await lease_over(redis, queue)
-        await queue.reap()
+        await short.reap()
     view = await results.get("a")
     assert view.status is JobStatus.FAILED
     assert view.result is not None
     assert view.result.error is not None
     assert view.result.error.code == "attempts_exhausted"
-    assert "3 attempts" in view.result.error.message
+    assert "6 times while it ran alone" in view.result.error.message
     assert view.result.metadata == {"who": 'me "and" you/ä'}
     assert await redis.lrange(queue.keys.dead, 0, -1) == [b"a"]
     assert await redis.pttl(queue.keys.body("a")) > 0
@@ -156,7 +176,7 @@ async def test_a_zombie_is_refused_everywhere(
     await put(queue, "a")
     zombie = await take_one(short)
     await lease_over(redis, queue)
-    await queue.reap()
+    await short.reap()
     for _ in range(2):  # while the job is queued, then while another has it
         assert await queue.complete([(zombie.fence, success("a", "late"))]) == [Commit.LOST]
         assert await queue.fail(zombie.fence, zombie.attempt, failed("a")) is Commit.LOST
@@ -165,7 +185,7 @@ async def test_a_zombie_is_refused_everywhere(
         jobs = await take(queue)
     assert jobs == []
     view = await results.get("a")
-    assert (view.status, view.attempts) == (JobStatus.RUNNING, 2)
+    assert (view.status, view.attempts) == (JobStatus.RUNNING, 1)
 
 
 async def test_reaping_a_job_to_be_cancelled_ends_it(

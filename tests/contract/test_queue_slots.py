@@ -78,7 +78,9 @@ async def monitored(server: RedisServer) -> AsyncIterator[list[str]]:
 async def full_scenario(redis: Redis) -> None:
     """Every operation, and everything that time brings about."""
     queue = JobQueue(redis, "test")
-    brief = with_options(queue, redis, lease_s=0.02, retry_delay_s=0.0, max_attempts=2)
+    brief = with_options(
+        queue, redis, lease_s=0.02, retry_delay_s=0.0, max_attempts=2, max_deaths=1
+    )
     await put(brief, "lost", "done", "failed", "released", "flagged")
     await put(brief, "cancelled", priority="batch", metadata={"k": "v"})
     await put(brief, "expired", priority="interactive", deadline_s=0.01)

@@ -38,7 +38,7 @@ USERS = {
     if line.startswith("user millpond-")
 }
 PLENTY = 1_000_000
-OPTIONS = QueueOptions(max_attempts=2, retry_delay_s=0.01, lease_s=0.2)
+OPTIONS = QueueOptions(max_attempts=2, max_deaths=2, retry_delay_s=0.01, lease_s=0.2)
 
 
 @pytest.fixture
@@ -103,8 +103,12 @@ async def run_everything(api_url: str, worker_url: str) -> None:
         for request in (JobRequest(prompt="c"), JobRequest(prompt="d", deadline_s=0.01)):
             await front.cancel((await front.submit(request)).id)
         await front.submit(JobRequest(prompt="e"))
-        for _ in range(OPTIONS.max_attempts):
-            await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)
+        for _ in range(OPTIONS.max_deaths):
+            async with asyncio.timeout(5):
+                while not (
+                    await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)
+                ).jobs:
+                    await asyncio.sleep(0.005)
             async with asyncio.timeout(5):
                 while not (await front.reap())[0]:
                     await asyncio.sleep(0.05)
