@@ -40,7 +40,8 @@ end
 sweep(now, tonumber(ARGV[7]))
 
 local counts = redis.call('HMGET', K.counts, 'turn', 'fence')
-local turn, fence = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
+-- Fences keep up with the clock, so that they grow even when the server has lost its last second.
+local turn, fence = tonumber(counts[1] or 0), math.max(tonumber(counts[2] or 0), now * 1000)
 local claimed, leases, taken = {}, {}, { interactive = 0, normal = 0, batch = 0 }
 
 -- The active tenants of a priority, the least counter foremost: as many as one call can come to.

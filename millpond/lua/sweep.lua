@@ -17,15 +17,15 @@ local function end_expired(id, was, now)
 end
 
 -- A worker died or was cut off while it ran this job alone. That may be chance, so it counts apart from
--- the attempts, and the next trial waits longer each time: whatever kills workers one after the other
--- is to be over by then.
+-- the attempts, and the next trial waits much longer each time: whatever kills workers one after the
+-- other is to be over by then.
 local function blame_for_death(id, now)
   local deaths = redis.call('HINCRBY', K.job .. id, 'deaths', 1)
   if deaths >= OPTIONS.max_deaths then
     bury(id, 'running', bare_result(id, 'failed', 'error', 'attempts_exhausted',
       'its worker died or lost the lease ' .. deaths .. ' times while it ran alone'), now)
   elseif take_back(id, now, true, 'lease_expired') then
-    local delay = OPTIONS.retry_delay_ms * 2 ^ (deaths - 1)
+    local delay = OPTIONS.retry_delay_ms * 4 ^ (deaths - 1)
     to_delay(id, now + math.min(delay, OPTIONS.retry_delay_max_ms))
   end
 end

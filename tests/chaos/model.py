@@ -126,6 +126,7 @@ class Model:
             again = [(job.id, job.fence or 0, job.attempts) for job in held]
             return again, self.num_left, were_alone
         self.sweep()
+        self.fence = max(self.fence, self.now_ms * 1000)
         claimed: list[tuple[str, int, int]] = []
 
         def take(id: str) -> str:
@@ -223,7 +224,7 @@ class Model:
             return Commit.BURIED
         if not self._take_back(job, refund=False):
             return Commit.STORED
-        self._delay(job, attempt)
+        self._delay(job, 2 ** (attempt - 1))
         return Commit.RETRY
 
     def release(self, held: Sequence[tuple[str, int]]) -> int:
@@ -286,10 +287,10 @@ class Model:
         if job.deaths >= self.options.max_deaths:
             self._bury(job)
         elif self._take_back(job, refund=True):
-            self._delay(job, job.deaths)
+            self._delay(job, 4 ** (job.deaths - 1))
 
-    def _delay(self, job: ModelJob, time: int) -> None:
-        delay_s = min(self.options.retry_delay_s * 2 ** (time - 1), self.options.retry_delay_max_s)
+    def _delay(self, job: ModelJob, times: int) -> None:
+        delay_s = min(self.options.retry_delay_s * times, self.options.retry_delay_max_s)
         job.due_ms = self.now_ms + round(delay_s * 1000)
 
     def _halve(self, held: list[ModelJob]) -> None:

@@ -32,7 +32,7 @@ from tests.contract.jobs import failed, success
 T = TypeVar("T")
 CLOCK = "clock"
 LEASE_MS = 60_000
-OPTIONS = QueueOptions(lease_s=LEASE_MS / 1000, retry_delay_s=30.0, max_attempts=3, max_deaths=2)
+OPTIONS = QueueOptions(lease_s=LEASE_MS / 1000, retry_delay_s=30.0, max_attempts=3, max_deaths=3)
 IDS = st.sampled_from([f"job-{i}" for i in range(12)])
 WORKERS = st.sampled_from(["ann", "bob", "cleo"])
 PICK = st.integers(0, 1_000)

@@ -147,7 +147,7 @@ async def test_told_to_end_under_load(server: RedisServer, tmp_path: Path) -> No
         ledger_on(server, settings.queue_options()) as ledger,
         Fleet(settings, size(4, 1), tmp_path / "workers.log") as fleet,
     ):
-        await ledger.submit(jobs(size(1_200, 100), tokens=size(2_000, 600), step=size(1, 20)))
+        await ledger.submit(jobs(size(1_500, 100), tokens=size(2_000, 600), step=size(7, 20)))
 
         async def end_again(place: int) -> None:
             for _ in terms:
@@ -175,7 +175,7 @@ async def test_poison_is_cornered(server: RedisServer, tmp_path: Path) -> None:
         server,
         lease_s=0.5,
         heartbeat_s=0.1,
-        retry_delay_s=0.1,
+        retry_delay_s=0.01,
         simulated={
             "costs": {"prefill_s_per_token": 0.0, "decode_s_per_step": 0.001},
             "faults": {"kill_marker": "POISON"},

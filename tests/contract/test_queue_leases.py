@@ -137,7 +137,7 @@ async def test_trials_alone_wait_longer_each_time(
     """Whatever kills one worker after the other is to be over by the last of them."""
     slow = with_options(short, redis, retry_delay_s=10.0, retry_delay_max_s=50.0)
     await put(queue, "a")
-    for wait_s in (10, 20, 40, 50, 50):
+    for wait_s in (10, 40, 50, 50, 50):
         await take_one(short)
         await lease_over(redis, queue)
         await slow.reap()
@@ -266,3 +266,17 @@ async def test_deltas_of_a_lost_lease_are_not_written(queue: JobQueue, redis: Re
     assert await event_types(redis, queue, "a") == ["started", "released"]
     assert await event_types(redis, queue, "b") == ["started", "delta"]
     assert await queue.emit([]) == NOBODY
+
+
+async def test_fences_grow_though_the_server_forgets(queue: JobQueue, redis: Redis) -> None:
+    """A server that lost its last second would hand out the same numbers again, and a holder whose
+    claim it forgot could write in another's name."""
+    await put(queue, "a")
+    kept = {key: await redis.dump(key) for key in await redis.keys("*")}
+    forgotten = await take_one(queue)
+    await redis.flushall()
+    for key, value in kept.items():
+        await redis.restore(key, 0, value)
+    job = await take_one(queue)
+    assert job.fence > forgotten.fence
+    assert await queue.complete([(forgotten.fence, success("a"))]) == [Commit.LOST]
