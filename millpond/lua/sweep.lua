@@ -24,7 +24,9 @@ local function blame_for_death(id, now)
   if deaths >= OPTIONS.max_deaths then
     bury(id, 'running', bare_result(id, 'failed', 'error', 'attempts_exhausted',
       'its worker died or lost the lease ' .. deaths .. ' times while it ran alone'), now)
-  elseif take_back(id, now, true, 'lease_expired') then
+  elseif take_back(id, now, false, 'lease_expired') then
+    -- Without the tenant's charge: the worker's time is gone.
+    redis.call('HINCRBY', K.job .. id, 'attempts', -1)
     local delay = OPTIONS.retry_delay_ms * 4 ^ (deaths - 1)
     to_delay(id, now + math.min(delay, OPTIONS.retry_delay_max_ms))
   end

@@ -286,7 +286,8 @@ class Model:
         job.deaths += 1
         if job.deaths >= self.options.max_deaths:
             self._bury(job)
-        elif self._take_back(job, refund=True):
+        elif self._take_back(job, refund=False):
+            job.attempts -= 1
             self._delay(job, 4 ** (job.deaths - 1))
 
     def _delay(self, job: ModelJob, times: int) -> None:

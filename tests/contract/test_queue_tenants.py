@@ -130,7 +130,7 @@ async def test_a_job_that_never_became_a_row_costs_nothing(roomy: JobQueue, redi
 
 
 async def test_the_charge_follows_the_attempt(roomy: JobQueue, redis: Redis) -> None:
-    """Given back with a refunded attempt, kept with one that is spent."""
+    """Given back with a refunded attempt, kept with one that is spent and after a death alone."""
     brief = with_options(roomy, redis, lease_s=0.02)
     await put_of(brief, "ann", 9)
     released = await take(brief, 2)
