@@ -103,6 +103,7 @@ QUEUE: dict[str, Any] = {
     "running": 11,
     "delayed": 0,
     "dead": 0,
+    "unfinished": {"acme": 14, "default": 3},
     "accepted": {"interactive": 40, "normal": 960, "batch": 0},
     "done": {"succeeded": 980, "failed": 1, "cancelled": 2, "expired": 0},
     "jobs_per_s": 9.5,

@@ -120,6 +120,7 @@ class QueueAnswer(Answer):
     running: int
     delayed: int = Field(description="Retries that wait for their time; part of the depth.")
     dead: int
+    unfinished: dict[str, int] = Field(description="Queued and running jobs of each tenant.")
     accepted: dict[Priority, int] = Field(description="Since the queue was made.")
     done: dict[JobStatus, int] = Field(description="Since the queue was made.")
     jobs_per_s: float

@@ -86,6 +86,7 @@ def queue_answer(queue: str, max_depth: int, state: QueueState) -> QueueAnswer:
         running=state.running,
         delayed=state.delayed,
         dead=state.dead,
+        unfinished=state.unfinished,
         accepted=state.accepted,
         done=state.done,
         jobs_per_s=round(pace, 3),

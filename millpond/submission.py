@@ -53,13 +53,14 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
         raise InvalidRequestError("tenant", f"must match {TENANT_PATTERN.pattern}", limit=32)
     request = job.request
     body = request.to_json()
-    prompt = job.prompt_tokens
-    if prompt is None:
-        prompt = max(1, len(body) // BYTES_PER_TOKEN)
-    tokens = job.tokens
-    if tokens is None:
-        tokens = prompt + (request.max_tokens or ASSUMED_OUTPUT_TOKENS)
-    prompt = min(prompt, tokens)
+    prompt = (
+        max(1, len(body) // BYTES_PER_TOKEN) if job.prompt_tokens is None else job.prompt_tokens
+    )
+    most = request.max_tokens
+    tokens = prompt + (most or ASSUMED_OUTPUT_TOKENS)
+    if job.tokens is not None:
+        tokens, prompt = job.tokens, min(prompt, job.tokens)
+        most = tokens - prompt
     deadline_ms = "" if request.deadline_s is None else round(request.deadline_s * 1000)
     return [
         id,
@@ -70,6 +71,7 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
         _kind(request, prompt),
         prompt,
         tokens,
+        "" if most is None else most,
         deadline_ms,
         "1" if request.stream else "0",
         "" if job.tenant_limit is None else job.tenant_limit,

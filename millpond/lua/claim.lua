@@ -119,7 +119,7 @@ end
 local function claim(id, line)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'status', 'tokens', 'deadline', 'attempts', 'created', 'priority',
-    'stream', 'due', 'tenant', 'prompt', 'kind')
+    'stream', 'due', 'tenant', 'prompt', 'kind', 'most')
   if record[1] ~= 'queued' or record[8] then
     return 'skipped'
   end
@@ -132,17 +132,16 @@ local function claim(id, line)
     bury(id, 'queued', bare_result(id, 'failed', 'error', 'body_missing', 'the stored request is gone'), now)
     return 'skipped'
   end
-  local prompt = tonumber(record[10])
-  local most = tonumber(record[2]) - prompt
-  local likely, high = predict(record[11], most)
-  local need = math.min(prompt + (high or most), capacity)
+  local prompt, tokens = tonumber(record[10]), tonumber(record[2])
+  local likely, high = predict(record[11], record[12])
+  local need = math.min(high and prompt + high or tokens, capacity)
   if need > budget then
     return 'full'
   end
   budget = budget - need
   fence = fence + 1
   local attempt = tonumber(record[4]) + 1
-  local expected = prompt + (likely or most)
+  local expected = likely and prompt + likely or tokens
   redis.call('HSET', job, 'status', 'running', 'worker', worker, 'fence', int(fence),
     'attempts', attempt, 'claimed', int(now), 'charge', int(expected))
   if line then

@@ -25,8 +25,9 @@ local function tokens_of(power)
 end
 
 -- Tokens of output that a job of this kind writes in half of the cases and in nine of ten, no more than
--- `most`. nil: not enough is known.
+-- `most`, if that is a number. nil: not enough is known.
 local function predict(kind, most)
+  most = tonumber(most) or math.huge
   for _, name in ipairs({ kind, ALL }) do
     local estimate = estimate_of(name)
     if estimate.jobs >= ENOUGH_JOBS then

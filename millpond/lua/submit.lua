@@ -1,13 +1,13 @@
 -- keys: job body counts open deadlines wake lane active idle weights lengths
 -- uses: lanes lengths
--- ARGV: max_depth, ageing_ms, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or ''
+-- ARGV: max_depth, ageing_ms, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, output tokens at most or '', deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or ''
 -- -> for each job two items: 'accepted' | 'known' | 'conflict' | 'full' | 'tenant_full', and its status, the depth or the tenant's unfinished jobs
 -- Harmless when repeated: a known id with the same digest changes nothing. Each job is taken or refused
 -- on its own.
 
 local PRIORITIES = { 'interactive', 'normal', 'batch' }
 
-local FIRST, FIELDS = 3, 11
+local FIRST, FIELDS = 3, 12
 local max_depth, ageing_us = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000
 local time = redis.call('TIME')
 local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -42,7 +42,7 @@ end
 local answers = {}
 for i = FIRST, #ARGV, FIELDS do
   local id, digest, priority, tenant = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-  local kind, prompt, tokens, deadline_ms = ARGV[i + 5], ARGV[i + 6], ARGV[i + 7], ARGV[i + 8]
+  local kind, most, deadline_ms = ARGV[i + 5], ARGV[i + 8], ARGV[i + 9]
   local job = K.job .. id
   local known = redis.call('HMGET', job, 'digest', 'status')
   local answer, detail
@@ -50,7 +50,7 @@ for i = FIRST, #ARGV, FIELDS do
     answer, detail = known[1] == digest and 'known' or 'conflict', known[2]
   elseif depth >= max_depth then
     answer, detail = 'full', depth
-  elseif ARGV[i + 10] ~= '' and open_jobs(tenant) >= tonumber(ARGV[i + 10]) then
+  elseif ARGV[i + 11] ~= '' and open_jobs(tenant) >= tonumber(ARGV[i + 11]) then
     answer, detail = 'tenant_full', open_jobs(tenant)
   else
     answer, detail = 'accepted', 'queued'
@@ -59,13 +59,13 @@ for i = FIRST, #ARGV, FIELDS do
     -- A call takes longer than a microsecond for each job, so the next call's come after these.
     local order = now_us + (i - FIRST) / FIELDS
     if ageing_us > 0 then
-      order = order + ageing_us * (predict(kind, tokens - prompt) or 0)
+      order = order + ageing_us * (predict(kind, most) or 0)
     end
     order = int(order)
     queue(id, priority, tenant, order)
     redis.call('HSET', job, 'status', 'queued', 'priority', priority, 'tenant', tenant, 'kind', kind,
-      'prompt', prompt, 'tokens', tokens, 'digest', digest, 'order', order, 'created', created, 'attempts', '0',
-      'stream', ARGV[i + 9])
+      'prompt', ARGV[i + 6], 'tokens', ARGV[i + 7], 'most', most, 'digest', digest, 'order', order,
+      'created', created, 'attempts', '0', 'stream', ARGV[i + 10])
     if deadline_ms ~= '' then
       local deadline = int(now + tonumber(deadline_ms))
       redis.call('HSET', job, 'deadline', deadline)

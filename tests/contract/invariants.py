@@ -127,7 +127,8 @@ def _check_running(shot: Snapshot, id: str, record: dict[str, str]) -> None:
     _check_unfinished(shot, id, record)
     assert id in shot.get("leases")
     assert record.keys() >= {"worker", "claimed", "fence", "charge"}
-    assert 0 <= int(record["charge"]) <= int(record["tokens"])
+    bounded = int(record["tokens"]) if record["most"] else float("inf")
+    assert 0 <= int(record["charge"]) <= bounded
     assert "due" not in record
     assert int(record["attempts"]) >= 1
     assert int(record["fence"]) <= int(shot.get("counts")["fence"])

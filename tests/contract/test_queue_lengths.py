@@ -97,6 +97,14 @@ async def test_no_more_is_predicted_than_may_be_written(deep: JobQueue) -> None:
     assert await predicted(deep, ASK, most=30) == 30
 
 
+async def test_a_guess_of_the_most_bounds_no_prediction(deep: JobQueue) -> None:
+    """A submitter that neither says nor knows how much may be written."""
+    await teach(deep, ASK, [1_000] * ENOUGH)
+    for id, asked in (("any", ASK), ("little", ASK.model_copy(update={"max_tokens": 5}))):
+        await deep.submit_many([NewJob(asked, id)])
+    assert {job.id: job.predicted_tokens for job in await take(deep)} == {"any": 1_000, "little": 5}
+
+
 async def test_outputs_cut_by_their_limit_are_not_taken_for_short(deep: JobQueue) -> None:
     await teach(deep, ASK, [500] * ENOUGH)
     before = await predicted(deep, ASK)

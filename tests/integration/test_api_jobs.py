@@ -153,6 +153,7 @@ async def test_queue_models_and_metrics_show_the_worker(api: RunningApi) -> None
     metrics = await api.http.get("/metrics")
 
     assert (queue["depth"], queue["queued"]["batch"], queue["estimate_s"]) == (1, 1, 0.5)
+    assert queue["unfinished"] == {"default": 1}
     assert queue["workers"][0] | {"beat_age_ms": 0} == state | {
         "id": "w1",
         "alive": True,
@@ -161,6 +162,7 @@ async def test_queue_models_and_metrics_show_the_worker(api: RunningApi) -> None
     [model] = models["data"]
     assert (model["id"], model["ready"], model["slots"]) == ("simulated", True, 4)
     assert 'millpond_queued_jobs{priority="batch"} 1.0' in metrics.text
+    assert 'millpond_unfinished_jobs{tenant="default"} 1.0' in metrics.text
     assert 'millpond_worker_padding_share{model="simulated",worker="w1"} 0.125' in metrics.text
     assert (
         'millpond_http_requests_total{method="POST",route="/v1/jobs",status="202"} 1.0'
