@@ -106,6 +106,20 @@ def arrivals(rng: random.Random, count: int, most_tokens: int) -> list[Arrival]:
     return sorted(drawn, key=lambda a: a.step)
 
 
+def check_tokens(model: Any, request: GenerationRequest, mine: list[int], alone: list[int]) -> None:
+    """They are the same; or they part where the model itself likes both tokens alike but for the last
+    bits of its logits, which is as far as float32 can decide."""
+    differing = (i for i, (a, b) in enumerate(zip(mine, alone, strict=True)) if a != b)
+    at = next(differing, None)
+    if at is None:
+        return
+    model.set_attn_implementation("sdpa")
+    ids = torch.tensor([[*request.prompt_token_ids, *alone[:at]]], device=model.device)
+    with torch.inference_mode():
+        logits = model(ids).logits[0, -1]
+    assert abs(float(logits[alone[at]] - logits[mine[at]])) < 5e-5, (request.id, at)
+
+
 def serve(engine: TransformersEngine, rows: list[Arrival]) -> tuple[dict[str, Finished], int]:
     """Each row's end, and how many times a row was put back."""
     put_back = 0
@@ -158,11 +172,11 @@ def test_rows_in_a_cache_that_is_too_small_equal_generate_alone(
         assert set(finished) == set(expected)
         for a in rows:
             end = finished[a.request.id]
+            alone = expected[a.request.id]
             if end.reason is FinishReason.CANCELLED:
                 assert a.cancelled_at is not None
-                assert list(end.token_ids) == expected[a.request.id][: len(end.token_ids)]
-            else:
-                assert list(end.token_ids) == expected[a.request.id], a.request.id
+                alone = alone[: len(end.token_ids)]
+            check_tokens(model, a.request, list(end.token_ids), alone)
         assert engine.capacity().free_tokens == kv_tokens
     assert put_back > 0
 

@@ -145,14 +145,37 @@ class _Piece:
 class DecodePlan:
     """One new token for each row of the cache, shelf by shelf."""
 
-    def __init__(self, cache: KVCache, windows: Items[int | None]) -> None:
+    def __init__(self, spans: "list[_Span]", windows: Items[int | None]) -> None:
         self.windows = windows
-        self.rows: list[Sequence] = []
-        self._spans: list[_Span] = []
-        for shelf in cache.shelves():
-            start = len(self.rows)
-            self.rows += shelf.rows
-            self._spans.append(_Span(shelf, start, cache.layout.device))
+        self._spans = spans
+
+    @classmethod
+    def of_rows(
+        cls, shelves: Items[Shelf], positions: torch.Tensor, windows: Items[int | None]
+    ) -> "DecodePlan":
+        """Of the rows on these shelves, in their order. ``positions`` ``[rows]`` are their newest
+        tokens' places."""
+        spans, start = [], 0
+        for shelf in shelves:
+            lengths = [row.num_tokens for row in shelf.rows]
+            length, stop = max(lengths), start + len(lengths)
+            even = min(lengths) == length
+            spans.append(_Span(shelf, start, positions[start:stop], length, even=even))
+            start = stop
+        return cls(spans, windows)
+
+    @classmethod
+    def of_whole_shelves(
+        cls, shelves: Items[Shelf], positions: torch.Tensor, windows: Items[int | None]
+    ) -> "DecodePlan":
+        """Of all slots, empty ones too, each over the shelf's whole length: nothing here depends on
+        which rows there are. ``positions`` has one for each slot."""
+        spans, start = [], 0
+        for shelf in shelves:
+            stop = start + shelf.num_slots
+            spans.append(_Span(shelf, start, positions[start:stop], shelf.length, even=False))
+            start = stop
+        return cls(spans, windows)
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         for span in self._spans:
@@ -190,17 +213,19 @@ class DecodePlan:
 
 
 class _Span:
-    """One shelf's rows within the batch: rows ``start`` to ``stop``."""
+    """One shelf's rows within the batch: rows ``start`` to ``stop``, at most ``length`` tokens each;
+    ``even`` if all of them have that many."""
 
-    def __init__(self, shelf: Shelf, start: int, device: torch.device) -> None:
-        lengths = [row.num_tokens for row in shelf.rows]
+    def __init__(
+        self, shelf: Shelf, start: int, positions: torch.Tensor, length: int, *, even: bool
+    ) -> None:
         self.shelf = shelf
         self.start = start
-        self.stop = start + len(lengths)
-        self.length = max(lengths)
-        self.slots = torch.arange(len(lengths), device=device)
-        self.positions = torch.tensor(lengths, device=device) - 1
-        self._even = min(lengths) == self.length
+        self.stop = start + len(positions)
+        self.length = length
+        self.slots = torch.arange(len(positions), device=positions.device)
+        self.positions = positions
+        self._even = even
         self._masks: dict[int | None, torch.Tensor | None] = {}
 
     def mask(self, window: int | None) -> torch.Tensor | None:

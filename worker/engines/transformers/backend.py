@@ -9,6 +9,7 @@ from worker.engines.transformers.loading import LoadedModel
 from worker.engines.transformers.model_runner import ModelRunner
 from worker.engines.transformers.native.pages import PagedCache
 from worker.engines.transformers.native.runner import NativeRunner
+from worker.engines.transformers.replay import record_cuda_graph
 from worker.engines.transformers.sampling import Output
 
 
@@ -38,6 +39,9 @@ class Runner(Protocol):
 
     def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]: ...
 
+    def trim(self) -> None:
+        """Give back memory that only saves time."""
+
 
 def build_backend(
     loaded: LoadedModel, *, kv_tokens: int, slots: int, prefix: Items[int] = ()
@@ -55,4 +59,12 @@ def build_backend(
             runner.keep_prefix(prefix)
         return pages, runner
     shelves = KVCache(loaded.layout, kv_tokens=kv_tokens)
-    return shelves, ModelRunner(loaded.model, loaded.windows, shelves, loaded.adapters)
+    # Which rows have which adapter changes from step to step, and a recording would not.
+    recordable = loaded.device.type == "cuda" and loaded.adapters is None
+    return shelves, ModelRunner(
+        loaded.model,
+        loaded.windows,
+        shelves,
+        loaded.adapters,
+        record=record_cuda_graph if recordable else None,
+    )

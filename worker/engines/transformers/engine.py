@@ -207,6 +207,7 @@ class TransformersEngine:
 
     def _recover_memory(self) -> None:
         """Give back what is not used. Trimming moves what is used, for which there may be no room."""
+        self._runner.trim()
         try:
             self._cache.trim()
         except (RuntimeError, MemoryError) as error:

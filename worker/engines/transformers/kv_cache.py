@@ -38,11 +38,15 @@ class KVLayout:
 
 
 class Shelf:
-    """Owns the tensors of one length class and which row is in which slot."""
+    """Owns the tensors of one length class and which row is in which slot.
+
+    ``version`` grows whenever tensors are replaced by others.
+    """
 
     def __init__(self, length: int, layout: KVLayout) -> None:
         self.length = length
         self.rows: list[Sequence] = []
+        self.version = 0
         self._layout = layout
         self._num_slots = 0
         self._keys = [self._empty(0) for _ in range(layout.num_layers)]
@@ -72,6 +76,7 @@ class Shelf:
                 new = self._empty(num_slots)
                 new[:kept] = old[:kept]
                 tensors[index] = new
+                self.version += 1
         self._num_slots = num_slots
 
     def scrub(self, slot: int) -> None:

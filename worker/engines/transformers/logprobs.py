@@ -7,6 +7,7 @@ import torch
 from millpond.sampling_params import MAX_LOGPROBS
 from worker.engines.base import TokenLogprobs
 from worker.engines.sequence import Sequence
+from worker.engines.transformers.transfer import to_device
 
 
 class RawLogprobs:
@@ -16,7 +17,7 @@ class RawLogprobs:
         asked = [(i, row.sampling.logprobs) for i, row in enumerate(rows)]
         self._counts = {i: count for i, count in asked if count is not None}
         if self._counts:
-            index = torch.tensor(list(self._counts), device=logits.device)
+            index = to_device(list(self._counts), logits.device)
             self._scores = logits[index].float().log_softmax(dim=-1)
 
     def of(self, tokens: Items[int | None]) -> list[TokenLogprobs | None]:

@@ -12,13 +12,16 @@ from worker.engines.transformers.adapters import TokenGroups
 from worker.engines.transformers.attention import DecodePlan, Plan, PlanCache, PrefillPlan
 from worker.engines.transformers.chunks import cut_chunks, tokens_of
 from worker.engines.transformers.kv_cache import KVCache
+from worker.engines.transformers.replay import DecodeReplay, Recorder
 from worker.engines.transformers.sampling import Output
+from worker.engines.transformers.transfer import to_device
 
 
 class ModelRunner:
     """``model`` is a transformers causal language model that uses our attention.
 
     ``adapters`` is what its layers ask which tokens are whose; None without adapters.
+    ``record`` makes recordings of decode steps; None computes each anew.
     """
 
     def __init__(
@@ -27,12 +30,18 @@ class ModelRunner:
         windows: Items[int | None],
         cache: KVCache,
         adapters: TokenGroups | None = None,
+        *,
+        record: Recorder | None = None,
     ) -> None:
+        assert adapters is None or record is None
         self._adapters = adapters
         self._model = model
         self._windows = tuple(windows)
         self._cache = cache
         self._device = cache.layout.device
+        self._replay: DecodeReplay | None = None
+        if record is not None:
+            self._replay = DecodeReplay(cache, self._windows, self._decode_forward, record)
 
     def prefill(self, rows: Items[Sequence], *, logits: bool = False) -> Output:
         """Read all tokens of these rows, which have their slots already; logits after the last."""
@@ -40,22 +49,38 @@ class ModelRunner:
         for chunk in cut_chunks([(row, 0) for row in rows], PREFILL_TOKENS):
             token_ids = [t for piece in chunk.pieces for t in tokens_of(*piece)]
             positions = [n for _, start, stop in chunk.pieces for n in range(start, stop)]
+            inputs = to_device([token_ids, positions], self._device)
             plan = PrefillPlan(chunk.pieces, self._cache, self._windows)
             self._select((row.adapter, stop - start) for row, start, stop in chunk.pieces)
             # No logits but of the last tokens: over all, they would outgrow the model.
-            last = torch.tensor([plan.ends[i] - 1 for i in chunk.ended], dtype=torch.int64)
-            found = self._forward([token_ids], [positions], plan, last)[0]
+            last = to_device([plan.ends[i] - 1 for i in chunk.ended], self._device, torch.int64)
+            found = self._forward(inputs[:1], inputs[1:], plan, last)[0]
             if chunk.ended:
                 scores.append(found)
         return Output(scores[0] if len(scores) == 1 else torch.cat(scores))
 
     def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]:
         """Read the newest token of each row in the cache; the rows in the order of the output."""
-        plan = DecodePlan(self._cache, self._windows)
-        self._select((row.adapter, 1) for row in plan.rows)
-        token_ids = [[row.token_ids[-1]] for row in plan.rows]
-        positions = [[row.num_tokens - 1] for row in plan.rows]
-        return plan.rows, Output(self._forward(token_ids, positions, plan, 1)[:, 0])
+        replayed = None if self._replay is None else self._replay.decode()
+        if replayed is not None:
+            rows, found = replayed
+            return rows, Output(found)
+        shelves = self._cache.shelves()
+        rows = [row for shelf in shelves for row in shelf.rows]
+        newest = [[row.token_ids[-1] for row in rows], [row.num_tokens - 1 for row in rows]]
+        self._select((row.adapter, 1) for row in rows)
+        token_ids, positions = to_device(newest, self._device)
+        plan = DecodePlan.of_rows(shelves, positions, self._windows)
+        return rows, Output(self._decode_forward(token_ids[:, None], positions[:, None], plan))
+
+    def trim(self) -> None:
+        if self._replay is not None:
+            self._replay.drop()
+
+    def _decode_forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, plan: Plan
+    ) -> torch.Tensor:
+        return self._forward(token_ids, positions, plan, 1)[:, 0]
 
     def _select(self, spans: Iterable[tuple[str | None, int]]) -> None:
         if self._adapters is not None:
@@ -63,16 +88,14 @@ class ModelRunner:
 
     def _forward(
         self,
-        token_ids: list[list[int]],
-        positions: list[list[int]],
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
         plan: Plan,
         logits_to_keep: int | torch.Tensor,
     ) -> torch.Tensor:
-        if isinstance(logits_to_keep, torch.Tensor):
-            logits_to_keep = logits_to_keep.to(self._device)
         output = self._model(
-            input_ids=torch.tensor(token_ids, device=self._device),
-            position_ids=torch.tensor(positions, device=self._device),
+            input_ids=token_ids,
+            position_ids=positions,
             past_key_values=PlanCache(plan),
             use_cache=True,
             logits_to_keep=logits_to_keep,

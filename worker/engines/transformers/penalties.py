@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from worker.engines.sequence import Sequence
+from worker.engines.transformers.transfer import to_device
 
 
 def adjust(logits: torch.Tensor, rows: Items[Sequence]) -> torch.Tensor:
@@ -31,8 +32,8 @@ def _add_biases(logits: torch.Tensor, rows: Items[Sequence]) -> None:
     if not pairs:
         return
     at, token_ids, biases = zip(*pairs, strict=True)
-    where = torch.tensor((at, token_ids), device=logits.device)
-    logits[where[0], where[1]] += torch.tensor(biases, device=logits.device)
+    where = to_device((at, token_ids), logits.device)
+    logits[where[0], where[1]] += to_device(biases, logits.device)
 
 
 def _penalize(logits: torch.Tensor, rows: Items[Sequence]) -> None:

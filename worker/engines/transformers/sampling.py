@@ -18,6 +18,7 @@ from worker.engines.base import Sampling, TokenLogprobs
 from worker.engines.sequence import Sequence
 from worker.engines.transformers.logprobs import RawLogprobs
 from worker.engines.transformers.penalties import adjust
+from worker.engines.transformers.transfer import to_device
 
 # How many of the likeliest tokens are looked at first; most filters end well within.
 _FIRST_CANDIDATES = 256
@@ -64,19 +65,28 @@ def next_tokens(output: Output, rows: Items[Sequence]) -> NextTokens:
 def sample(logits: torch.Tensor, rows: Items[Sequence]) -> list[int | None]:
     """The next token of each row from ``[rows, vocab]`` logits.
 
-    None for a row whose logits are not finite. Reads the device once.
+    None for a row whose logits are not finite. Reads the device once, and once more for each time that
+    some row's filters keep more tokens than were looked at: those rows are drawn again from 16 times
+    as many, for a whole vocabulary takes a hundred times as long to sort.
     """
     logits = adjust(logits, rows)
     _suppress_ends(logits, rows)
     top, tokens = logits.max(dim=-1)
+    finite, undecided = torch.isfinite(top), torch.zeros_like(tokens)
     drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
-    for start in range(0, len(drawn), DRAW_ROWS):
-        block = drawn[start : start + DRAW_ROWS]
-        index = torch.tensor(block, device=logits.device)
-        picked = [rows[i] for i in block]
-        tokens[index] = _draw(logits[index].float(), top[index].float(), picked)
-    read = torch.stack((tokens, torch.isfinite(top).to(tokens.dtype))).tolist()
-    return [token if finite else None for token, finite in zip(*read, strict=True)]
+    candidates = _FIRST_CANDIDATES
+    while True:
+        for start in range(0, len(drawn), DRAW_ROWS):
+            block = drawn[start : start + DRAW_ROWS]
+            index = to_device(block, logits.device)
+            tokens[index], undecided[index] = _draw(
+                logits[index].float(), top[index].float(), [rows[i] for i in block], candidates
+            )
+        read = torch.stack((tokens, finite, undecided)).tolist()
+        drawn = [i for i, more in enumerate(read[2]) if more]
+        if not drawn:
+            return [token if ok else None for token, ok in zip(*read[:2], strict=True)]
+        candidates *= 16
 
 
 def uniforms(seeds: Items[int], steps: Items[int]) -> npt.NDArray[np.float64]:
@@ -99,52 +109,34 @@ def _suppress_ends(logits: torch.Tensor, rows: Items[Sequence]) -> None:
     """Below min_tokens, take the row's end tokens out of the running, in place."""
     at = [(i, t) for i, row in enumerate(rows) for t in row.suppressed_token_ids]
     if at:
-        where = torch.tensor(at, device=logits.device)
+        where = to_device(at, logits.device)
         logits[where[:, 0], where[:, 1]] = -torch.inf
 
 
-def _draw(logits: torch.Tensor, top: torch.Tensor, rows: Items[Sequence]) -> torch.Tensor:
-    """Sampled tokens of ``[rows, vocab]`` float32 logits with their maxima ``[rows]``."""
+def _draw(
+    logits: torch.Tensor, top: torch.Tensor, rows: Items[Sequence], candidates: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sampled tokens of ``[rows, vocab]`` float32 logits with their maxima ``[rows]``; also 1 for
+    each row whose filters may keep more than ``candidates`` tokens, for it is not decided."""
     device = logits.device
     params = [row.sampling for row in rows]
-    temperature = torch.tensor([p.temperature for p in params], device=device)
+    temperature = to_device([p.temperature for p in params], device)
     # Less the maximum first: nothing overflows however small the temperature, and sums start at 1.
     scores = (logits - top[:, None]) / temperature[:, None]
-    uniform = torch.tensor(
-        uniforms([p.seed for p in params], [len(r.token_ids) for r in rows]),
-        dtype=torch.float64,
-    ).to(device)
+    steps = [len(r.token_ids) for r in rows]
+    numbers = uniforms([p.seed for p in params], steps).tolist()
+    uniform = to_device(numbers, device, torch.float64)
     filtered = [i for i, p in enumerate(params) if p.top_k or p.top_p < 1 or p.min_p > 0]
-    if not filtered:
-        return _invert(scores, uniform)
     if len(filtered) == len(rows):
-        return _draw_filtered(scores, uniform, params)
+        return _draw_among(scores, uniform, params, candidates)
     tokens = _invert(scores, uniform)
-    some = torch.tensor(filtered, device=device)
-    tokens[some] = _draw_filtered(scores[some], uniform[some], [params[i] for i in filtered])
-    return tokens
-
-
-def _draw_filtered(
-    scores: torch.Tensor, uniform: torch.Tensor, params: Items[Sampling]
-) -> torch.Tensor:
-    """Draw from what the filters keep, looking at the likeliest few first.
-
-    Rows that may keep more than that are drawn again from 16 times as many: a whole vocabulary
-    takes a hundred times as long to sort.
-    """
-    vocab_size = scores.shape[-1]
-    count = min(vocab_size, max(_FIRST_CANDIDATES, *(p.top_k + 1 for p in params)))
-    tokens, open_rows = _draw_among(scores, uniform, params, count)
-    while open_rows:
-        count = min(vocab_size, count * 16)
-        at = torch.tensor(open_rows, device=scores.device)
-        some, still_open = _draw_among(
-            scores[at], uniform[at], [params[i] for i in open_rows], count
+    undecided = torch.zeros_like(tokens)
+    if filtered:
+        some = to_device(filtered, device)
+        tokens[some], undecided[some] = _draw_among(
+            scores[some], uniform[some], [params[i] for i in filtered], candidates
         )
-        tokens[at] = some
-        open_rows = [open_rows[i] for i in still_open]
-    return tokens
+    return tokens, undecided
 
 
 def _invert(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -156,17 +148,19 @@ def _invert(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 def _draw_among(
-    scores: torch.Tensor, uniform: torch.Tensor, params: Items[Sampling], count: int
-) -> tuple[torch.Tensor, list[int]]:
-    """Draw from the ``count`` likeliest tokens; also which rows may keep more than those.
+    scores: torch.Tensor, uniform: torch.Tensor, params: Items[Sampling], candidates: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw from what the filters keep of the likeliest ``candidates`` tokens, or of as many as the
+    rows' own top_k ask for; also 1 for each row of which they may keep more.
 
     A row's cut is a score, so tokens of equal score are kept or dropped together.
     """
     device = scores.device
     vocab_size = scores.shape[-1]
-    top_k = torch.tensor([min(p.top_k, vocab_size) or vocab_size for p in params], device=device)
-    top_p = torch.tensor([p.top_p for p in params], device=device, dtype=torch.float64)
-    min_p = torch.tensor([p.min_p for p in params], device=device)
+    count = min(vocab_size, max(candidates, *(p.top_k + 1 for p in params)))
+    top_k = to_device([min(p.top_k, vocab_size) or vocab_size for p in params], device)
+    top_p = to_device([p.top_p for p in params], device, torch.float64)
+    min_p = to_device([p.min_p for p in params], device)
     best, token_ids = scores.topk(count, dim=-1)
     weight = best.exp().double()
     within_k = torch.arange(count, device=device) < top_k[:, None]
@@ -175,10 +169,10 @@ def _draw_among(
     above = weight.cumsum(-1) - weight
     kept = within_k & (above < (top_p * mass)[:, None]) & (best >= min_p.log()[:, None])
     kept[:, 0] = True
-    open_rows = [] if count == vocab_size else kept[:, -1].nonzero()[:, 0].tolist()
+    undecided = kept[:, -1].long() * (count < vocab_size)
     cut = torch.where(kept, best, torch.inf).amin(dim=-1, keepdim=True)
     # In vocabulary order, so that neither the sort nor ``count`` has a say in the draw.
     token_ids, order = token_ids.sort(dim=-1)
     best = best.gather(1, order)
     place = _invert(best.masked_fill(best < cut, -torch.inf), uniform)
-    return token_ids.gather(1, place[:, None])[:, 0], open_rows
+    return token_ids.gather(1, place[:, None])[:, 0], undecided

@@ -72,6 +72,9 @@ class NativeRunner:
         )
         return rows, _output(best, scores)
 
+    def trim(self) -> None:
+        self._scratch.clear()
+
     def _run(
         self,
         rows: Items[Sequence],
