@@ -216,6 +216,11 @@ class Upstream:
         return True
 
 
+def text_for(body: dict[str, Any]) -> str:
+    """What an undisturbed answer to this request says."""
+    return "".join(piece for _, piece, _ in _generate(body, _prompt(body), other=False))
+
+
 def _generate(
     request: dict[str, Any], prompt: Sequence[int], *, other: bool
 ) -> Iterator[tuple[list[int], str, str | None]]:
