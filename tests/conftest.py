@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
 
 CI = os.environ.get("CI") == "true"
+# For those who only ask whether there is a counterexample, see tests/mutations.py.
+settings.register_profile("unshrunk", phases=[Phase.explicit, Phase.generate])
 
 
 def debian_server() -> Path | None:

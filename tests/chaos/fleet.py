@@ -29,6 +29,7 @@ from millpond.stack import Child
 from millpond.submission import DEFAULT_TENANT, NewJob, Submission
 from millpond.subscriptions import GAP, Subscriptions
 from millpond.tokenization import ByteTokenizer
+from tests.chaos.zygote import Forked, Zygote
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
 from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedEngine
 
@@ -44,6 +45,9 @@ runpy.run_module("worker", run_name="__main__", alter_sys=True)
 """
 
 
+Process = asyncio.subprocess.Process | Forked
+
+
 class Fleet:
     """``number`` workers on one server. Those that die by themselves are started again.
 
@@ -57,11 +61,16 @@ class Fleet:
         self._number = number
         self._log = log
         self._clocks_off_s = clocks_off_s
-        self.processes: list[asyncio.subprocess.Process] = []
+        self.processes: list[Process] = []
         self._watchers: list[asyncio.Task[None]] = []
         self.starts = 0
+        self._open = contextlib.ExitStack()
+        self._running = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> "Fleet":
+        sink = self._open.enter_context(self._log.open("ab"))
+        environment = {**os.environ, **self._settings.environment()}
+        self._zygote = await self._running.enter_async_context(Zygote(environment, sink))
         for place in range(self._number):
             self.processes.append(await self._start(place))
             self._watchers.append(asyncio.create_task(self._watch(place)))
@@ -76,12 +85,14 @@ class Fleet:
                     process.send_signal(signal.SIGCONT)
                     process.kill()
             await process.wait()
+        await self._running.aclose()
+        self._open.close()
 
-    async def _start(self, place: int) -> asyncio.subprocess.Process:
+    async def _start(self, place: int) -> Process:
         self.starts += 1
-        arguments = ["-m", "worker"]
-        if self._clocks_off_s:
-            arguments = ["-c", WRONG_CLOCK, str(self._clocks_off_s[place])]
+        if not self._clocks_off_s:
+            return await self._zygote.fork()
+        arguments = ["-c", WRONG_CLOCK, str(self._clocks_off_s[place])]
         with self._log.open("ab") as sink:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, *arguments),

@@ -17,7 +17,7 @@ import pytest
 
 from millpond.messages import JobRequest, JobStatus
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
-from tests.chaos.fleet import Fleet, Ledger, ledger_on, worker_settings
+from tests.chaos.fleet import Fleet, Ledger, Process, ledger_on, worker_settings
 from tests.contract.jobs import until
 
 LIMIT_S = 300.0
@@ -98,7 +98,7 @@ async def sweeping(ledger: Ledger, interval_s: float) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def holding(ledger: Ledger, process: asyncio.subprocess.Process) -> None:
+async def holding(ledger: Ledger, process: Process) -> None:
     """Until that worker holds jobs."""
     await until(lambda: ledger.held_by(process.pid), LIMIT_S)
 
@@ -189,7 +189,7 @@ async def test_poison_is_cornered(server: RedisServer, tmp_path: Path) -> None:
     ]
     async with (
         ledger_on(server, settings.queue_options()) as ledger,
-        Fleet(settings, size(4, 2), tmp_path / "workers.log") as fleet,
+        Fleet(settings, size(8, 2), tmp_path / "workers.log") as fleet,
     ):
         await ledger.submit(requests)
         await ledger.all_ended(800.0)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from millpond.connection import connect
+from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, FinishReason, JobRequest, JobStatus
 from millpond.presets import PRESETS
-from millpond.queue import JobQueue, QueueOptions
+from millpond.queue import Claim, JobQueue, QueueOptions
 from millpond.results import Results
 from millpond.server import RedisServer
 from millpond.submission import NewJob
@@ -315,6 +316,31 @@ async def test_an_idle_worker_stops_at_once(bench: Bench) -> None:
         await until(lambda: asyncio.sleep(0, worker.ready))
         worker.stop()
         assert await asyncio.wait_for(task, 5.0)
+
+
+class DeafQueue(JobQueue):
+    """Its claims are made, but their answers are lost."""
+
+    deaf = True
+
+    async def claim(self, worker: str, count: int, **rest: Any) -> Claim:
+        claim = await super().claim(worker, count, **rest)
+        if self.deaf and claim.jobs:
+            raise QueueUnavailableError("the answer is lost")
+        return claim
+
+
+async def test_stop_releases_what_was_claimed_unheard(bench: Bench) -> None:
+    queue = DeafQueue(connect(bench.server.url), "test", bench.queue.options)
+    id = await bench.submit()
+    async with replace(bench, queue=queue).worker() as (worker, task):
+        await until(lambda: is_status(bench, id, JobStatus.RUNNING))
+        worker.stop()
+        queue.deaf = False
+        assert await task
+    view = await bench.results.get(id)
+    assert (view.status, view.attempts) == (JobStatus.QUEUED, 0)
+    await queue._redis.aclose()
 
 
 async def test_an_engine_that_breaks_once_is_built_again(bench: Bench) -> None:
