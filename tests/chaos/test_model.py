@@ -32,11 +32,20 @@ from tests.contract.jobs import failed, success
 T = TypeVar("T")
 CLOCK = "clock"
 LEASE_MS = 60_000
-OPTIONS = QueueOptions(lease_s=LEASE_MS / 1000, retry_delay_s=30.0, max_attempts=3, max_deaths=3)
+OPTIONS = QueueOptions(lease_s=LEASE_MS / 1000, retry_delay_s=30.0, max_attempts=2, max_deaths=2)
 IDS = st.sampled_from([f"job-{i}" for i in range(12)])
 WORKERS = st.sampled_from(["ann", "bob", "cleo"])
 PICK = st.integers(0, 1_000)
 WEIGHTS = {"dora": 1.0, "emil": 2.0, "fred": 0.5}
+# Id, priority, tenant, tokens, deadline in ms, whether streamed.
+JOBS = st.tuples(
+    IDS,
+    st.sampled_from(PRIORITIES),
+    st.sampled_from(sorted(WEIGHTS)),
+    st.sampled_from([5, 10, 40]),
+    st.sampled_from([None, None, 18_000, 90_000]),
+    st.booleans(),
+)
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -73,15 +82,13 @@ class QueueMachine(RuleBasedStateMachine):
         newest = {job.id: job.fence for owner, job in self.rows if owner == worker}
         return list(newest.items())
 
-    @rule(
-        id=IDS,
-        priority=st.sampled_from(PRIORITIES),
-        tenant=st.sampled_from(sorted(WEIGHTS)),
-        tokens=st.sampled_from([5, 10, 40]),
-        deadline_ms=st.sampled_from([None, None, 18_000, 90_000]),
-        stream=st.booleans(),
-    )
-    def submit(
+    @rule(jobs=st.lists(JOBS, min_size=1, max_size=6))
+    def submit(self, jobs: list[tuple[Any, ...]]) -> None:
+        """Several: an example with one job here and one there has nothing to go wrong."""
+        for job in jobs:
+            self.submit_one(*job)
+
+    def submit_one(
         self,
         id: str,
         priority: Any,
@@ -101,14 +108,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert isinstance(answer, IdempotencyConflictError)
             assert said != "accepted"
 
-    @rule(
-        worker=WORKERS,
-        nonce=st.integers(0, 2),
-        count=st.integers(0, 8),
-        free=st.sampled_from([10, 30, 30, 30]),
-    )
     def claim(self, worker: str, nonce: int, count: int, free: int) -> None:
-        """With three nonces to choose from, a third of the claims are the last one made again."""
         claim = self.wait(
             self.queue.claim(
                 worker, count, budget_tokens=free, capacity_tokens=30, nonce=str(nonce)
@@ -118,6 +118,21 @@ class QueueMachine(RuleBasedStateMachine):
         assert [(j.id, j.fence, j.attempt) for j in claim.jobs] == jobs
         assert (claim.left, claim.alone) == (left, alone)
         self.rows += [(worker, job) for job in claim.jobs]
+
+    @rule(
+        worker=WORKERS,
+        nonce=st.integers(0, 2),
+        count=st.integers(0, 8),
+        free=st.sampled_from([10, 30, 30, 30]),
+    )
+    def claim_some(self, worker: str, nonce: int, count: int, free: int) -> None:
+        """With three nonces to choose from, some are the last claim made again."""
+        self.claim(worker, nonce, count, free)
+
+    @rule(worker=WORKERS, nonce=st.integers(3, 1_000_000))
+    def claim_all(self, worker: str, nonce: int) -> None:
+        """Half of all claims take what they can, so that most jobs run at some time."""
+        self.claim(worker, nonce, count=8, free=30)
 
     @rule(ms=st.sampled_from([1, 12_000, 30_000, LEASE_MS - 1, LEASE_MS, 3 * LEASE_MS]))
     def time_passes(self, ms: int) -> None:

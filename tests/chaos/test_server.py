@@ -46,8 +46,9 @@ async def submit_through_outages(ledger: Ledger, over: asyncio.Event) -> dict[st
 @pytest.mark.parametrize("fsync", ["always", "everysec"])
 async def test_the_server_dies(tmp_path: Path, fsync: str, fault: str) -> None:
     """Rows 3 and 4: the process alone is killed, or with it goes all that was not synced. With
-    `always` nothing that was accepted is lost; with `everysec` the loss is measured. Workers go on
-    without a restart, within 5 s."""
+    `always` nothing that was accepted is lost; with `everysec` the loss is measured: the server holds
+    its writes back while a sync takes long, so even a kill alone loses some. Workers go on without a
+    restart, within 5 s."""
     power = Power(bundled_server(), tmp_path)
     options = ServerOptions(tmp_path / "redis", free_port(), append_fsync=fsync)
     chance = random.Random(3)
@@ -80,7 +81,7 @@ async def test_the_server_dies(tmp_path: Path, fsync: str, fault: str) -> None:
                 f"accepted {max(age_s, default=0.0):.2f} s before at most; "
                 f"{sum(forgotten)} bytes forgotten; a job ends {max(back_s):.2f} s after a start at most"
             )
-            if fsync == "always" or fault == "killed":
+            if fsync == "always":
                 assert lost == []
             else:
                 assert max(age_s, default=0.0) <= MAX_LOSS_S

@@ -211,7 +211,7 @@ async def test_clocks_ten_minutes_off(server: RedisServer, tmp_path: Path) -> No
         Fleet(settings, 3, tmp_path / "workers.log", clocks_off_s=(600.0, -600.0, 0.0)),
     ):
         # The longest rows live through two leases, and through eight in full.
-        await ledger.submit(jobs(size(600, 150), tokens=size(4_000, 1_000)))
+        await ledger.submit(jobs(size(600, 150), tokens=size(4_000, 1_000), step=7))
         await ledger.all_ended(300.0)
         await ledger.check(least_succeeded=1.0)
         assert not ledger.resets, "nothing was taken from anybody"
