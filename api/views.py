@@ -66,6 +66,8 @@ def event_data(event: JobEvent) -> bytes:
     match event.type:
         case EventType.DELTA:
             fields |= {"text": event.text, "offset": event.offset}
+            if event.index is not None:
+                fields["index"] = event.index
         case EventType.RESET:
             fields |= {"reason": event.reason}
         case EventType.FINISHED if event.result is not None:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from millpond import openai_logprobs
 from millpond.fields import Frozen
 from millpond.messages import (
+    Choice,
     FinishReason,
     JobRequest,
     JobResult,
@@ -148,16 +149,6 @@ def output_line(row: Row, result: JobResult, model: str) -> bytes:
         return _line(
             row.custom_id, None, {"code": code, "message": message, "line": row.line_number}
         )
-    choice: dict[str, Any] = {"index": 0, "finish_reason": _FINISH[result.finish_reason]}
-    if row.chat:
-        choice["message"] = {"role": "assistant", "content": result.text}
-    else:
-        choice["text"] = result.text
-    if result.token_ids is not None:
-        choice["token_ids"] = result.token_ids
-    if result.logprobs is not None:
-        shape = openai_logprobs.chat_shape if row.chat else openai_logprobs.completion_shape
-        choice["logprobs"] = shape(result.logprobs)
     usage = result.usage
     assert usage is not None, "a succeeded job has a usage"
     body: dict[str, Any] = {
@@ -165,7 +156,7 @@ def output_line(row: Row, result: JobResult, model: str) -> bytes:
         "object": "chat.completion" if row.chat else "text_completion",
         "created": math.floor((result.finished_ms or 0) / 1000),
         "model": model,
-        "choices": [choice],
+        "choices": [_choice(row, choice) for choice in result.choices or [_only(result)]],
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
@@ -175,6 +166,34 @@ def output_line(row: Row, result: JobResult, model: str) -> bytes:
     if result.prompt_token_ids is not None:
         body["prompt_token_ids"] = result.prompt_token_ids
     return _line(row.custom_id, {"status_code": 200, "request_id": result.id, "body": body}, None)
+
+
+def _only(result: JobResult) -> Choice:
+    """The one text of a job that asked for one."""
+    return Choice(
+        index=0,
+        finish_reason=result.finish_reason,
+        text=result.text,
+        token_ids=result.token_ids,
+        logprobs=result.logprobs,
+    )
+
+
+def _choice(row: Row, choice: Choice) -> dict[str, Any]:
+    shape: dict[str, Any] = {
+        "index": choice.index,
+        "finish_reason": _FINISH[choice.finish_reason],
+    }
+    if row.chat:
+        shape["message"] = {"role": "assistant", "content": choice.text}
+    else:
+        shape["text"] = choice.text
+    if choice.token_ids is not None:
+        shape["token_ids"] = choice.token_ids
+    if choice.logprobs is not None:
+        logprobs = openai_logprobs.chat_shape if row.chat else openai_logprobs.completion_shape
+        shape["logprobs"] = logprobs(choice.logprobs)
+    return shape
 
 
 def error_line(bad: BadLine) -> bytes:

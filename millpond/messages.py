@@ -60,6 +60,11 @@ def seed_from_id(job_id: str) -> int:
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8]) & MAX_SEED
 
 
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of a job's choice; the first has the job's own."""
+    return seed if index == 0 else seed_from_id(f"{seed}/{index}")
+
+
 class JobStatus(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
@@ -176,6 +181,8 @@ class JobRequest(SamplingParams):
 
 
 class Usage(Stored):
+    """A prompt is counted once, however many texts follow it."""
+
     prompt_tokens: int
     completion_tokens: int
 
@@ -196,6 +203,16 @@ class GeneratedToken(TokenLogprob):
     """A token of the result, with the likeliest ones at its place, best first."""
 
     top: list[TokenLogprob]
+
+
+class Choice(Stored):
+    """One of several texts of a job."""
+
+    index: int
+    finish_reason: FinishReason
+    text: str
+    token_ids: list[int] | None = None
+    logprobs: list[GeneratedToken] | None = None
 
 
 class JobError(Stored):
@@ -238,6 +255,9 @@ class JobResult(Stored):
     logprobs: list[GeneratedToken] | None = Field(
         default=None, description="One entry for each generated token, the end token included."
     )
+    choices: list[Choice] | None = Field(
+        default=None, description="All texts, in order, when n is above 1; the first is text, too."
+    )
     usage: Usage | None = None
     error: JobError | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
@@ -256,8 +276,8 @@ class JobEvent(Stored):
     """One entry of a job's event stream and the payload of its channel.
 
     ``started``: an attempt began. ``delta``: ``text`` is to be appended; it begins at character
-    ``offset`` of the attempt's text. ``reset``: the attempt is void, forget its text. ``finished``:
-    the last event; ``result`` is the stored result.
+    ``offset`` of the attempt's text, of that choice's where ``index`` names one. ``reset``: the
+    attempt is void, forget its text. ``finished``: the last event; ``result`` is the stored result.
     """
 
     v: int = PROTOCOL_VERSION
@@ -267,5 +287,6 @@ class JobEvent(Stored):
     attempt: int = 0
     text: str = ""
     offset: int = 0
+    index: int | None = Field(default=None, description="The choice, when n is above 1.")
     reason: str = ""
     result: JobResult | None = None

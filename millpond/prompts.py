@@ -25,11 +25,12 @@ class PreparedPrompt:
     max_tokens: int
     truncated: bool
     messages: tuple[Message, ...] = ()
+    n: int = 1
 
     @property
     def budget_tokens(self) -> int:
-        """The most tokens of KV cache the job can need: its prompt and all it may write."""
-        return len(self.token_ids) + self.max_tokens
+        """The most tokens of KV cache the job can need: its prompt and all it may write, n times."""
+        return self.n * (len(self.token_ids) + self.max_tokens)
 
 
 def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) -> PreparedPrompt:
@@ -61,7 +62,9 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
             limit=preset.context_tokens - 1,
         )
     if len(token_ids) <= limit:
-        return PreparedPrompt(token_ids, max_tokens, truncated=False, messages=messages)
+        return PreparedPrompt(
+            token_ids, max_tokens, truncated=False, messages=messages, n=request.n
+        )
     if request.truncate is Truncation.ERROR:
         raise PromptTooLongError(
             field,
@@ -69,7 +72,8 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
             "left, right or middle",
             limit=limit,
         )
-    return PreparedPrompt(truncate(token_ids, limit, request.truncate), max_tokens, truncated=True)
+    shortened = truncate(token_ids, limit, request.truncate)
+    return PreparedPrompt(shortened, max_tokens, truncated=True, n=request.n)
 
 
 def shared_prefix(preset: Preset, tokenizer: Tokenizer) -> list[int]:
@@ -126,12 +130,12 @@ def _encode(
 def _check_logprobs(request: JobRequest, max_tokens: int) -> None:
     if request.logprobs is None:
         return
-    entries = max_tokens * (1 + request.logprobs)
+    entries = request.n * max_tokens * (1 + request.logprobs)
     if entries > MAX_LOGPROB_ENTRIES:
         raise InvalidRequestError(
             "logprobs",
-            f"{request.logprobs} beside each of {max_tokens} tokens make {entries} entries, the limit "
-            f"is {MAX_LOGPROB_ENTRIES}; ask for fewer, or set max_tokens",
+            f"{request.logprobs} beside each of {request.n * max_tokens} tokens make {entries} entries, "
+            f"the limit is {MAX_LOGPROB_ENTRIES}; ask for fewer, or set max_tokens",
             limit=MAX_LOGPROB_ENTRIES,
         )
 

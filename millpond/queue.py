@@ -275,7 +275,8 @@ class JobQueue:
 def _lengths(result: JobResult) -> list[Arg]:
     """Tokens that the tenant was served, and output to learn from, for `complete.lua`.
 
-    A job that never became a row costs nothing, and one that did not succeed teaches nothing.
+    A job that never became a row costs nothing, and one that did not succeed teaches nothing. One of
+    several texts teaches their mean length, since a prediction is of one text.
     """
     if result.usage is None:
         return [0, "", ""]
@@ -283,4 +284,5 @@ def _lengths(result: JobResult) -> list[Arg]:
     served = result.usage.prompt_tokens + output
     if result.status is not JobStatus.SUCCEEDED or output < 1:
         return [served, "", ""]
+    output = max(1, output // len(result.choices or [result]))
     return [served, output, "1" if result.finish_reason is FinishReason.LENGTH else "0"]

@@ -12,6 +12,7 @@ MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 1_024
 MAX_LOGPROBS = 20
+MAX_CHOICES = 16
 MAX_SEED = 2**63 - 1
 # As many as the greatest token id has.
 MAX_KEY_DIGITS = 10
@@ -42,6 +43,9 @@ Penalty = Annotated[StrictFloat, Field(ge=-2.0, le=2.0)]
 class SamplingParams(Frozen):
     """``None`` takes the preset's default."""
 
+    n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] = Field(
+        default=1, description="How many texts to write, each with a seed of its own."
+    )
     max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
     min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_OUTPUT_TOKENS)] = 0
     temperature: Annotated[StrictFloat, Field(ge=0.0, le=10.0)] | None = None

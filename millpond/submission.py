@@ -56,8 +56,11 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
     prompt = (
         max(1, len(body) // BYTES_PER_TOKEN) if job.prompt_tokens is None else job.prompt_tokens
     )
-    most = request.max_tokens
-    tokens = prompt + (most or ASSUMED_OUTPUT_TOKENS)
+    kind = _kind(request, prompt)
+    # Each text has a row with the prompt in it.
+    prompt *= request.n
+    most = None if request.max_tokens is None else request.n * request.max_tokens
+    tokens = prompt + (most or request.n * ASSUMED_OUTPUT_TOKENS)
     if job.tokens is not None:
         tokens, prompt = job.tokens, min(prompt, job.tokens)
         most = tokens - prompt
@@ -68,7 +71,7 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
         hashlib.sha256(job.tenant.encode() + b"\0" + body).hexdigest()[:32],
         request.priority,
         job.tenant,
-        _kind(request, prompt),
+        kind,
         prompt,
         tokens,
         "" if most is None else most,

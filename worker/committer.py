@@ -14,7 +14,7 @@ from millpond.claims import ClaimedJob, Commit
 from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, JobEvent, JobResult
 from millpond.queue import JobQueue
-from worker.held import HeldJob
+from worker.held import HeldChoice
 
 log = structlog.get_logger("millpond.committer")
 
@@ -43,18 +43,18 @@ class Committer:
         self._queue = queue
         self._on_committed = on_committed
         self._interval_s = delta_interval_s
-        self._texts: dict[str, HeldJob] = {}
+        self._texts: dict[str, HeldChoice] = {}
         self._endings: list[Ending] = []
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
 
-    def add_text(self, job: HeldJob, text: str) -> None:
+    def add_text(self, choice: HeldChoice, text: str) -> None:
         """Streamed text of a job; it is written soon, together with what comes until then."""
-        if not text or not job.request.stream:
+        if not text or not choice.job.request.stream:
             return
-        job.unwritten += text
-        self._texts[job.row] = job
+        choice.unwritten += text
+        self._texts[choice.row] = choice
         self._note()
 
     def add_ending(self, ending: Ending) -> None:
@@ -92,23 +92,23 @@ class Committer:
         """Write the text that is due: by its interval, or because its job ends with this write."""
         now = asyncio.get_running_loop().time()
         due = [
-            job
-            for row, job in self._texts.items()
-            if row in ending_rows or now - job.written_s >= self._interval_s
+            choice
+            for choice in self._texts.values()
+            if choice.job.row in ending_rows or now - choice.written_s >= self._interval_s
         ]
         if due:
-            texts = [job.unwritten for job in due]
+            texts = [choice.unwritten for choice in due]
             await self._queue.emit(
-                [(j.claimed.fence, _delta(j, t)) for j, t in zip(due, texts, strict=True)]
+                [(c.job.claimed.fence, _delta(c, t)) for c, t in zip(due, texts, strict=True)]
             )
-            for job, text in zip(due, texts, strict=True):
-                job.unwritten = job.unwritten[len(text) :]
-                job.written_chars += len(text)
-                job.written_s = now
-                if not job.unwritten:
-                    del self._texts[job.row]
+            for choice, text in zip(due, texts, strict=True):
+                choice.unwritten = choice.unwritten[len(text) :]
+                choice.written_chars += len(text)
+                choice.written_s = now
+                if not choice.unwritten:
+                    del self._texts[choice.row]
         if self._texts:
-            soonest = min(job.written_s for job in self._texts.values()) + self._interval_s
+            soonest = min(choice.written_s for choice in self._texts.values()) + self._interval_s
             asyncio.get_running_loop().call_at(max(soonest, now), self._changed.set)
 
     def _done(self, ending: Ending, commit: Commit) -> None:
@@ -122,11 +122,13 @@ class Committer:
         self._changed.set()
 
 
-def _delta(job: HeldJob, text: str) -> JobEvent:
+def _delta(choice: HeldChoice, text: str) -> JobEvent:
+    job = choice.job
     return JobEvent(
         type=EventType.DELTA,
         id=job.id,
         attempt=job.claimed.attempt,
         text=text,
-        offset=job.written_chars,
+        offset=choice.written_chars,
+        index=choice.index if len(job.choices) > 1 else None,
     )

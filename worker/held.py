@@ -1,11 +1,12 @@
-"""One job in the worker's hands: what was claimed, how far it is, and the result it will have."""
+"""One job in the worker's hands: what was claimed, how far its rows are, the result it will have."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from millpond.claims import ClaimedJob
 from millpond.messages import (
+    Choice,
     FinishReason,
     GeneratedToken,
     JobError,
@@ -15,16 +16,25 @@ from millpond.messages import (
     Receipt,
     TokenLogprob,
     Usage,
+    choice_seed,
     seed_from_id,
 )
 from millpond.presets import Preset
 from millpond.prompts import PreparedPrompt
 from millpond.tokenization import Tokenizer
-from worker.engines.base import EngineInfo, Finished, GenerationRequest, RowStats, Sampling
+from worker.engines.base import (
+    EngineInfo,
+    Finished,
+    GenerationRequest,
+    Rejection,
+    RowStats,
+    Sampling,
+)
 
 # JSON has no minus infinity; OpenAI writes this for a token that cannot be.
 LEAST_LOGPROB = -9999.0
 
+_NOT_SUCCEEDED = (FinishReason.ERROR, FinishReason.CANCELLED)
 _MESSAGES = {
     JobStatus.CANCELLED: ("cancelled", "cancelled by the client"),
     JobStatus.EXPIRED: ("deadline_exceeded", "the deadline passed before the job was finished"),
@@ -32,10 +42,30 @@ _MESSAGES = {
 
 
 @dataclass(slots=True)
+class HeldChoice:
+    """One of a job's texts: a row of the engine's, from admission to its end."""
+
+    job: "HeldJob"
+    index: int
+    # With the engine, as a row that runs or waits there.
+    admitted: bool = False
+    finished: Finished | None = None
+    # Streamed text: what waits to be written, and how many characters were written before.
+    unwritten: str = ""
+    written_chars: int = 0
+    written_s: float = 0.0
+
+    @property
+    def row(self) -> str:
+        return f"{self.job.row}/{self.index}"
+
+
+@dataclass(slots=True)
 class HeldJob:
     """Owned by the Worker from claim to commit; the LeaseKeeper only sets ``end_as`` and ``lost``.
 
-    ``claimed_s`` and ``first_token_s`` are this process's monotonic clock.
+    It ends when all its ``choices`` have. ``claimed_s`` and ``first_token_s`` are this process's
+    monotonic clock.
     """
 
     claimed: ClaimedJob
@@ -43,23 +73,21 @@ class HeldJob:
     prompt: PreparedPrompt
     window_jobs: int
     seed: int = field(init=False)
+    choices: list[HeldChoice] = field(init=False)
     claimed_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
     # Set when the job is to end early, and how it then counts.
     end_as: JobStatus | None = None
     lost: bool = False
-    # With the engine, as a row that runs or waits there.
-    admitted: bool = False
+    # Why the engine does not take it.
+    rejection: Rejection | None = None
     # Its last word is with the Committer; the lease is kept, but what befalls it matters no more.
     ended: bool = False
-    # Streamed text: what waits to be written, and how many characters were written before.
-    unwritten: str = ""
-    written_chars: int = 0
-    written_s: float = 0.0
 
     def __post_init__(self) -> None:
         own = self.request.seed
         self.seed = seed_from_id(self.id) if own is None else own
+        self.choices = [HeldChoice(self, index) for index in range(self.request.n)]
 
     @property
     def id(self) -> str:
@@ -76,67 +104,100 @@ class HeldJob:
 
     @property
     def expected_tokens(self) -> int:
-        """Tokens of KV cache to reserve for it at first: its prompt and the predicted output."""
+        """Tokens of KV cache to reserve at first: for each row its prompt and the predicted output."""
         predicted = self.claimed.predicted_tokens
         if predicted is None:
             return self.prompt.budget_tokens
-        return min(self.prompt.budget_tokens, len(self.prompt.token_ids) + predicted)
+        rows = self.request.n * (len(self.prompt.token_ids) + predicted)
+        return min(self.prompt.budget_tokens, rows)
 
-    def generation_request(self, preset: Preset) -> GenerationRequest:
-        """The row for the engine, every default resolved by the preset."""
+    @property
+    def admitted(self) -> bool:
+        """Whether any of its rows has been with the engine."""
+        return any(choice.admitted for choice in self.choices)
+
+    @property
+    def waiting(self) -> list[HeldChoice]:
+        """The choices that the engine has not got yet."""
+        return [c for c in self.choices if not c.admitted and c.finished is None]
+
+    @property
+    def ends(self) -> list[Finished]:
+        """How the choices ended that have ended."""
+        return [c.finished for c in self.choices if c.finished is not None]
+
+    @property
+    def done(self) -> bool:
+        """Whether all choices have ended."""
+        return len(self.ends) == len(self.choices)
+
+    def generation_requests(self, preset: Preset) -> list[GenerationRequest]:
+        """A row for each waiting choice, every default resolved by the preset."""
+        sampling = self._sampling(preset)
+        return [
+            GenerationRequest(
+                id=choice.row,
+                prompt_token_ids=self.prompt.token_ids,
+                sampling=replace(sampling, seed=choice_seed(self.seed, choice.index)),
+                predicted_tokens=self.claimed.predicted_tokens,
+                messages=self.prompt.messages,
+                adapter=self.request.adapter,
+            )
+            for choice in self.waiting
+        ]
+
+    def _sampling(self, preset: Preset) -> Sampling:
         request = self.request
 
         def chosen(value: float | None, default: float) -> float:
             return default if value is None else value
 
-        return GenerationRequest(
-            id=self.row,
-            prompt_token_ids=self.prompt.token_ids,
-            predicted_tokens=self.claimed.predicted_tokens,
-            sampling=Sampling(
-                max_tokens=self.prompt.max_tokens,
-                min_tokens=min(request.min_tokens, self.prompt.max_tokens),
-                seed=self.seed,
-                temperature=chosen(request.temperature, preset.temperature),
-                top_p=chosen(request.top_p, preset.top_p),
-                top_k=preset.top_k if request.top_k is None else request.top_k,
-                min_p=chosen(request.min_p, preset.min_p),
-                repetition_penalty=chosen(request.repetition_penalty, preset.repetition_penalty),
-                presence_penalty=request.presence_penalty,
-                frequency_penalty=request.frequency_penalty,
-                logit_bias=tuple(request.logit_bias.items()),
-                stop=tuple(request.stop),
-                stop_token_ids=tuple(request.stop_token_ids),
-                ignore_eos=request.ignore_eos,
-                loop_repeats=request.loop_repeats,
-                logprobs=request.logprobs,
-            ),
-            messages=self.prompt.messages,
-            adapter=request.adapter,
+        return Sampling(
+            max_tokens=self.prompt.max_tokens,
+            min_tokens=min(request.min_tokens, self.prompt.max_tokens),
+            seed=self.seed,
+            temperature=chosen(request.temperature, preset.temperature),
+            top_p=chosen(request.top_p, preset.top_p),
+            top_k=preset.top_k if request.top_k is None else request.top_k,
+            min_p=chosen(request.min_p, preset.min_p),
+            repetition_penalty=chosen(request.repetition_penalty, preset.repetition_penalty),
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            logit_bias=tuple(request.logit_bias.items()),
+            stop=tuple(request.stop),
+            stop_token_ids=tuple(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
+            loop_repeats=request.loop_repeats,
+            logprobs=request.logprobs,
         )
 
-    def result(
-        self, finished: Finished, worker: str, info: EngineInfo, tokenizer: Tokenizer
-    ) -> JobResult:
-        """The stored result of a row that ended."""
-        request = self.request
-        status, error = self._outcome(finished)
-        usage = finished.usage
-        known = usage is None  # what the tokens are
+    def result(self, worker: str, info: EngineInfo, tokenizer: Tokenizer) -> JobResult:
+        """The stored result, once it is `done`."""
+        assert self.done
+        if self.rejection is not None:
+            code, message = self.rejection.code, self.rejection.message
+            return failure(self.claimed, code, message, self.request)
+        request, ends = self.request, self.ends
+        choices = [self._choice(i, end, tokenizer) for i, end in enumerate(ends)]
+        first, stats, usage = choices[0], ends[0].stats, ends[0].usage
+        # One that went wrong speaks for the job.
+        worst = next((end for end in ends if end.reason in _NOT_SUCCEEDED), ends[0])
+        status, error = self._outcome(worst)
         first_s = self.first_token_s if self.first_token_s is not None else time.monotonic()
         return JobResult(
             id=self.id,
             status=status,
-            finish_reason=finished.reason,
-            text=finished.text,
-            token_ids=list(finished.token_ids) if request.return_token_ids and known else None,
+            finish_reason=worst.reason,
+            text=first.text,
+            token_ids=first.token_ids,
             prompt_token_ids=self.prompt.token_ids
-            if request.return_prompt_token_ids and known
+            if request.return_prompt_token_ids and usage is None
             else None,
-            logprobs=_logprobs(finished, tokenizer),
+            logprobs=first.logprobs,
+            choices=choices if len(choices) > 1 else None,
             usage=Usage(
                 prompt_tokens=usage.prompt if usage else len(self.prompt.token_ids),
-                completion_tokens=finished.completion_tokens,
+                completion_tokens=sum(end.completion_tokens for end in ends),
             ),
             error=error,
             metadata=request.metadata,
@@ -151,14 +212,24 @@ class HeldJob:
                 claimed_ms=self.claimed.claimed_ms,
                 queue_wait_ms=self.claimed.queue_wait_ms,
                 window_jobs=self.window_jobs,
-                group_rows=finished.stats.group_rows,
-                padding_share=round(finished.stats.padding_share, 4),
-                batch_rows=round(finished.stats.batch_rows, 2),
+                group_rows=stats.group_rows,
+                padding_share=round(stats.padding_share, 4),
+                batch_rows=round(stats.batch_rows, 2),
                 first_token_ms=_ms_since(self.claimed_s, first_s),
                 run_ms=_ms_since(self.claimed_s, time.monotonic()),
                 prompt_truncated=self.prompt.truncated,
                 adapter=request.adapter,
             ),
+        )
+
+    def _choice(self, index: int, finished: Finished, tokenizer: Tokenizer) -> Choice:
+        asked = self.request.return_token_ids
+        return Choice(
+            index=index,
+            finish_reason=finished.reason,
+            text=finished.text,
+            token_ids=list(finished.token_ids) if asked and finished.usage is None else None,
+            logprobs=_logprobs(finished, tokenizer),
         )
 
     def _outcome(self, finished: Finished) -> tuple[JobStatus, JobError | None]:
@@ -183,10 +254,10 @@ def failure(claimed: ClaimedJob, code: str, message: str, request: JobRequest | 
     )
 
 
-def never_run(job: HeldJob) -> Finished:
-    """The end of a job that was cancelled, or taken away, before it became a row."""
+def never_run(choice: HeldChoice) -> Finished:
+    """The end of a choice that was cancelled, refused, or taken away, before it became a row."""
     nothing = RowStats(group_rows=0, padding_share=0.0, batch_rows=0.0)
-    return Finished(job.row, FinishReason.CANCELLED, "", (), nothing)
+    return Finished(choice.row, FinishReason.CANCELLED, "", (), nothing)
 
 
 def _logprobs(finished: Finished, tokenizer: Tokenizer) -> list[GeneratedToken] | None:

@@ -147,7 +147,7 @@ class Intake:
         self._wanted.set()
         if self._closed or not self._work.is_set() or self._ahead:
             return window
-        left = _less(capacity, [job for group in window.groups for job in group])
+        left = less(capacity, [job for group in window.groups for job in group])
         if left.free_slots < 1:
             return window
         self._work.clear()
@@ -221,7 +221,7 @@ class Intake:
         self._ahead = [job for job in self._ahead if not job.over]
         while self._ahead and _fits(self._ahead[0], capacity):
             job = self._ahead.pop(0)
-            capacity = _less(capacity, [job])
+            capacity = less(capacity, [job])
             taken.append(job)
         refused, self._refused = self._refused, []
         return Window(self._cut(taken), refused)
@@ -259,6 +259,7 @@ class Intake:
             try:
                 request = JobRequest.from_json(job.body)
                 prompt = prepare_prompt(request, self._preset, self._tokenizer)
+                self._check_slots(request)
             except InvalidRequestError as error:
                 refused.append((job, failure(job, error.code, str(error), request)))
             except ValueError as error:
@@ -268,6 +269,12 @@ class Intake:
                 jobs.append(HeldJob(job, request, prompt, window_jobs=len(claimed)))
         return Window(self._cut(jobs), refused)
 
+    def _check_slots(self, request: JobRequest) -> None:
+        slots = self._full.free_slots
+        if request.n > slots:
+            message = f"{request.n} texts at once, this worker has {slots} slots"
+            raise InvalidRequestError("n", message, limit=slots)
+
     def _cut(self, jobs: Sequence[HeldJob]) -> list[list[HeldJob]]:
         lengths = [len(job.prompt.token_ids) for job in jobs]
         groups = cut_groups(lengths, self._group_padded_tokens, max(1, len(jobs)))
@@ -275,12 +282,14 @@ class Intake:
 
 
 def _fits(job: HeldJob, capacity: Capacity) -> bool:
-    return capacity.free_slots > 0 and job.expected_tokens <= capacity.free_tokens
+    free_slots, free_tokens = capacity.free_slots, capacity.free_tokens
+    return len(job.waiting) <= free_slots and job.expected_tokens <= free_tokens
 
 
-def _less(capacity: Capacity, jobs: Sequence[HeldJob]) -> Capacity:
+def less(capacity: Capacity, jobs: Sequence[HeldJob]) -> Capacity:
+    """What is left of it beside these jobs."""
     rows = [job for job in jobs if not job.over]
     return Capacity(
-        capacity.free_slots - len(rows),
+        capacity.free_slots - sum(len(job.waiting) for job in rows),
         capacity.free_tokens - sum(job.expected_tokens for job in rows),
     )

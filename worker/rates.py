@@ -19,10 +19,10 @@ class Rates:
     row_steps_total: int = 0
     slot_steps_total: int = 0
 
-    def row_ended(
+    def job_ended(
         self, now_s: float, prompt_tokens: int, output_tokens: int, padding_share: float
     ) -> None:
-        """``padding_share`` is of the row's group, so each row answers for its own share of it."""
+        """``padding_share`` is of the job's group, so each job answers for its own share of it."""
         self._ended.append((now_s, output_tokens))
         self.jobs_total += 1
         self.tokens_total += output_tokens

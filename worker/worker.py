@@ -20,6 +20,7 @@ from millpond.messages import JobResult
 from millpond.presets import Preset
 from millpond.queue import JobQueue
 from millpond.tokenization import Tokenizer
+from worker.admission import Admission
 from worker.committer import Committer, Ending
 from worker.engine_thread import EngineThread, Turn
 from worker.engines.base import (
@@ -30,8 +31,8 @@ from worker.engines.base import (
     GenerationRequest,
     RejectionCode,
 )
-from worker.held import HeldJob, failure, never_run
-from worker.intake import Intake, Window
+from worker.held import HeldChoice, HeldJob, failure, never_run
+from worker.intake import Intake, Window, less
 from worker.lease import LeaseKeeper
 from worker.rates import Rates
 from worker.registry import Registry, registry_entry
@@ -79,7 +80,7 @@ class Worker:
         self._options = options
         self._engine = EngineThread(build_engine)
         self._held: dict[str, HeldJob] = {}
-        self._admitting: list[list[HeldJob]] = []
+        self._admission = Admission()
         self._ending: list[str] = []
         self._num_rows = 0
         self._num_ended = 0
@@ -201,7 +202,8 @@ class Worker:
         """Get jobs for the free slots: a window if nothing runs, else what is there right now."""
         assert self._intake is not None
         if self._busy:
-            window = await self._intake.refill(self._capacity)
+            left = less(self._capacity, self._admission.jobs)
+            window = await self._intake.refill(left)
         else:
             window = await self._intake.next_window()
         if window is not None:
@@ -213,7 +215,7 @@ class Worker:
     def _accept(self, window: Window) -> None:
         sizes = [len(group) for group in window.groups]
         log.debug("window", groups=sizes, refused=len(window.refused))
-        self._admitting += window.groups
+        self._admission.add(window.groups)
         self._refuse(window)
 
     def _refuse(self, window: Window) -> None:
@@ -231,7 +233,7 @@ class Worker:
 
     @property
     def _busy(self) -> bool:
-        return self._num_rows > 0 or bool(self._admitting)
+        return self._num_rows > 0 or bool(self._admission)
 
     # -- step and commit
 
@@ -241,7 +243,7 @@ class Worker:
         requests = self._requests()
         assert self._intake is not None
         self._intake.look_ahead(self._num_ended)
-        ending = list(self._ending)
+        ending = [c.row for row in self._ending if (j := self._held.get(row)) for c in j.choices]
         self._ending.clear()
         try:
             turn = await self._engine.turn(requests, ending)
@@ -257,49 +259,59 @@ class Worker:
 
     def _requests(self) -> list[list[GenerationRequest]]:
         """The groups to admit, less the jobs that are to end before they became rows."""
-        groups, self._admitting = self._admitting, []
+        for choice in self._admission.take_over():
+            self._finish(choice, never_run(choice))
         requests = []
-        for group in groups:
-            for job in group:
-                if job.over:
-                    self._finish(job, never_run(job))
-            rows = [job for job in group if not job.over]
-            for job in rows:
-                job.admitted = True
-            if rows:
-                requests.append([job.generation_request(self._preset) for job in rows])
+        for group in self._admission.take(self._capacity.free_slots):
+            requests.append([r for job in group for r in job.generation_requests(self._preset)])
+            for choice in [choice for job in group for choice in job.waiting]:
+                choice.admitted = True
         return requests
 
     def _commit(self, turn: Turn) -> None:
         now_s = time.monotonic()
+        no_room: dict[str, HeldJob] = {}
         for rejection in turn.rejections:
-            job = self._held[rejection.id]
+            choice = self._choice(rejection.id)
+            choice.admitted = False
             if rejection.code is RejectionCode.NO_CAPACITY:
-                job.admitted = False
-                self._admitting.append([job])  # there will be room when rows have ended
+                no_room[choice.job.row] = choice.job  # there will be when rows have ended
                 continue
-            self._end(job, failure(job.claimed, rejection.code, rejection.message, job.request))
+            choice.job.rejection = rejection
+            self._finish(choice, never_run(choice))
+        self._admission.add([job] for job in no_room.values())
         for event in turn.events:
-            job = self._held[event.id]
+            choice = self._choice(event.id)
+            job = choice.job
             if job.first_token_s is None and (event.token_ids or event.text):
                 job.first_token_s = now_s
             if isinstance(event, Finished):
-                self._finish(job, event)
-                self._rates.row_ended(
-                    now_s,
-                    len(job.prompt.token_ids),
-                    event.completion_tokens,
-                    event.stats.padding_share,
-                )
+                self._finish(choice, event)
+                if job.done:
+                    self._rates.job_ended(
+                        now_s,
+                        len(job.prompt.token_ids),
+                        sum(end.completion_tokens for end in job.ends),
+                        event.stats.padding_share,
+                    )
             elif not job.lost:
-                self._committer.add_text(job, event.text)
+                self._committer.add_text(choice, event.text)
 
-    def _finish(self, job: HeldJob, finished: Finished) -> None:
+    def _choice(self, row: str) -> HeldChoice:
+        """That of an engine's row, see `HeldChoice.row`."""
+        job_row, _, index = row.rpartition("/")
+        return self._held[job_row].choices[int(index)]
+
+    def _finish(self, choice: HeldChoice, finished: Finished) -> None:
+        choice.finished = finished
+        job = choice.job
+        if not job.done:
+            return
         if job.lost:
             del self._held[job.row]
         else:
             worker_id = self._options.worker_id
-            self._end(job, job.result(finished, worker_id, self._info, self._tokenizer))
+            self._end(job, job.result(worker_id, self._info, self._tokenizer))
 
     def _end(self, job: HeldJob, result: JobResult) -> None:
         job.ended = True
@@ -323,6 +335,7 @@ class Worker:
         ]
         with contextlib.suppress(QueueUnavailableError):  # then the end of the leases does the same
             await self._queue.suspect(running)
+        self._admission.drop(rows)  # those of which only some rows had room
         for job in rows:
             del self._held[job.row]
         if self._engine_failures >= MAX_ENGINE_FAILURES:

@@ -20,6 +20,7 @@ JobId = Annotated[str, typer.Argument(help="The id that submit printed.", show_d
 def submit(
     prompt: Annotated[str, typer.Argument(help="The question, or - to read it from stdin.")],
     max_tokens: Annotated[int | None, typer.Option()] = None,
+    n: Annotated[int, typer.Option("--n", help="How many texts to write.")] = 1,
     temperature: Annotated[float | None, typer.Option()] = None,
     top_p: Annotated[float | None, typer.Option()] = None,
     top_k: Annotated[int | None, typer.Option()] = None,
@@ -46,6 +47,7 @@ def submit(
     request = JobRequest(
         prompt=sys.stdin.read() if prompt == "-" else prompt,
         max_tokens=max_tokens,
+        n=n,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -99,12 +101,12 @@ def result(
 def watch(
     id: JobId, redis_url: RedisFlag = None, queue: QueueFlag = None, data: DataFlag = None
 ) -> None:
-    """Print a job's text as it is written."""
+    """Print a job's text as it is written, the first one of several."""
 
     async def call(client: Client) -> None:
         async for event in client.watch(id):
             if event.type is EventType.DELTA:
-                print(event.text, end="", flush=True)
+                print("" if event.index else event.text, end="", flush=True)
             elif event.type is EventType.RESET:
                 print(f"\n-- starting over ({event.reason}) --", flush=True)
             elif event.type is EventType.FINISHED and event.result is not None:

@@ -415,6 +415,24 @@ def test_logprobs_change_no_token(build: Build) -> None:
         assert same_row(run(build(), request("r", logprobs=2, **sampling))["r"], plain)
 
 
+def test_rows_of_one_prompt_are_each_their_own(build: Build) -> None:
+    """As those of a job that asks for several texts; an engine may read their prompt once."""
+    siblings = [
+        request("a", "one prompt", temperature=1.2, seed=1, max_tokens=30),
+        request("b", "one prompt", temperature=1.2, seed=2, max_tokens=9),
+        request("c", "one prompt", max_tokens=20, logprobs=2, repetition_penalty=1.2),
+        request("d", "one prompt", temperature=1.2, seed=1, max_tokens=40, stop=("e",)),
+    ]
+    together = run(build(), request("x", "another"), *siblings, request("y", "one promp"))
+    for row in siblings:
+        assert same_row(together[row.id], run(build(), row)[row.id])
+    small = build(kv_tokens=100)
+    predicted = [replace(row, predicted_tokens=2) for row in siblings]
+    put_back = run(small, *predicted)
+    for row in siblings:
+        assert same_row(put_back[row.id], together[row.id])
+
+
 def test_greedy_text_needs_no_seed(build: Build) -> None:
     one = run(build(), request("r", seed=1))["r"]
     assert same_row(run(build(), request("r", seed=2))["r"], one)

@@ -286,6 +286,36 @@ def test_a_shared_system_prompt_changes_no_bit(
     }
 
 
+def test_rows_of_one_prompt_read_it_once_and_are_as_if_alone(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, in several pages; the one whose pages were copied ends first."""
+    loaded = load("llama")
+    prompt = [(7 * i) % 256 for i in range(150)]
+    siblings = [
+        request(f"{i}", prompt, n, temperature=t, seed=i)
+        for i, (n, t) in enumerate([(2, 0.0), (70, 1.5), (60, 1.5), (90, 0.0)])
+    ]
+    other = request("other", prompt[:-1], 40)
+    engine = engine_of(loaded)
+    read: list[list[str]] = []
+    prefill = engine._runner.prefill
+
+    def watched(rows: list[Any], *, logits: bool = False) -> Any:
+        read.append([row.id for row in rows])
+        return prefill(rows, logits=logits)
+
+    monkeypatch.setattr(engine._runner, "prefill", watched)
+    assert engine.admit([*siblings, other]) == []
+    together = drain(engine)
+    assert read == [["0", "other"]]
+    assert engine._cache.allocated_tokens == 0
+    for row in [*siblings, other]:
+        alone = engine_of(loaded)
+        assert alone.admit([row]) == []
+        assert drain(alone)[row.id].token_ids == together[row.id].token_ids
+
+
 def test_pages_are_all_given_back(load: Any) -> None:
     engine = engine_of(load("llama"))
     for _ in range(3):

@@ -11,7 +11,7 @@ import pytest
 
 from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
-from millpond.messages import EventType, FinishReason, JobRequest, JobStatus
+from millpond.messages import EventType, FinishReason, JobRequest, JobStatus, choice_seed
 from millpond.presets import PRESETS
 from millpond.queue import Claim, JobQueue, QueueOptions
 from millpond.results import Results
@@ -115,6 +115,19 @@ async def bench(redis_server: RedisServer, options: QueueOptions) -> AsyncIterat
     await redis.aclose()
 
 
+async def is_running(bench: Bench, id: str) -> bool:
+    """Whether it has written something."""
+    async for event in bench.results.subscribe(id):
+        if event.type is EventType.DELTA:
+            return True
+    return False
+
+
+async def is_idle(bench: Bench) -> bool:
+    [worker] = (await bench.results.queue_state()).workers
+    return worker.state["rows"] == 0
+
+
 async def test_results_have_text_usage_and_a_receipt(bench: Bench) -> None:
     ids = [await bench.submit(f"question {i}", metadata={"n": str(i)}) for i in range(20)]
     async with bench.worker():
@@ -156,6 +169,100 @@ async def test_a_result_tells_token_ids_and_logprobs_when_asked(bench: Bench) ->
         assert [other.token_id for other in token.top] == [token.token_id]
     assert silent is not None
     assert (silent.token_ids, silent.prompt_token_ids, silent.logprobs) == (None, None, None)
+
+
+async def texts_of(bench: Bench, id: str) -> list[str]:
+    result = (await bench.results.wait(id, 10.0)).result
+    assert result is not None
+    assert result.choices is not None
+    assert [choice.index for choice in result.choices] == list(range(len(result.choices)))
+    return [choice.text for choice in result.choices]
+
+
+async def test_n_texts_are_those_of_n_jobs_with_their_seeds(bench: Bench) -> None:
+    fields = {"seed": 5, "temperature": 1.0, "return_token_ids": True}
+    several = await bench.submit("same", n=3, **fields)
+    alone = [
+        await bench.submit("same", **fields | {"seed": choice_seed(5, index)}) for index in range(3)
+    ]
+    async with bench.worker():
+        texts = await texts_of(bench, several)
+        ends = [(await bench.results.wait(id, 10.0)).result for id in alone]
+        result = (await bench.results.get(several)).result
+    assert len(set(texts)) == 3
+    assert texts == [end.text for end in ends if end is not None]
+    assert result is not None
+    assert (result.text, result.status) == (texts[0], JobStatus.SUCCEEDED)
+    assert result.usage is not None
+    assert result.usage.completion_tokens == sum(
+        len(c.token_ids or ()) for c in result.choices or ()
+    )
+    assert all(end is not None and end.choices is None for end in ends)
+    assert (await bench.results.queue_state()).done[JobStatus.SUCCEEDED] == 4
+
+
+async def test_each_of_n_texts_streams_by_its_index(bench: Bench) -> None:
+    id = await bench.submit("tell me more", n=2, temperature=1.0, max_tokens=60)
+    streamed = {0: "", 1: ""}
+    async with bench.worker():
+        async for event in bench.results.subscribe(id):
+            if event.type is EventType.DELTA:
+                assert event.index is not None
+                assert event.offset == len(streamed[event.index])
+                streamed[event.index] += event.text
+        assert list(streamed.values()) == await texts_of(bench, id)
+
+
+async def test_cancelling_a_job_ends_all_its_texts(bench: Bench) -> None:
+    id = await bench.submit("long", n=3, max_tokens=20_000, ignore_eos=True)
+    async with bench.worker():
+        await until(lambda: is_running(bench, id))
+        await bench.queue.cancel(id)
+        assert await bench.ended(id) is JobStatus.CANCELLED
+        result = (await bench.results.get(id)).result
+        assert result is not None
+        assert [c.finish_reason for c in result.choices or ()] == [FinishReason.CANCELLED] * 3
+        await until(lambda: is_idle(bench))
+        assert len(await texts_of(bench, await bench.submit("next", n=SLOTS))) == SLOTS
+
+
+async def test_n_rows_wait_for_n_slots_and_are_not_overtaken(bench: Bench) -> None:
+    """With a stream of small jobs behind it that would always find the freed slot first."""
+    long = await bench.submit("long", max_tokens=400, ignore_eos=True)
+    async with bench.worker():
+        await until(lambda: is_running(bench, long))
+        wide = await bench.submit("wide", n=SLOTS, max_tokens=5)
+        small = [await bench.submit(f"s{i}", max_tokens=50) for i in range(3 * SLOTS)]
+        assert await bench.ended(wide) is JobStatus.SUCCEEDED
+        for id in small:
+            assert await bench.ended(id) is JobStatus.SUCCEEDED
+        assert await bench.ended(long) is JobStatus.SUCCEEDED
+
+
+async def test_more_texts_than_slots_are_refused(bench: Bench) -> None:
+    id = await bench.submit("many", n=SLOTS + 1)
+    async with bench.worker():
+        assert await bench.ended(id) is JobStatus.FAILED
+    result = (await bench.results.get(id)).result
+    assert result is not None
+    assert result.error is not None
+    assert (result.error.code, f"{SLOTS} slots" in result.error.message) == (
+        "invalid_request",
+        True,
+    )
+
+
+async def test_a_refused_row_refuses_its_job_once(bench: Bench) -> None:
+    faults = SimulatedFaults(reject_marker="[no]", error_marker="[bad]")
+    async with bench.worker(SimulatedConfig(PACED, faults)):
+        refused, failed = await bench.submit("[no]", n=3), await bench.submit("[bad]", n=2)
+        assert await bench.ended(refused) is JobStatus.FAILED
+        assert await bench.ended(failed) is JobStatus.FAILED
+    errors = [(await bench.results.get(id)).result for id in (refused, failed)]
+    assert [r.error.code for r in errors if r and r.error] == [
+        "invalid_request",
+        "generation_failed",
+    ]
 
 
 async def test_the_same_job_gives_the_same_text_in_any_company(bench: Bench) -> None:

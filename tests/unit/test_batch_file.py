@@ -15,6 +15,7 @@ from millpond.batch_file import (
     read_rows,
 )
 from millpond.messages import (
+    Choice,
     FinishReason,
     GeneratedToken,
     JobError,
@@ -132,6 +133,24 @@ def test_output_has_openai_shape() -> None:
         }
     ]
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def test_each_of_n_texts_is_a_choice() -> None:
+    row = only(line("r7", n=2))
+    assert isinstance(row, Row)
+    assert row.request.n == 2
+    stop, length = FinishReason.STOP, FinishReason.LENGTH
+    texts = [
+        Choice(index=0, finish_reason=length, text="hello", token_ids=[1, 2]),
+        Choice(index=1, finish_reason=stop, text="bye"),
+    ]
+    result = succeeded(row).model_copy(update={"choices": texts})
+    choices = orjson.loads(output_line(row, result, "m"))["response"]["body"]["choices"]
+    assert [(c["index"], c["finish_reason"], c["message"]["content"]) for c in choices] == [
+        (0, "length", "hello"),
+        (1, "stop", "bye"),
+    ]
+    assert choices[0]["token_ids"] == [1, 2]
 
 
 def test_a_row_that_looped_says_so() -> None:

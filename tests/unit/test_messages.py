@@ -24,11 +24,13 @@ from millpond.messages import (
     Receipt,
     Truncation,
     Usage,
+    choice_seed,
     job_id_from_key,
     new_job_id,
     seed_from_id,
 )
 from millpond.sampling_params import (
+    MAX_CHOICES,
     MAX_LOGIT_BIASES,
     MAX_LOGPROBS,
     MAX_OUTPUT_TOKENS,
@@ -49,6 +51,7 @@ FULL: dict[str, Any] = {
     "metadata": {"k": "v"},
     "stream": False,
     "max_tokens": 5,
+    "n": 2,
     "min_tokens": 1,
     "temperature": 0.7,
     "top_p": 0.9,
@@ -162,6 +165,8 @@ def test_any_prompt_survives(prompt: str) -> None:
         ("logit_bias", {str(i): 1 for i in range(MAX_LOGIT_BIASES + 1)}),
         ("logit_bias", [1]),
         ("loop_repeats", 1),
+        ("n", 0),
+        ("n", MAX_CHOICES + 1),
         ("logprobs", -1),
         ("logprobs", MAX_LOGPROBS + 1),
         ("logprobs", True),
@@ -358,3 +363,11 @@ def test_a_value_of_another_type_is_refused_not_converted(field: str, value: obj
 
 def test_whole_numbers_do_for_fractions() -> None:
     assert JobRequest.model_validate({"prompt": "x", "temperature": 1}).temperature == 1.0
+
+
+def test_each_choice_has_a_seed_of_its_own_and_the_first_the_jobs() -> None:
+    seeds = [choice_seed(7, index) for index in range(16)]
+    assert seeds[0] == 7
+    assert len(set(seeds)) == 16
+    assert seeds[1] == seed_from_id("7/1")  # as docs/protocol.md has it
+    assert all(0 <= seed <= MAX_SEED for seed in seeds)

@@ -20,6 +20,9 @@ class Cache(Protocol):
     def allocate(self, rows: list[Sequence]) -> None:
         """Give each row a place for its tokens; all of them or, out of memory, none."""
 
+    def copy(self, source: Sequence, row: Sequence) -> None:
+        """Fill the row's place from that of another, which has the same tokens and has read them."""
+
     def make_room(self) -> None:
         """Give each row a place for its newest token."""
 

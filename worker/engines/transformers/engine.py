@@ -24,7 +24,7 @@ from worker.engines.sequence import Sequence
 from worker.engines.transformers import loading, self_check
 from worker.engines.transformers.backend import build_backend
 from worker.engines.transformers.memory import affordable, is_out_of_memory
-from worker.engines.transformers.sampling import NextTokens, next_tokens
+from worker.engines.transformers.sampling import NextTokens, Output, needs_logits, next_tokens
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this row"
 
@@ -128,7 +128,7 @@ class TransformersEngine:
         """
         try:
             self._cache.allocate(group)
-            drawn = next_tokens(self._runner.prefill(group), group)
+            drawn = next_tokens(self._read(group), group)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -142,6 +142,19 @@ class TransformersEngine:
         self._scheduler.step_worked()
         _append(group, drawn)
         return group
+
+    def _read(self, group: list[Sequence]) -> Output:
+        """Prefill each different prompt once; the rows that share it get copies."""
+        first: dict[tuple[str | int | None, ...], Sequence] = {}
+        sources = [first.setdefault((r.adapter, *_tokens_of(r)), r) for r in group]
+        if len(first) == len(group):
+            return self._runner.prefill(group)
+        output = self._runner.prefill(list(first.values()), logits=needs_logits(group))
+        for row, source in zip(group, sources, strict=True):
+            if row is not source:
+                self._cache.copy(source, row)
+        places = {row.id: place for place, row in enumerate(first.values())}
+        return output.of([places[source.id] for source in sources])
 
     def _split(self, group: list[Sequence], error: BaseException) -> list[Sequence]:
         if len(group) > 1:
@@ -215,6 +228,10 @@ class TransformersEngine:
                 raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _tokens_of(row: Sequence) -> list[int]:
+    return row.prompt_token_ids + row.token_ids
 
 
 def _append(rows: list[Sequence], drawn: NextTokens) -> None:

@@ -145,6 +145,12 @@ class KVCache:
                 self.free(row)
             raise
 
+    def copy(self, source: Sequence, row: Sequence) -> None:
+        """Fill the row's slot from that of another, which has the same tokens and has read them."""
+        shelf, slot = self._places[source.id]
+        target, target_slot = self._places[row.id]
+        shelf.copy_row(slot, target, target_slot, source.num_tokens)
+
     def make_room(self) -> None:
         """Move each row whose next token has no place on its shelf to the next one.
 

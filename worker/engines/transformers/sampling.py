@@ -32,6 +32,13 @@ class Output:
     logits: torch.Tensor | None
     best: list[int | None] | None = None
 
+    def of(self, places: Items[int]) -> "Output":
+        """What it says of the rows at these places, which may repeat."""
+        return Output(
+            None if self.logits is None else self.logits[list(places)],
+            None if self.best is None else [self.best[place] for place in places],
+        )
+
 
 def needs_logits(rows: Items[Sequence]) -> bool:
     """Whether the likeliest tokens alone are too little to choose these rows' next ones."""

@@ -73,6 +73,10 @@ class PagedCache:
                 self.free(row)
             raise
 
+    def copy(self, source: Sequence, row: Sequence) -> None:
+        """Fill the row's pages from those of another, which has the same tokens and has read them."""
+        self._pool[self._tables[row.id].owned] = self._pool[self._tables[source.id].owned]
+
     def make_room(self) -> None:
         """Give each row a place for its newest token."""
         for row in self.rows:
