@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from millpond.errors import ModelLoadError
-from millpond.presets import Preset, model_folder
+from millpond.presets import Preset, is_gguf, model_folder
 
 _BUNDLED = Path(__file__).parent / "model_configs"
 _HUB_URL = "https://huggingface.co"
@@ -28,6 +28,11 @@ def read_model_config(preset: Preset, cache_dir: Path) -> dict[str, Any]:
     ):
         if path.is_file():
             return _parse(path.read_bytes(), str(path))
+    if is_gguf(preset.source):
+        raise ModelLoadError(
+            f"model {preset.name}: a GGUF file has no config.json until a worker has converted it; "
+            "start one first, or name the folder of the model that it was made from"
+        )
     return _from_hub(preset.source)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from millpond.errors import ModelLoadError
 from millpond.gguf_header import read_gguf_header
+from millpond.model_config import read_model_config
 from millpond.presets import find_preset, model_folder
 
 
@@ -64,6 +65,16 @@ def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
     assert (preset.context_tokens, preset.max_prompt_tokens) == (2048, 1024)
     with pytest.raises(ModelLoadError, match="nowhere"):
         find_preset(str(tmp_path / "nowhere.gguf"))
+
+
+def test_a_plan_needs_the_converted_copy(tmp_path: Path) -> None:
+    preset = find_preset(str(write(tmp_path, gguf(*ENTRIES))))
+    with pytest.raises(ModelLoadError, match="until a worker has converted it"):
+        read_model_config(preset, tmp_path)
+    copy = model_folder(preset, tmp_path)
+    copy.mkdir(parents=True)
+    (copy / "config.json").write_text('{"model_type": "llama"}')
+    assert read_model_config(preset, tmp_path) == {"model_type": "llama"}
 
 
 def test_files_of_one_name_have_copies_of_their_own(tmp_path: Path) -> None:
