@@ -214,6 +214,10 @@ class RemoteEngine:
             await _within(self._news.wait(), MAX_STEP_S)
         if self._open:
             await asyncio.sleep(LINGER_S)
+        # There may be no further step for a while, and an open stream would be generated to the end.
+        closing = [task for row, task in self._open.items() if row.ended]
+        if closing:
+            await asyncio.wait(closing, timeout=MAX_STEP_S)
         self._news.clear()
 
     def _open_requests(self) -> None:
