@@ -23,6 +23,7 @@ from millpond.rate_limits import RateLimiter
 from millpond.results import Results
 from millpond.settings import Settings
 from millpond.subscriptions import Subscriptions
+from millpond.tasks import end_tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,7 @@ async def open_services(
         yield services
     finally:
         services.closing.set()
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await end_tasks(*background)
         services.tokenizing.close()
         await subscriptions.close()
         await redis.aclose()

@@ -14,6 +14,8 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from millpond.tasks import end_tasks
+
 GAP: Final = b""
 RECONNECT_DELAY_S = 0.2
 POLL_S = 5.0
@@ -58,10 +60,7 @@ class Subscriptions:
 
     async def close(self) -> None:
         reader, self._reader = self._reader, None
-        # A cancellation that meets an answer can get lost in asyncio.wait_for, so say it until heard.
-        while reader is not None and not reader.done():
-            reader.cancel()
-            await asyncio.wait([reader], timeout=0.1)
+        await end_tasks(reader)
 
     async def _read(self) -> None:
         while True:

@@ -19,6 +19,7 @@ from millpond.logs import outline
 from millpond.messages import JobResult
 from millpond.presets import Preset
 from millpond.queue import JobQueue
+from millpond.tasks import end_tasks
 from millpond.tokenization import Tokenizer
 from worker.admission import Admission
 from worker.committer import Committer, Ending
@@ -132,7 +133,7 @@ class Worker:
                 raise self._background_error from error
             raise
         finally:
-            work.cancel()
+            await end_tasks(work)
             clean = await self._wind_down(background)
         return clean
 
@@ -155,7 +156,7 @@ class Worker:
                 await self._drain()
                 await self._take_turn()
         finally:
-            listener.cancel()
+            await end_tasks(listener)
         self._state = "draining"
         await self._put_down(await intake.put_down())
         while self._busy:
@@ -354,9 +355,7 @@ class Worker:
                 released = await self._release_all()
                 await self._registry.sign_off()
                 log.info("stopped", worker=self._options.worker_id, released=released)
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await end_tasks(*background)
         return await self._engine.close(WIND_DOWN_S)
 
     async def _release_all(self) -> int:
