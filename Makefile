@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install install-api install-worker dev demo up test check format chaos fuzz bench-queue bench-windows bench-lengths \
+.PHONY: help install install-api install-worker dev demo up test check format chaos mutations fuzz \
+	bench-queue bench-windows bench-lengths \
 	bench-engine audit clean
 
 help: ## list the commands
@@ -68,8 +69,11 @@ format: dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-chaos: dev ## the faults of docs/reliability.md in full size, about twenty minutes
+chaos: dev ## the faults of docs/reliability.md in full size, about a quarter of an hour
 	MILLPOND_CHAOS=full $(BIN)/python -m pytest tests/chaos -s
+
+mutations: dev ## plant faults one at a time and see that the tests notice, about ten minutes
+	$(BIN)/python -m tests.mutations
 
 bench-queue: dev ## the queue's figures beside RQ's
 	$(BIN)/python -m bench.queue
