@@ -177,7 +177,7 @@ MUTATIONS = [
         "tests/integration/test_worker.py",
     ),
     Mutation(
-        "the worker writes for rows that it has lost",
+        "the worker goes on with rows that it has lost",
         "worker/lease.py",
         "                job.lost = True\n",
         "                continue\n",

@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
+from millpond.claims import Claim, Commit
 from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
-from millpond.messages import EventType, FinishReason, JobRequest, JobStatus, choice_seed
+from millpond.messages import EventType, FinishReason, JobRequest, JobResult, JobStatus, choice_seed
 from millpond.presets import PRESETS
-from millpond.queue import Claim, JobQueue, QueueOptions
+from millpond.queue import JobQueue, QueueOptions
 from millpond.results import Results
 from millpond.server import RedisServer
 from millpond.submission import NewJob
@@ -425,6 +426,19 @@ async def test_an_idle_worker_stops_at_once(bench: Bench) -> None:
         assert await asyncio.wait_for(task, 5.0)
 
 
+class PatientQueue(JobQueue):
+    """Counts the results that could not be written."""
+
+    writes_failed = 0
+
+    async def complete(self, results: Sequence[tuple[int, JobResult]]) -> list[Commit]:
+        try:
+            return await super().complete(results)
+        except QueueUnavailableError:
+            self.writes_failed += 1
+            raise
+
+
 class DeafQueue(JobQueue):
     """Its claims are made, but their answers are lost."""
 
@@ -535,6 +549,33 @@ async def test_a_server_restart_loses_nothing(bench: Bench) -> None:
         await bench.server.start()
         for id in ids:
             assert await bench.ended(id) is JobStatus.SUCCEEDED
+
+
+async def test_what_ends_while_the_server_is_away_is_stored_when_it_is_back(bench: Bench) -> None:
+    """By the worker that has it: the lease is so long that nobody else could run it meanwhile."""
+    queue = PatientQueue(bench.queue._redis, "test", replace(bench.queue.options, lease_s=60.0))
+    async with replace(bench, queue=queue).worker():
+        id = await bench.submit(max_tokens=200, ignore_eos=True, stream=False)
+        await until(lambda: is_status(bench, id, JobStatus.RUNNING))
+        await bench.server.stop()
+        await until(lambda: asyncio.sleep(0, queue.writes_failed))
+        await bench.server.start()
+        assert await bench.ended(id) is JobStatus.SUCCEEDED
+
+
+async def test_a_lost_row_gives_its_slot_back(bench: Bench) -> None:
+    async def has_rows(number: int) -> bool:
+        [worker] = (await bench.results.queue_state()).workers
+        return int(worker.state["rows"]) == number
+
+    async with bench.worker():
+        id = await bench.submit(max_tokens=30_000, ignore_eos=True)
+        await until(lambda: is_status(bench, id, JobStatus.RUNNING))
+        await until(lambda: has_rows(1))
+        fence = await bench.queue._redis.hget(bench.queue.keys.job(id), "fence")
+        assert await bench.queue.release([(id, int(fence))]) == 1
+        await bench.queue.cancel(id)
+        await until(lambda: has_rows(0))
 
 
 async def test_two_workers_share_without_doubling(bench: Bench) -> None:
