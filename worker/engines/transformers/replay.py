@@ -85,7 +85,10 @@ class DecodeReplay:
 
 
 class _RecordedStep:
-    """One recording, with the tensors that it reads its inputs from and leaves its logits in."""
+    """One recording, with the tensors that it reads its inputs from and leaves its logits in.
+
+    Raises RuntimeError when there can be none, or it does not do what was recorded.
+    """
 
     def __init__(
         self,
@@ -109,6 +112,10 @@ class _RecordedStep:
         # Recording computes once for real, and writes what it reads: so with the rows' own inputs.
         self._fill()
         self._replay = record(compute)
+        # Not to be believed unseen: what goes wrong in a recording goes wrong without an error.
+        alike = torch.allclose(compute(), self._replay(), rtol=0.02, atol=0.05, equal_nan=True)
+        if not alike:
+            raise RuntimeError("a replay gives other logits than the step itself")
 
     def run(self) -> tuple[list[Sequence], torch.Tensor]:
         self._fill()
