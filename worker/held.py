@@ -62,7 +62,7 @@ class HeldChoice:
 
 @dataclass(slots=True)
 class HeldJob:
-    """Owned by the Worker from claim to commit; the LeaseKeeper only sets ``end_as`` and ``lost``.
+    """Owned by the JobTable from claim to commit; the LeaseKeeper only sets ``end_as`` and ``lost``.
 
     It ends when all its ``choices`` have. ``claimed_s`` and ``first_token_s`` are this process's
     monotonic clock.

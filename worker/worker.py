@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,24 +16,14 @@ import structlog
 
 from millpond.errors import QueueUnavailableError
 from millpond.logs import outline
-from millpond.messages import JobResult
 from millpond.presets import Preset
 from millpond.queue import JobQueue
 from millpond.tasks import end_tasks
 from millpond.tokenization import Tokenizer
-from worker.admission import Admission
-from worker.committer import Committer, Ending
-from worker.engine_thread import EngineThread, Turn
-from worker.engines.base import (
-    Engine,
-    EngineInfo,
-    EngineNotReadyError,
-    Finished,
-    GenerationRequest,
-    RejectionCode,
-)
-from worker.held import HeldChoice, HeldJob, failure, never_run
-from worker.intake import Intake, Window, less
+from worker.engine_thread import EngineThread
+from worker.engines.base import Engine, EngineInfo, EngineNotReadyError, Finished
+from worker.intake import Intake
+from worker.job_table import JobTable
 from worker.lease import LeaseKeeper
 from worker.rates import Rates
 from worker.registry import Registry, registry_entry
@@ -65,7 +55,7 @@ class EngineFailedError(Exception):
 
 
 class Worker:
-    """Owns the table of held jobs: every claimed job is in it until its last word is stored."""
+    """Owns the engine's life and the order of things; the jobs are the `JobTable`'s."""
 
     def __init__(
         self,
@@ -80,10 +70,6 @@ class Worker:
         self._preset = preset
         self._options = options
         self._engine = EngineThread(build_engine)
-        self._held: dict[str, HeldJob] = {}
-        self._admission = Admission()
-        self._ending: list[str] = []
-        self._num_rows = 0
         self._num_ended = 0
         self._engine_failures = 0
         self._background_error: BaseException | None = None
@@ -91,8 +77,18 @@ class Worker:
         self._stop_now = asyncio.Event()
         self._state = "loading"
         self._rates = Rates(time.monotonic())
-        self._committer = Committer(queue, self._on_committed, options.delta_interval_s)
-        self._leases = LeaseKeeper(queue, self._held, self._ending.extend, options.heartbeat_s)
+        self._jobs = JobTable(
+            queue,
+            tokenizer,
+            preset,
+            worker_id=options.worker_id,
+            delta_interval_s=options.delta_interval_s,
+            engine_info=lambda: self._info,
+            rates=self._rates,
+        )
+        self._leases = LeaseKeeper(
+            queue, self._jobs.held, self._jobs.to_end.extend, options.heartbeat_s
+        )
         self._registry = Registry(
             queue, options.worker_id, options.heartbeat_s, self._registry_entry
         )
@@ -119,7 +115,7 @@ class Worker:
         task: a worker that cannot write or renew must not hold on to its jobs.
         """
         background = [
-            asyncio.create_task(self._committer.run(), name="committer"),
+            asyncio.create_task(self._jobs.committer.run(), name="committer"),
             asyncio.create_task(self._leases.run(), name="leases"),
             asyncio.create_task(self._registry.run(), name="registry"),
         ]
@@ -158,8 +154,8 @@ class Worker:
         finally:
             await end_tasks(listener)
         self._state = "draining"
-        await self._put_down(await intake.put_down())
-        while self._busy:
+        await self._put_down(intake)
+        while self._jobs.busy:
             await self._take_turn()
 
     async def _until_done_or_out_of_grace(self, work: asyncio.Task[None]) -> None:
@@ -193,7 +189,7 @@ class Worker:
             policy=self._options.window,
             group_padded_tokens=self._options.group_padded_tokens,
             full=self._capacity,
-            hold=self._hold,
+            hold=self._jobs.hold,
         )
         return self._intake
 
@@ -202,143 +198,47 @@ class Worker:
     async def _drain(self) -> None:
         """Get jobs for the free slots: a window if nothing runs, else what is there right now."""
         assert self._intake is not None
-        if self._busy:
-            left = less(self._capacity, self._admission.jobs)
-            window = await self._intake.refill(left)
+        if self._jobs.busy:
+            window = await self._intake.refill(self._jobs.room(self._capacity))
         else:
             window = await self._intake.next_window()
         if window is not None:
-            self._accept(window)
+            self._jobs.accept(window)
 
-    def _hold(self, jobs: Iterable[HeldJob]) -> None:
-        self._held.update((job.row, job) for job in jobs)
-
-    def _accept(self, window: Window) -> None:
-        sizes = [len(group) for group in window.groups]
-        log.debug("window", groups=sizes, refused=len(window.refused))
-        self._admission.add(window.groups)
-        self._refuse(window)
-
-    def _refuse(self, window: Window) -> None:
-        for claimed, result in window.refused:
-            self._committer.add_ending(Ending(claimed, result))
-
-    async def _put_down(self, window: Window) -> None:
+    async def _put_down(self, intake: Intake) -> None:
         """Give back what was claimed ahead, so that another worker need not wait for its turn."""
-        self._refuse(window)
-        jobs = [job for group in window.groups for job in group if not job.lost]
+        window = await intake.put_down()
+        self._jobs.refuse(window)
         with contextlib.suppress(QueueUnavailableError):  # then `_wind_down` tries again
-            await self._queue.release([(job.id, job.claimed.fence) for job in jobs])
-            for job in jobs:
-                del self._held[job.row]
-
-    @property
-    def _busy(self) -> bool:
-        return self._num_rows > 0 or bool(self._admission)
+            await self._jobs.release(job for group in window.groups for job in group)
 
     # -- step and commit
 
     async def _take_turn(self) -> None:
-        if not self._busy:
+        if not self._jobs.busy:
             return
-        requests = self._requests()
+        requests, cancels = self._jobs.next_turn(self._capacity)
         assert self._intake is not None
         self._intake.look_ahead(self._num_ended)
-        ending = [c.row for row in self._ending if (j := self._held.get(row)) for c in j.choices]
-        self._ending.clear()
         try:
-            turn = await self._engine.turn(requests, ending)
+            turn = await self._engine.turn(requests, cancels)
         except Exception as error:
-            log.error("engine_broke", rows=self._num_rows, **outline(error))
+            log.error("engine_broke", rows=self._jobs.num_rows, **outline(error))
             await self._recover(error)
             return
         self._engine_failures = 0
-        self._num_rows, self._capacity = turn.num_rows, turn.capacity
+        self._capacity = turn.capacity
         self._num_ended = sum(isinstance(event, Finished) for event in turn.events)
         self._rates.stepped(turn.stepped_rows, self._info.slots)
-        self._commit(turn)
-
-    def _requests(self) -> list[list[GenerationRequest]]:
-        """The groups to admit, less the jobs that are to end before they became rows."""
-        for choice in self._admission.take_over():
-            self._finish(choice, never_run(choice))
-        requests = []
-        for group in self._admission.take(self._capacity.free_slots):
-            requests.append([r for job in group for r in job.generation_requests(self._preset)])
-            for choice in [choice for job in group for choice in job.waiting]:
-                choice.admitted = True
-        return requests
-
-    def _commit(self, turn: Turn) -> None:
-        now_s = time.monotonic()
-        no_room: dict[str, HeldJob] = {}
-        for rejection in turn.rejections:
-            choice = self._choice(rejection.id)
-            choice.admitted = False
-            if rejection.code is RejectionCode.NO_CAPACITY:
-                no_room[choice.job.row] = choice.job  # there will be when rows have ended
-                continue
-            choice.job.rejection = rejection
-            self._finish(choice, never_run(choice))
-        self._admission.add([job] for job in no_room.values())
-        for event in turn.events:
-            choice = self._choice(event.id)
-            job = choice.job
-            if job.first_token_s is None and (event.token_ids or event.text):
-                job.first_token_s = now_s
-            if isinstance(event, Finished):
-                self._finish(choice, event)
-                if job.done:
-                    self._rates.job_ended(
-                        now_s,
-                        len(job.prompt.token_ids),
-                        sum(end.completion_tokens for end in job.ends),
-                        event.stats.padding_share,
-                    )
-            elif not job.lost:
-                self._committer.add_text(choice, event.text)
-
-    def _choice(self, row: str) -> HeldChoice:
-        """That of an engine's row, see `HeldChoice.row`."""
-        job_row, _, index = row.rpartition("/")
-        return self._held[job_row].choices[int(index)]
-
-    def _finish(self, choice: HeldChoice, finished: Finished) -> None:
-        choice.finished = finished
-        job = choice.job
-        if not job.done:
-            return
-        if job.lost:
-            del self._held[job.row]
-        else:
-            worker_id = self._options.worker_id
-            self._end(job, job.result(worker_id, self._info, self._tokenizer))
-
-    def _end(self, job: HeldJob, result: JobResult) -> None:
-        job.ended = True
-        self._committer.add_ending(Ending(job.claimed, result))
-
-    def _on_committed(self, ending: Ending) -> None:
-        self._held.pop(ending.claimed.row, None)
+        self._jobs.take_in(turn)
 
     async def _recover(self, error: Exception) -> None:
         """The engine and all its rows are gone: give the jobs back as suspects, build it anew."""
         self._engine_failures += 1
-        self._num_rows = 0
         # Not its text: that may hold one tenant's prompt, and this goes into everybody's results.
         message = f"the engine broke: {type(error).__name__}"
-        await self._committer.settled()
-        rows = [job for job in self._held.values() if job.admitted]
-        running = [
-            (job.claimed.fence, failure(job.claimed, "engine_failed", message, job.request))
-            for job in rows
-            if not job.lost
-        ]
-        with contextlib.suppress(QueueUnavailableError):  # then the end of the leases does the same
-            await self._queue.suspect(running)
-        self._admission.drop(rows)  # those of which only some rows had room
-        for job in rows:
-            del self._held[job.row]
+        with contextlib.suppress(QueueUnavailableError):
+            await self._jobs.give_up_rows(message)
         if self._engine_failures >= MAX_ENGINE_FAILURES:
             raise EngineFailedError(message) from error
         self._state = "loading"
@@ -351,7 +251,7 @@ class Worker:
         """Store what has ended, release the rest unspent, sign off, free the engine."""
         with contextlib.suppress(QueueUnavailableError, TimeoutError):
             async with asyncio.timeout(WIND_DOWN_S):
-                await self._committer.settled()
+                await self._jobs.committer.settled()
                 released = await self._release_all()
                 await self._registry.sign_off()
                 log.info("stopped", worker=self._options.worker_id, released=released)
@@ -362,8 +262,7 @@ class Worker:
         """Give everything back; what was claimed unheard last, since that takes another claim."""
         if self._intake is not None:
             self._intake.break_off()
-        held = [(job.id, job.claimed.fence) for job in self._held.values() if not job.lost]
-        released = await self._queue.release(held)
+        released = await self._jobs.release(self._jobs.held.values())
         if self._intake is not None:
             unheard = [(job.id, job.fence) for job in await self._intake.unheard()]
             released += await self._queue.release(unheard)
@@ -376,8 +275,8 @@ class Worker:
             self._preset.name,
             info,
             self._options.window,
-            rows=self._num_rows,
-            held=len(self._held),
+            rows=self._jobs.num_rows,
+            held=len(self._jobs.held),
             rates=self._rates.snapshot(time.monotonic()),
         )
 
