@@ -172,7 +172,7 @@ MUTATIONS = [
     Mutation(
         "the worker releases nothing at its end",
         "worker/worker.py",
-        "released = await self._queue.release(held)",
+        "released = await self._jobs.release(self._jobs.held.values())",
         "released = 0",
         "tests/integration/test_worker.py",
     ),
