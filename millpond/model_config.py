@@ -47,14 +47,14 @@ def read_model_config(preset: Preset, cache_dir: Path) -> dict[str, Any]:
     """
     if not preset.source:
         raise ModelLoadError(f"model {preset.name} has no weights, so there is nothing to plan")
-    for path in (
-        model_folder(preset, cache_dir) / "config.json",
-        _BUNDLED / f"{preset.name}.json",
-    ):
-        if path.is_file():
-            return _parse(path.read_bytes(), str(path))
+    own = model_folder(preset, cache_dir) / "config.json"
+    if own.is_file():
+        return _parse(own.read_bytes(), str(own))
     if is_gguf(preset.source):
         return _from_gguf(Path(preset.source).expanduser())
+    bundled = _BUNDLED / f"{preset.name}.json"
+    if bundled.is_file():
+        return _parse(bundled.read_bytes(), str(bundled))
     return _from_hub(preset.source)
 
 

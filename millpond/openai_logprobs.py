@@ -15,7 +15,7 @@ def asked_for(fields: Mapping[str, Any]) -> dict[str, Any]:
     wanted = body.get("logprobs")
     if wanted is True:
         body["logprobs"] = body.pop("top_logprobs", None) or 0
-    elif wanted in (None, False):
+    elif wanted is None or wanted is False:
         body["logprobs"] = None
         if body.pop("top_logprobs", None):
             raise ValueError("top_logprobs: needs logprobs to be true")

@@ -78,6 +78,7 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
         deadline_ms,
         "1" if request.stream else "0",
         "" if job.tenant_limit is None else job.tenant_limit,
+        request.n,
     ]
 
 

@@ -165,8 +165,8 @@ MUTATIONS = [
     Mutation(
         "the worker keeps unheard claims at its end",
         "worker/worker.py",
-        "released += await self._queue.release(unheard)",
-        "pass",
+        "released = await self._queue.release(unheard)",
+        "released = 0",
         "tests/integration/test_worker.py",
     ),
     Mutation(

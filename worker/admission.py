@@ -36,17 +36,21 @@ class Admission:
         self._keep([[job for job in group if not job.over] for group in self._groups])
         return ending
 
-    def take(self, free_slots: int) -> list[list[HeldJob]]:
-        """Take out the groups, or what there are slots for."""
+    def take(self, free_slots: int, *, idle: bool) -> list[list[HeldJob]]:
+        """Take out the groups, or what there are slots for.
+
+        An ``idle`` engine gets the first job in any case: nothing will come free by waiting.
+        """
         taken: list[list[HeldJob]] = []
         kept: list[list[HeldJob]] = []
         full = False
         for group in self._groups:
             now: list[HeldJob] = []
             for job in group:
-                full = full or len(job.waiting) > free_slots
+                full = full or (len(job.waiting) > free_slots and not idle)
                 if full:
                     break
+                idle = False
                 free_slots -= len(job.waiting)
                 now.append(job)
             taken.append(now)

@@ -183,6 +183,14 @@ class HeldJob:
         # One that went wrong speaks for the job.
         worst = next((end for end in ends if end.reason in _NOT_SUCCEEDED), ends[0])
         status, error = self._outcome(worst)
+        if not any(end.stats.group_rows for end in ends):
+            return JobResult(
+                id=self.id,
+                status=status,
+                finish_reason=worst.reason,
+                error=error,
+                metadata=request.metadata,
+            )
         first_s = self.first_token_s if self.first_token_s is not None else time.monotonic()
         return JobResult(
             id=self.id,

@@ -9,7 +9,6 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import structlog
 
@@ -19,6 +18,7 @@ from millpond.messages import JobRequest, JobResult
 from millpond.presets import Preset
 from millpond.prompts import prepare_prompt
 from millpond.queue import JobQueue
+from millpond.tasks import end_tasks
 from millpond.tokenization import Tokenizer
 from worker.engines.base import Capacity
 from worker.grouping import cut_groups
@@ -38,18 +38,15 @@ RECENT_TURNS = 8
 INLINE_TOKENIZE_BYTES = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Jobs claimed together: ``groups`` to be prefilled, and ``refused`` with their results."""
-
-    groups: list[list[HeldJob]]
-    refused: list[tuple[ClaimedJob, JobResult]]
+# Jobs claimed together, in groups of like length to be prefilled together.
+Groups = list[list[HeldJob]]
 
 
 class Intake:
     """``full`` is the capacity of the engine when it runs nothing.
 
-    ``hold`` hears of each job that is to become a row as soon as it is claimed.
+    Of each job that is claimed either ``hold`` hears at once, if it is to become rows, or ``refuse``
+    with its result.
     """
 
     def __init__(
@@ -63,6 +60,7 @@ class Intake:
         group_padded_tokens: int,
         full: Capacity,
         hold: Callable[[Sequence[HeldJob]], None],
+        refuse: Callable[[ClaimedJob, JobResult], None],
     ) -> None:
         self._queue = queue
         self._tokenizer = tokenizer
@@ -72,13 +70,13 @@ class Intake:
         self._group_padded_tokens = group_padded_tokens
         self._full = full
         self._hold = hold
+        self._refuse = refuse
         self._work = asyncio.Event()  # something may be queued
         self._wanted = asyncio.Event()  # this worker could take it
         self._closed = False
         self._alone = False  # what was claimed last is to run with nothing beside it
         self._underway: str | None = None  # the nonce of a claim whose jobs are not here yet
         self._ahead: list[HeldJob] = []
-        self._refused: list[tuple[ClaimedJob, JobResult]] = []
         self._claiming: asyncio.Task[None] | None = None
         self._recently_ended: deque[int] = deque(maxlen=RECENT_TURNS)
 
@@ -100,11 +98,11 @@ class Intake:
         self._closed = True
         self._work.set()
 
-    async def next_window(self) -> Window | None:
-        """For an idle worker: wait until a window closes, and claim it. None once closed."""
+    async def next_window(self) -> Groups:
+        """For an idle worker: wait until a window closes, and claim it. Empty once closed."""
         await self._claimed()
         ahead = self._take_ahead(self._full)
-        if ahead.groups or ahead.refused:
+        if ahead:
             return ahead
         self._wanted.set()
         opened_s: float | None = None
@@ -122,9 +120,9 @@ class Intake:
                     free_slots=self._full.free_slots,
                 )
                 if decision.take or self._underway is not None:
-                    window = await self._claim(decision.take, self._full)
-                    if window.groups or window.refused:
-                        return window
+                    groups = await self._claim(decision.take, self._full)
+                    if groups:
+                        return groups
                     opened_s = None
                     continue
             except QueueUnavailableError as error:
@@ -134,30 +132,29 @@ class Intake:
             timeout_s = IDLE_LOOK_S if decision.wait_s is None else decision.wait_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._work.wait(), timeout_s)
-        return None
+        return []
 
-    async def refill(self, capacity: Capacity) -> Window | None:
+    async def refill(self, capacity: Capacity) -> Groups:
         """For a busy worker: what waits for its free slots, without waiting for more."""
         if capacity.free_slots > 0:
             await self._claimed()
-        window = self._take_ahead(capacity)
+        groups = self._take_ahead(capacity)
         if capacity.free_slots < 1 or self._alone:
             self._wanted.clear()
-            return window
+            return groups
         self._wanted.set()
         if self._closed or not self._work.is_set() or self._ahead:
-            return window
-        left = less(capacity, [job for group in window.groups for job in group])
+            return groups
+        left = less(capacity, [job for group in groups for job in group])
         if left.free_slots < 1:
-            return window
+            return groups
         self._work.clear()
         try:
-            more = await self._claim(min(self._policy.max_jobs, left.free_slots), left)
+            return groups + await self._claim(min(self._policy.max_jobs, left.free_slots), left)
         except QueueUnavailableError as error:
             log.warning("refill_failed", error=str(error))
             self._work_later()
-            return window
-        return Window(window.groups + more.groups, window.refused + more.refused)
+            return groups
 
     def look_ahead(self, num_ended: int) -> None:
         """Claim for the slots that the coming turn will free, if there is a backlog.
@@ -179,23 +176,25 @@ class Intake:
         self._work.clear()
         self._claiming = asyncio.create_task(self._claim_ahead(Capacity(slots, tokens)))
 
-    async def put_down(self) -> Window:
+    async def put_down(self) -> list[HeldJob]:
         """What was claimed ahead and will not be run here."""
         await self._claimed()
-        left = Window([self._ahead] if self._ahead else [], self._refused)
-        self._ahead, self._refused = [], []
+        left, self._ahead = self._ahead, []
         return left
 
-    def break_off(self) -> None:
+    async def break_off(self) -> None:
         """Give up a claim that is under way; `unheard` tells what it gave."""
-        if self._claiming is not None:
-            self._claiming.cancel()
+        await end_tasks(self._claiming)
 
     async def unheard(self) -> list[ClaimedJob]:
         """What was claimed and did not get here, to be released. Raises QueueUnavailableError."""
         if self._underway is None:
             return []
         return (await self._ask(0, self._full)).jobs
+
+    def forget_unheard(self) -> None:
+        """It has been released."""
+        self._underway = None
 
     def _work_later(self) -> None:
         asyncio.get_running_loop().call_later(REDIS_RETRY_S, self._work.set)
@@ -207,24 +206,25 @@ class Intake:
 
     async def _claim_ahead(self, capacity: Capacity) -> None:
         try:
-            window = await self._claim(capacity.free_slots, capacity)
+            groups = await self._claim(capacity.free_slots, capacity)
         except QueueUnavailableError as error:
             log.warning("look_ahead_failed", error=str(error))
             self._work_later()
             return
-        self._ahead += [job for group in window.groups for job in group]
-        self._refused += window.refused
+        self._ahead += [job for group in groups for job in group]
 
-    def _take_ahead(self, capacity: Capacity) -> Window:
-        """What was claimed ahead and fits now, in the order of the claims, and what needs no room."""
+    def _take_ahead(self, capacity: Capacity) -> Groups:
+        """What was claimed ahead and fits now, in the order of the claims, and what needs no room.
+
+        The first fits an idle engine in any case: nothing will come free by waiting.
+        """
         taken = [job for job in self._ahead if job.over]
         self._ahead = [job for job in self._ahead if not job.over]
-        while self._ahead and _fits(self._ahead[0], capacity):
+        while self._ahead and (capacity == self._full or _fits(self._ahead[0], capacity)):
             job = self._ahead.pop(0)
             capacity = less(capacity, [job])
             taken.append(job)
-        refused, self._refused = self._refused, []
-        return Window(self._cut(taken), refused)
+        return self._cut(taken)
 
     async def _ask(self, count: int, capacity: Capacity) -> Claim:
         """Claim under one nonce until its jobs are here: those claimed unheard are handed out again."""
@@ -237,21 +237,25 @@ class Intake:
             nonce=self._underway,
         )
 
-    async def _claim(self, count: int, capacity: Capacity) -> Window:
+    async def _claim(self, count: int, capacity: Capacity) -> Groups:
         claim = await self._ask(count, capacity)
         self._alone = claim.alone
         if claim.left:
             self._work.set()
         if sum(len(job.body) for job in claim.jobs) > INLINE_TOKENIZE_BYTES:
-            window = await asyncio.to_thread(self._prepare, claim.jobs)
+            jobs, refused = await asyncio.to_thread(self._prepare, claim.jobs)
         else:
-            window = self._prepare(claim.jobs)
-        self._hold([job for group in window.groups for job in group])
+            jobs, refused = self._prepare(claim.jobs)
+        self._hold(jobs)
+        for job, result in refused:
+            self._refuse(job, result)
         self._underway = None
-        return window
+        return self._cut(jobs)
 
-    def _prepare(self, claimed: Sequence[ClaimedJob]) -> Window:
-        """Read and tokenize a window. A job that cannot become a row ends alone."""
+    def _prepare(
+        self, claimed: Sequence[ClaimedJob]
+    ) -> tuple[list[HeldJob], list[tuple[ClaimedJob, JobResult]]]:
+        """Read and tokenize jobs; those that cannot become rows with their results."""
         jobs: list[HeldJob] = []
         refused: list[tuple[ClaimedJob, JobResult]] = []
         for job in claimed:
@@ -267,7 +271,7 @@ class Intake:
                 refused.append((job, failure(job, "invalid_request", message, request)))
             else:
                 jobs.append(HeldJob(job, request, prompt, window_jobs=len(claimed)))
-        return Window(self._cut(jobs), refused)
+        return jobs, refused
 
     def _check_slots(self, request: JobRequest) -> None:
         slots = self._full.free_slots
@@ -275,7 +279,7 @@ class Intake:
             message = f"{request.n} texts at once, this worker has {slots} slots"
             raise InvalidRequestError("n", message, limit=slots)
 
-    def _cut(self, jobs: Sequence[HeldJob]) -> list[list[HeldJob]]:
+    def _cut(self, jobs: Sequence[HeldJob]) -> Groups:
         lengths = [len(job.prompt.token_ids) for job in jobs]
         groups = cut_groups(lengths, self._group_padded_tokens, max(1, len(jobs)))
         return [[jobs[row] for row in group] for group in groups]

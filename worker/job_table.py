@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from millpond.claims import ClaimedJob
 from millpond.messages import JobResult
 from millpond.presets import Preset
 from millpond.queue import JobQueue
@@ -14,7 +15,7 @@ from worker.committer import Committer, Ending
 from worker.engine_thread import Turn
 from worker.engines.base import Capacity, EngineInfo, Finished, GenerationRequest, RejectionCode
 from worker.held import HeldChoice, HeldJob, failure, never_run
-from worker.intake import Window, less
+from worker.intake import Groups, less
 from worker.rates import Rates
 
 log = structlog.get_logger("millpond.jobs")
@@ -63,16 +64,13 @@ class JobTable:
     def hold(self, jobs: Iterable[HeldJob]) -> None:
         self.held.update((job.row, job) for job in jobs)
 
-    def accept(self, window: Window) -> None:
-        sizes = [len(group) for group in window.groups]
-        log.debug("window", groups=sizes, refused=len(window.refused))
-        self._admission.add(window.groups)
-        self.refuse(window)
+    def accept(self, groups: Groups) -> None:
+        log.debug("window", groups=[len(group) for group in groups])
+        self._admission.add(groups)
 
-    def refuse(self, window: Window) -> None:
-        """Store the results of the window's jobs that cannot become rows."""
-        for claimed, result in window.refused:
-            self.committer.add_ending(Ending(claimed, result))
+    def refuse(self, claimed: ClaimedJob, result: JobResult) -> None:
+        """Store the result of a job that cannot become a row."""
+        self.committer.add_ending(Ending(claimed, result))
 
     def room(self, capacity: Capacity) -> Capacity:
         """What the engine will have left once it has the jobs that wait for it here."""
@@ -83,7 +81,7 @@ class JobTable:
         for choice in self._admission.take_over():
             self._finish(choice, never_run(choice))
         requests = []
-        for group in self._admission.take(capacity.free_slots):
+        for group in self._admission.take(capacity.free_slots, idle=self._num_rows == 0):
             requests.append([r for job in group for r in job.generation_requests(self._preset)])
             for choice in [choice for job in group for choice in job.waiting]:
                 choice.admitted = True

@@ -72,6 +72,7 @@ class Worker:
         self._engine = EngineThread(build_engine)
         self._num_ended = 0
         self._engine_failures = 0
+        self._broken = False  # the engine broke and was not built again, for we are to stop
         self._background_error: BaseException | None = None
         self._stopping = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -155,7 +156,7 @@ class Worker:
             await end_tasks(listener)
         self._state = "draining"
         await self._put_down(intake)
-        while self._jobs.busy:
+        while self._jobs.busy and not self._broken:
             await self._take_turn()
 
     async def _until_done_or_out_of_grace(self, work: asyncio.Task[None]) -> None:
@@ -190,6 +191,7 @@ class Worker:
             group_padded_tokens=self._options.group_padded_tokens,
             full=self._capacity,
             hold=self._jobs.hold,
+            refuse=self._jobs.refuse,
         )
         return self._intake
 
@@ -199,18 +201,24 @@ class Worker:
         """Get jobs for the free slots: a window if nothing runs, else what is there right now."""
         assert self._intake is not None
         if self._jobs.busy:
-            window = await self._intake.refill(self._jobs.room(self._capacity))
+            groups = await self._intake.refill(self._jobs.room(self._capacity))
         else:
-            window = await self._intake.next_window()
-        if window is not None:
-            self._jobs.accept(window)
+            groups = await self._intake.next_window()
+        if groups:
+            self._jobs.accept(groups)
 
     async def _put_down(self, intake: Intake) -> None:
         """Give back what was claimed ahead, so that another worker need not wait for its turn."""
-        window = await intake.put_down()
-        self._jobs.refuse(window)
         with contextlib.suppress(QueueUnavailableError):  # then `_wind_down` tries again
-            await self._jobs.release(job for group in window.groups for job in group)
+            await self._jobs.release(await intake.put_down())
+            await self._release_unheard(intake)
+
+    async def _release_unheard(self, intake: Intake) -> int:
+        """Give back what was claimed though nobody heard the answer."""
+        unheard = [(job.id, job.fence) for job in await intake.unheard()]
+        released = await self._queue.release(unheard)
+        intake.forget_unheard()
+        return released
 
     # -- step and commit
 
@@ -242,7 +250,8 @@ class Worker:
         if self._engine_failures >= MAX_ENGINE_FAILURES:
             raise EngineFailedError(message) from error
         self._state = "loading"
-        if await self._load_engine():
+        self._broken = not await self._load_engine()
+        if not self._broken:
             self._state = "ready"
 
     # -- stop
@@ -261,11 +270,10 @@ class Worker:
     async def _release_all(self) -> int:
         """Give everything back; what was claimed unheard last, since that takes another claim."""
         if self._intake is not None:
-            self._intake.break_off()
+            await self._intake.break_off()
         released = await self._jobs.release(self._jobs.held.values())
         if self._intake is not None:
-            unheard = [(job.id, job.fence) for job in await self._intake.unheard()]
-            released += await self._queue.release(unheard)
+            released += await self._release_unheard(self._intake)
         return released
 
     def _registry_entry(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ sweep(now, tonumber(ARGV[7]))
 local counts = redis.call('HMGET', K.counts, 'turn', 'fence')
 -- Fences keep up with the clock, so that they grow even when the server has lost its last second.
 local turn, fence = tonumber(counts[1] or 0), math.max(tonumber(counts[2] or 0), now * 1000)
-local claimed, leases, taken = {}, {}, { interactive = 0, normal = 0, batch = 0 }
+local rows, claimed, leases, taken = 0, {}, {}, { interactive = 0, normal = 0, batch = 0 }
 
 -- The active tenants of a priority, the least counter foremost: as many as one call can come to.
 local lines, emptied = {}, {}
@@ -119,7 +119,7 @@ end
 local function claim(id, line)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'status', 'tokens', 'deadline', 'attempts', 'created', 'priority',
-    'stream', 'due', 'tenant', 'prompt', 'kind', 'most')
+    'stream', 'due', 'tenant', 'prompt', 'kind', 'most', 'n')
   if record[1] ~= 'queued' or record[8] then
     return 'skipped'
   end
@@ -132,16 +132,16 @@ local function claim(id, line)
     bury(id, 'queued', bare_result(id, 'failed', 'error', 'body_missing', 'the stored request is gone'), now)
     return 'skipped'
   end
-  local prompt, tokens = tonumber(record[10]), tonumber(record[2])
-  local likely, high = predict(record[11], record[12])
-  local need = math.min(high and prompt + high or tokens, capacity)
-  if need > budget then
+  local prompt, tokens, n = tonumber(record[10]), tonumber(record[2]), tonumber(record[13] or 1)
+  local likely, high = predict(record[11], record[12], n)
+  local need = math.min(high and prompt + n * high or tokens, capacity)
+  if need > budget or (rows > 0 and rows + n > count) then
     return 'full'
   end
-  budget = budget - need
+  budget, rows = budget - need, rows + n
   fence = fence + 1
   local attempt = tonumber(record[4]) + 1
-  local expected = likely and prompt + likely or tokens
+  local expected = likely and prompt + n * likely or tokens
   redis.call('HSET', job, 'status', 'running', 'worker', worker, 'fence', int(fence),
     'attempts', attempt, 'claimed', int(now), 'charge', int(expected))
   if line then
@@ -166,7 +166,7 @@ local function claim_suspects()
     end
     local rest = {}
     for id in string.gmatch(group, '%S+') do
-      if #claimed >= count or claim(id) == 'full' then
+      if rows >= count or claim(id) == 'full' then
         rest[#rest + 1] = id
       end
     end
@@ -178,7 +178,7 @@ end
 
 local function claim_lanes()
   local ended = 0
-  while #claimed < count and ended < ENDED_A_CALL do
+  while rows < count and ended < ENDED_A_CALL do
     local id, order, line = pop()
     if not id then
       break

@@ -38,11 +38,12 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local place, others = false, 0
 if redis.call('HGET', K.job .. id, 'status') == 'queued' then
-  local job = redis.call('HMGET', K.job .. id, 'priority', 'prompt', 'tokens', 'kind', 'most')
-  local priority, likely = job[1], predict(job[4], job[5])
+  local job = redis.call('HMGET', K.job .. id, 'priority', 'prompt', 'tokens', 'kind', 'most', 'n')
+  local n = tonumber(job[6] or 1)
+  local priority, likely = job[1], predict(job[4], job[5], n)
   place = redis.call('ZRANK', lane_of(priority, tenant), id)
   if place then
-    others = others_before(priority, tenant, place, likely and tonumber(job[2]) + likely or tonumber(job[3]))
+    others = others_before(priority, tenant, place, likely and tonumber(job[2]) + n * likely or tonumber(job[3]))
   end
 end
 return { record, redis.call('GET', K.result .. id), now, redis.call('HGETALL', K.counts), place, others }

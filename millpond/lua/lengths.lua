@@ -24,10 +24,10 @@ local function tokens_of(power)
   return math.max(1, math.floor(2 ^ power + 0.5))
 end
 
--- Tokens of output that a job of this kind writes in half of the cases and in nine of ten, no more than
--- `most`, if that is a number. nil: not enough is known.
-local function predict(kind, most)
-  most = tonumber(most) or math.huge
+-- Tokens of output that a text of this kind has in half of the cases and in nine of ten, no more than
+-- its part of `most`, if that is a number: of the job's `n` texts together. nil: not enough is known.
+local function predict(kind, most, n)
+  most = math.floor((tonumber(most) or math.huge) / n)
   for _, name in ipairs({ kind, ALL }) do
     local estimate = estimate_of(name)
     if estimate.jobs >= ENOUGH_JOBS then

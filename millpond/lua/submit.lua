@@ -1,13 +1,13 @@
 -- keys: job body counts open deadlines wake lane active idle weights lengths
 -- uses: lanes lengths
--- ARGV: max_depth, ageing_ms, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, output tokens at most or '', deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or ''
+-- ARGV: max_depth, ageing_ms, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, output tokens at most or '', deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or '', texts
 -- -> for each job two items: 'accepted' | 'known' | 'conflict' | 'full' | 'tenant_full', and its status, the depth or the tenant's unfinished jobs
 -- Harmless when repeated: a known id with the same digest changes nothing. Each job is taken or refused
 -- on its own.
 
 local PRIORITIES = { 'interactive', 'normal', 'batch' }
 
-local FIRST, FIELDS = 3, 12
+local FIRST, FIELDS = 3, 13
 local max_depth, ageing_us = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000
 local time = redis.call('TIME')
 local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -59,13 +59,16 @@ for i = FIRST, #ARGV, FIELDS do
     -- A call takes longer than a microsecond for each job, so the next call's come after these.
     local order = now_us + (i - FIRST) / FIELDS
     if ageing_us > 0 then
-      order = order + ageing_us * (predict(kind, most) or 0)
+      order = order + ageing_us * (predict(kind, most, ARGV[i + 12]) or 0)
     end
     order = int(order)
     queue(id, priority, tenant, order)
     redis.call('HSET', job, 'status', 'queued', 'priority', priority, 'tenant', tenant, 'kind', kind,
       'prompt', ARGV[i + 6], 'tokens', ARGV[i + 7], 'most', most, 'digest', digest, 'order', order,
       'created', created, 'attempts', '0', 'stream', ARGV[i + 10])
+    if ARGV[i + 12] ~= '1' then
+      redis.call('HSET', job, 'n', ARGV[i + 12])
+    end
     if deadline_ms ~= '' then
       local deadline = int(now + tonumber(deadline_ms))
       redis.call('HSET', job, 'deadline', deadline)

@@ -22,18 +22,18 @@ def ids(groups: list[list[HeldJob]]) -> list[list[str]]:
 def test_groups_go_in_as_they_are_while_there_are_slots() -> None:
     admission = Admission()
     admission.add([[job("a"), job("b", 3)], [job("c", 2)]])
-    assert ids(admission.take(6)) == [["a", "b"], ["c"]]
+    assert ids(admission.take(6, idle=False)) == [["a", "b"], ["c"]]
     assert not admission
 
 
 def test_a_job_without_slots_for_all_its_rows_waits_and_is_not_overtaken() -> None:
     admission = Admission()
     admission.add([[job("a"), job("b", 3), job("c")], [job("d")]])
-    assert ids(admission.take(3)) == [["a"]]
+    assert ids(admission.take(3, idle=False)) == [["a"]]
     assert [j.id for j in admission.jobs] == ["b", "c", "d"]
-    assert ids(admission.take(2)) == []
-    assert ids(admission.take(4)) == [["b", "c"]]
-    assert ids(admission.take(1)) == [["d"]]
+    assert ids(admission.take(2, idle=False)) == []
+    assert ids(admission.take(4, idle=False)) == [["b", "c"]]
+    assert ids(admission.take(1, idle=False)) == [["d"]]
 
 
 def test_rows_that_the_engine_has_need_no_slot_again() -> None:
@@ -41,7 +41,7 @@ def test_rows_that_the_engine_has_need_no_slot_again() -> None:
     for choice in partly.choices[:3]:
         choice.admitted = True
     admission.add([[partly]])
-    assert ids(admission.take(1)) == [["a"]]
+    assert ids(admission.take(1, idle=False)) == [["a"]]
 
 
 def test_what_is_to_end_is_taken_out_first() -> None:
@@ -50,14 +50,14 @@ def test_what_is_to_end_is_taken_out_first() -> None:
     ended.choices[0].admitted = True
     admission.add([[ended], [lost, job("c")]])
     assert [choice.row for choice in admission.take_over()] == ["a/1/1", "b/1/0"]
-    assert ids(admission.take(9)) == [["c"]]
+    assert ids(admission.take(9, idle=False)) == [["c"]]
 
 
 def test_jobs_can_be_dropped_by_name() -> None:
     admission, gone = Admission(), job("a", 2)
     admission.add([[gone, job("b")]])
     admission.drop([gone, job("never there")])
-    assert ids(admission.take(9)) == [["b"]]
+    assert ids(admission.take(9, idle=False)) == [["b"]]
 
 
 def test_a_job_is_done_when_all_its_choices_have_ended() -> None:
@@ -67,3 +67,12 @@ def test_a_job_is_done_when_all_its_choices_have_ended() -> None:
         choice.finished = never_run(choice)
     assert two.done
     assert two.waiting == []
+
+
+def test_an_idle_engine_gets_the_first_job_whatever_it_says_it_has_room_for() -> None:
+    admission = Admission()
+    admission.add([[job("a", 3), job("b", 2)]])
+    assert ids(admission.take(1, idle=False)) == []
+    assert ids(admission.take(1, idle=True)) == [["a"]]
+    assert ids(admission.take(1, idle=False)) == []
+    assert ids(admission.take(2, idle=False)) == [["b"]]

@@ -8,10 +8,11 @@ from millpond.claims import Claim, ClaimedJob
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobRequest, JobStatus
 from millpond.presets import PRESETS
+from millpond.prompts import PreparedPrompt
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import Capacity
 from worker.held import HeldJob
-from worker.intake import Intake, Window
+from worker.intake import Groups, Intake
 from worker.window import WindowPolicy
 
 SLOTS = 64
@@ -66,6 +67,7 @@ def intake_of(queue: Backlog, held: list[HeldJob]) -> Intake:
         group_padded_tokens=4096,
         full=FULL,
         hold=held.extend,
+        refuse=lambda job, result: None,
     )
 
 
@@ -79,8 +81,8 @@ async def busy_intake(queue: Backlog, held: list[HeldJob]) -> Intake:
     return intake
 
 
-def ids(window: Window | None) -> list[str]:
-    return [] if window is None else [job.id for group in window.groups for job in group]
+def ids(groups: Groups) -> list[str]:
+    return [job.id for group in groups for job in group]
 
 
 async def claimed_ahead(intake: Intake, num_ended: int = 9) -> None:
@@ -130,7 +132,7 @@ async def test_a_closed_intake_claims_nothing_ahead_and_gives_back_what_it_has()
     intake.look_ahead(9)
     intake.close()
     queue.answering.set()
-    assert ids(await intake.put_down()) == ["j64", "j65", "j66", "j67"]
+    assert [job.id for job in await intake.put_down()] == ["j64", "j65", "j66", "j67"]
     await claimed_ahead(intake)
     assert len(held) == SLOTS + 4
 
@@ -201,8 +203,27 @@ async def test_a_claim_that_is_broken_off_leaves_nothing_behind() -> None:
     queue.answering.clear()
     intake.look_ahead(9)
     await asyncio.sleep(0)
-    intake.break_off()
+    await intake.break_off()
     queue.answering.set()
     assert await intake.unheard() == []
     assert len(held) == SLOTS
     assert len(queue.jobs) == 100 - SLOTS
+
+
+async def test_a_job_that_can_never_fit_goes_to_an_idle_engine_all_the_same() -> None:
+    held: list[HeldJob] = []
+    intake = await busy_intake(Backlog(100), held)
+    await claimed_ahead(intake)
+    held[SLOTS].prompt = PreparedPrompt([1], FULL.free_tokens, truncated=False)
+    assert ids(await intake.refill(Capacity(SLOTS - 1, FULL.free_tokens - 1))) == []
+    assert ids(await intake.next_window()) == ["j64"]
+
+
+async def test_a_job_that_cannot_become_a_row_is_refused_at_once() -> None:
+    refused: list[str] = []
+    queue = Backlog(100, max_tokens=100_000)
+    intake = intake_of(queue, [])
+    intake._refuse = lambda job, result: refused.append(job.id)
+    intake._work.set()
+    assert ids(await intake.refill(Capacity(3, 3000))) == []
+    assert refused == ["j0", "j1", "j2"]

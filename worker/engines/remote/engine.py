@@ -167,8 +167,8 @@ class RemoteEngine:
         """What the upstream's route cannot do for this row."""
         if self._route == "chat" and not request.messages:
             return (
-                "this model is served by an upstream that takes conversations only: "
-                "send messages, or a prompt without raw"
+                "this model is served by an upstream that takes whole conversations only: "
+                "send messages or a prompt, without raw and without truncate"
             )
         for field in ("logprobs", "loop_repeats"):
             if getattr(request.sampling, field) is not None and not self._exact:

@@ -72,6 +72,8 @@ class RemoteRow:
             self._num_chunks += 1
             self._take_text(chunk.text)
             self._count_step(1, num_open)
+            if self.ended:
+                self.cancel()
 
     def stream_over(self) -> None:
         """The stream came to its proper end; what follows the finish reason has been taken, too."""

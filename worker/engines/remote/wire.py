@@ -105,7 +105,7 @@ def read_chunk(data: Any) -> Chunk:
     """One parsed ``data:`` event of either route. Raises ChunkError."""
     if not isinstance(data, dict):
         raise ChunkError("an event is no JSON object")
-    if "error" in data:
+    if data.get("error"):
         raise ChunkError(error_message(data) or "an error without a message")
     usage = _usage(data.get("usage"))
     choices = data.get("choices")
@@ -116,7 +116,7 @@ def read_chunk(data: Any) -> Chunk:
         text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
         ids = choice.get("token_ids")
         token_ids = None if ids is None else tuple(int(i) for i in ids)
-        reason = choice.get("finish_reason")
+        reason = choice.get("finish_reason") or None
         told = choice.get("logprobs")
         logprobs = None if told is None or token_ids is None else _logprobs(told)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -19,6 +19,8 @@ from worker.engines.transformers.transfer import to_device
 
 # Steps for which the shelves must have stood; a recording costs about as many.
 STEADY_STEPS = 16
+# There was no memory for a recording: the steps before it is tried again.
+REST_STEPS = 1024
 
 Compute = Callable[[], torch.Tensor]
 Recorder = Callable[[Compute], Compute]
@@ -46,11 +48,16 @@ class DecodeReplay:
         self._steady_steps = 0
         self._step: _RecordedStep | None = None
         self._broken = False
+        self._rest_steps = 0
 
     def decode(self) -> tuple[list[Sequence], torch.Tensor] | None:
         """The rows and their logits, which the next call overwrites; None to compute as usual."""
         shelves = self._cache.shelves()
-        if self._broken or not self._steady(shelves):
+        steady = self._steady(shelves)
+        if self._rest_steps > 0:
+            self._rest_steps -= 1
+            return None
+        if self._broken or not steady:
             return None
         if self._step is None:
             self._step = self._try_to_record(shelves)
@@ -78,7 +85,9 @@ class DecodeReplay:
             )
         except RuntimeError as error:
             if is_out_of_memory(error):
-                raise
+                # The step itself needs less, and is what tells whether the rows fit.
+                self._rest_steps = REST_STEPS
+                return None
             _log.warning("decode steps are not recorded: %s", error)
             self._broken = True
             return None

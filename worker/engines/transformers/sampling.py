@@ -127,7 +127,8 @@ def _draw(
     each row whose filters may keep more than ``candidates`` tokens, for it is not decided."""
     device = logits.device
     params = [row.sampling for row in rows]
-    temperature = to_device([p.temperature for p in params], device)
+    # A number that float32 has; so small a one is greedy anyway.
+    temperature = to_device([max(p.temperature, 1e-30) for p in params], device)
     # Less the maximum first: nothing overflows however small the temperature, and sums start at 1.
     scores = (logits - top[:, None]) / temperature[:, None]
     steps = [len(r.token_ids) for r in rows]
@@ -176,8 +177,9 @@ def _draw_among(
     above = weight.cumsum(-1) - weight
     kept = within_k & (above < (top_p * mass)[:, None]) & (best >= min_p.log()[:, None])
     kept[:, 0] = True
-    undecided = kept[:, -1].long() * (count < vocab_size)
     cut = torch.where(kept, best, torch.inf).amin(dim=-1, keepdim=True)
+    # Equals of the last one kept may lie beyond what was looked at.
+    undecided = (best[:, -1] >= cut[:, 0]).long() * (count < vocab_size)
     # In vocabulary order, so that neither the sort nor ``count`` has a say in the draw.
     token_ids, order = token_ids.sort(dim=-1)
     best = best.gather(1, order)
