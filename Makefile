@@ -69,7 +69,7 @@ format: dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-chaos: dev ## the faults of docs/reliability.md in full size, about a quarter of an hour
+chaos: dev ## the faults of docs/reliability.md in full size, about eighteen minutes
 	MILLPOND_CHAOS=full $(BIN)/python -m pytest tests/chaos -s
 
 mutations: dev ## plant faults one at a time and see that the tests notice, about ten minutes
