@@ -18,7 +18,9 @@ from millpond.errors import (
     QueueFullError,
     WaitTimeoutError,
 )
+from millpond.limits import check_limits
 from millpond.messages import JobEvent, JobRequest, JobResult, JobStatus, job_id_from_key
+from millpond.presets import Preset
 from millpond.queue import JobQueue, QueueOptions
 from millpond.results import JobView, QueueState, Results
 from millpond.submission import DEFAULT_TENANT, NewJob, Submission
@@ -34,7 +36,9 @@ class Client:
     """One queue on one server. Use it as ``async with Client(url) as client``.
 
     Every method raises QueueUnavailableError when Redis cannot serve. ``options`` matter to submit
-    and cancel; use those of the deployment if they are not the defaults.
+    and cancel; use those of the deployment if they are not the defaults. ``preset`` is the model that is
+    served, if it is known here: a job that breaks its limits is then refused at submit, as over HTTP,
+    where it would else be queued and fail.
     """
 
     def __init__(
@@ -44,7 +48,9 @@ class Client:
         *,
         tenant: str = DEFAULT_TENANT,
         options: QueueOptions | None = None,
+        preset: Preset | None = None,
     ) -> None:
+        self._preset = preset
         self._redis = connect(redis_url)
         self._subscriptions = Subscriptions(self._redis)
         self._queue = JobQueue(self._redis, queue, options)
@@ -74,9 +80,12 @@ class Client:
 
         ``params`` are the fields of JobRequest, such as ``max_tokens=64``. Choose the ``id`` yourself
         to subscribe before submitting; a repeated id or key with the same request is harmless.
-        Raises pydantic.ValidationError for bad fields, and what `JobQueue.submit` raises.
+        Raises pydantic.ValidationError for bad fields, InvalidRequestError for what breaks the model's
+        limits if the client knows them, and what `JobQueue.submit` raises.
         """
         request = prompt if isinstance(prompt, JobRequest) else JobRequest(prompt=prompt, **params)
+        if self._preset is not None:
+            check_limits(request, self._preset)
         if idempotency_key is not None:
             id = job_id_from_key(self._tenant, idempotency_key)
         return (await self._queue.submit(request, id=id, tenant=self._tenant)).id
@@ -145,8 +154,11 @@ class BlockingClient:
         *,
         tenant: str = DEFAULT_TENANT,
         options: QueueOptions | None = None,
+        preset: Preset | None = None,
     ) -> None:
-        self._make = functools.partial(Client, redis_url, queue, tenant=tenant, options=options)
+        self._make = functools.partial(
+            Client, redis_url, queue, tenant=tenant, options=options, preset=preset
+        )
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

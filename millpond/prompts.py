@@ -1,20 +1,19 @@
 """From a request to the token ids that the model reads, under the preset's limits.
 
 The API runs this at submit to refuse what cannot be served; the worker runs the same code to build
-the rows. Both need the same answer, so there is one function.
+the rows. Both need the same answer, so there is one function. What needs no tokenizer is in
+`millpond.limits`, for clients that have none.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from millpond.errors import InvalidRequestError, PromptTooLongError, UnknownModelError
+from millpond.errors import InvalidRequestError, PromptTooLongError
+from millpond.limits import check_limits
 from millpond.messages import JobRequest, Message, Truncation
 from millpond.presets import Preset
 from millpond.tokenization import Tokenizer
-
-# Of one result's log-probabilities; each is about 60 bytes there and in the message to the readers.
-MAX_LOGPROB_ENTRIES = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +37,11 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
 
     Raises InvalidRequestError (or a child of it) naming the field and the limit.
     """
-    if request.model not in (None, preset.name):
-        raise UnknownModelError("model", f"{request.model!r} is not served here; {preset.name} is")
-    max_tokens = request.max_tokens if request.max_tokens is not None else preset.max_tokens
-    if max_tokens > preset.max_output_tokens:
-        raise InvalidRequestError(
-            "max_tokens",
-            f"{max_tokens} is above this model's limit of {preset.max_output_tokens}",
-            limit=preset.max_output_tokens,
-        )
-    if request.adapter is not None and request.adapter not in preset.adapters:
-        known = f"there are {', '.join(preset.adapters)}" if preset.adapters else "there are none"
-        raise InvalidRequestError("adapter", f"{request.adapter!r} is not served here; {known}")
+    max_tokens = check_limits(request, preset)
     _check_vocabulary(request, tokenizer)
-    _check_logprobs(request, max_tokens)
     messages = _conversation(request, preset)
     field, token_ids = _encode(request, messages, tokenizer)
     limit = min(preset.max_prompt_tokens, preset.context_tokens - max_tokens)
-    if limit < 1:
-        raise InvalidRequestError(
-            "max_tokens",
-            f"{max_tokens} leaves no room for a prompt in a context of {preset.context_tokens}",
-            limit=preset.context_tokens - 1,
-        )
     if len(token_ids) <= limit:
         return PreparedPrompt(
             token_ids, max_tokens, truncated=False, messages=messages, n=request.n
@@ -125,19 +106,6 @@ def _encode(
     if not token_ids:
         raise InvalidRequestError("prompt", "encodes to no tokens", limit=1)
     return "prompt", token_ids
-
-
-def _check_logprobs(request: JobRequest, max_tokens: int) -> None:
-    if request.logprobs is None:
-        return
-    entries = request.n * max_tokens * (1 + request.logprobs)
-    if entries > MAX_LOGPROB_ENTRIES:
-        raise InvalidRequestError(
-            "logprobs",
-            f"{request.logprobs} beside each of {request.n * max_tokens} tokens make {entries} entries, "
-            f"the limit is {MAX_LOGPROB_ENTRIES}; ask for fewer, or set max_tokens",
-            limit=MAX_LOGPROB_ENTRIES,
-        )
 
 
 def _check_vocabulary(request: JobRequest, tokenizer: Tokenizer) -> None:
