@@ -19,7 +19,7 @@ from millpond.presets import PRESETS, Preset, find_preset
 from millpond.tokenization import ByteTokenizer
 from tests.integration.test_memory import FAMILIES
 from worker.engines.base import EngineConfig, GenerationRequest, Sampling
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers import memory
 from worker.engines.transformers.backend import build_backend
 from worker.engines.transformers.engine import TransformersEngine
@@ -65,9 +65,9 @@ def peak_bytes(work: Callable[[], object], folder: Path) -> int:
     return max(totals) - (totals[0] - changes[0]["args"]["Bytes"])
 
 
-def make_row(row_id: str, length: int, **sampling: Any) -> Sequence:
+def make_row(row_id: str, length: int, **sampling: Any) -> Row:
     request = GenerationRequest(row_id, [5] * length, Sampling(4, 0, **sampling))
-    return Sequence(request, ByteTokenizer())
+    return Row(request, ByteTokenizer())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,16 +21,16 @@ from transformers.generation.logits_process import (
 
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.penalties import adjust
 from worker.engines.transformers.sampling import needs_logits, sample, uniforms
 
 VOCAB_SIZE = 257
 
 
-def row(prompt: list[int], written: Items[int] = (), **sampling: Any) -> Sequence:
+def row(prompt: list[int], written: Sequence[int] = (), **sampling: Any) -> Row:
     values = {"max_tokens": 1000, "seed": 0, "ignore_eos": True, **sampling}
-    made = Sequence(GenerationRequest("r", prompt, Sampling(**values)), ByteTokenizer())
+    made = Row(GenerationRequest("r", prompt, Sampling(**values)), ByteTokenizer())
     for token in written:
         made.append(token)
     return made
@@ -54,7 +54,7 @@ def processors(sampling: Sampling) -> LogitsProcessorList:
     return found
 
 
-def expected_token(row: Sequence, logits: torch.Tensor) -> int:
+def expected_token(row: Row, logits: torch.Tensor) -> int:
     """The reference's choice from one row's logits, with this row's own random number."""
     seen = torch.tensor([[*row.prompt_token_ids, *row.token_ids]])
     scores = processors(row.sampling)(seen, logits[None].clone())[0]

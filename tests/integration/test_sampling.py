@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.sampling import sample, uniforms
 
 VOCAB_SIZE = 4000
@@ -32,9 +32,9 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def row(seed: int = 0, **sampling: Any) -> Sequence:
+def row(seed: int = 0, **sampling: Any) -> Row:
     values = {"max_tokens": 10, **sampling}
-    return Sequence(GenerationRequest("r", [1], Sampling(seed=seed, **values)), ByteTokenizer())
+    return Row(GenerationRequest("r", [1], Sampling(seed=seed, **values)), ByteTokenizer())
 
 
 def reference_probabilities(logits: torch.Tensor, **sampling: Any) -> torch.Tensor:

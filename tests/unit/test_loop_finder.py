@@ -10,7 +10,7 @@ from millpond.messages import FinishReason
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
 from worker.engines.loop_finder import LONGEST_LOOP_TOKENS, SHORTEST_SPAN_TOKENS, LoopFinder
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 
 
 def first_loop(token_ids: list[int], repeats: int) -> int | None:
@@ -49,12 +49,12 @@ def test_runs_of_up_to_64_tokens_are_noticed(size: int) -> None:
     assert found_loop([*unit * (ends // size + 2)], 3) == (ends if size <= 64 else None)
 
 
-def sequence(**sampling: int | bool) -> Sequence:
+def a_row(**sampling: int | bool) -> Row:
     values = {"max_tokens": 200, "seed": 0, "loop_repeats": 4, **sampling}
-    return Sequence(GenerationRequest("r", [7], Sampling(**values)), ByteTokenizer())  # type: ignore[arg-type]
+    return Row(GenerationRequest("r", [7], Sampling(**values)), ByteTokenizer())  # type: ignore[arg-type]
 
 
-def written(row: Sequence, token_ids: list[int]) -> int:
+def written(row: Row, token_ids: list[int]) -> int:
     """Append until the row ends; how many tokens it took."""
     for n, token_id in enumerate(token_ids, 1):
         row.append(token_id)
@@ -64,7 +64,7 @@ def written(row: Sequence, token_ids: list[int]) -> int:
 
 
 def test_a_loop_ends_the_row_with_its_own_reason() -> None:
-    row = sequence()
+    row = a_row()
     assert written(row, list(b"so it goes, " * 20)) == 48
     assert row.finish_reason is FinishReason.LOOP
     row.take_delta()
@@ -72,7 +72,7 @@ def test_a_loop_ends_the_row_with_its_own_reason() -> None:
 
 
 def test_a_loop_is_no_end_before_min_tokens_nor_without_being_asked_for() -> None:
-    assert written(sequence(min_tokens=100), list(b"a" * 200)) == 100
-    plain = Sequence(GenerationRequest("r", [7], Sampling(200, 0)), ByteTokenizer())
+    assert written(a_row(min_tokens=100), list(b"a" * 200)) == 100
+    plain = Row(GenerationRequest("r", [7], Sampling(200, 0)), ByteTokenizer())
     assert written(plain, list(b"a" * 200)) == 200
     assert plain.finish_reason is FinishReason.LENGTH

@@ -10,7 +10,7 @@ from millpond.tokenization import ByteTokenizer
 from worker.engines.base import Finished, GenerationRequest, RejectionCode, Sampling
 from worker.engines.kv_budget import GROWTH_TOKENS
 from worker.engines.scheduler import Scheduler
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 
 TOKENIZER = ByteTokenizer()
 
@@ -48,8 +48,8 @@ class Machine:
             self.put_back += [s.id for s in scheduler.make_room()]
             touched = list(scheduler.running)
             self._check()
-        for sequence in touched:
-            sequence.append(len(sequence.token_ids) % 50)
+        for row in touched:
+            row.append(len(row.token_ids) % 50)
         scheduler.retire()
         self._collect((*ended, *touched))
 
@@ -64,10 +64,10 @@ class Machine:
         budget = self.scheduler._budget
         used = sum(s.num_tokens for s in self.scheduler.running)
         assert used <= sum(budget._reserved.values()) <= budget.kv_tokens
-        for sequence in self.scheduler.running:
-            assert sequence.num_tokens <= budget.of(sequence.id) <= sequence.most_tokens
+        for row in self.scheduler.running:
+            assert row.num_tokens <= budget.of(row.id) <= row.most_tokens
 
-    def _collect(self, touched: Iterable[Sequence]) -> None:
+    def _collect(self, touched: Iterable[Row]) -> None:
         for event in self.scheduler.collect(touched):
             if isinstance(event, Finished):
                 self.finished[event.id] = event

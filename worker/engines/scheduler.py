@@ -21,7 +21,7 @@ from worker.engines.base import (
     RejectionCode,
 )
 from worker.engines.kv_budget import GROWTH_TOKENS, KVBudget
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 
 
 class Scheduler:
@@ -44,12 +44,12 @@ class Scheduler:
         self._slots = slots
         self._context_tokens = context_tokens
         self._budget = KVBudget(kv_tokens)
-        self._waiting: deque[list[Sequence]] = deque()
-        self._put_back: list[Sequence] = []
-        self._live: dict[str, Sequence] = {}
+        self._waiting: deque[list[Row]] = deque()
+        self._put_back: list[Row] = []
+        self._live: dict[str, Row] = {}
         self._arrivals = 0
         self._cancelled: set[str] = set()
-        self.running: list[Sequence] = []
+        self.running: list[Row] = []
 
     @property
     def num_rows(self) -> int:
@@ -68,20 +68,20 @@ class Scheduler:
 
     def admit(self, requests: Iterable[GenerationRequest]) -> list[Rejection]:
         """Take one group. A request that cannot run is rejected and touches no other."""
-        group: list[Sequence] = []
+        group: list[Row] = []
         rejections: list[Rejection] = []
         for request in requests:
             rejection = self._refuse(request)
             if rejection is not None:
                 rejections.append(rejection)
                 continue
-            sequence = Sequence(request, self._tokenizer)
-            sequence.arrival = self._arrivals
+            row = Row(request, self._tokenizer)
+            row.arrival = self._arrivals
             self._arrivals += 1
-            self._live[sequence.id] = sequence
-            reserved = self._budget.reserve(sequence.id, sequence.wanted_tokens)
+            self._live[row.id] = row
+            reserved = self._budget.reserve(row.id, row.wanted_tokens)
             assert reserved
-            group.append(sequence)
+            group.append(row)
         if group:
             self._waiting.append(group)
         return rejections
@@ -89,18 +89,18 @@ class Scheduler:
     def cancel(self, ids: Iterable[str]) -> None:
         self._cancelled.update(i for i in ids if i in self._live)
 
-    def end_cancelled(self) -> list[Sequence]:
+    def end_cancelled(self) -> list[Row]:
         """End the rows that were cancelled since the last call, waiting ones too, and return them.
 
         The caller retires and collects them.
         """
         ended = [self._live[i] for i in self._cancelled if i in self._live]
-        for sequence in ended:
-            sequence.end(FinishReason.CANCELLED)
+        for row in ended:
+            row.end(FinishReason.CANCELLED)
         self._cancelled.clear()
         return ended
 
-    def next_group(self) -> list[Sequence]:
+    def next_group(self) -> list[Row]:
         """Pop what is to be prefilled now: rows that were put back and have room, else the oldest
         waiting group without the rows that ended while they waited."""
         resumed = self._resumable()
@@ -112,43 +112,43 @@ class Scheduler:
                 return group
         return []
 
-    def split(self, group: list[Sequence]) -> None:
+    def split(self, group: list[Row]) -> None:
         """Return a popped group to the head of the queue, as two."""
         half = len(group) // 2
         self._waiting.extendleft((group[half:], group[:half]))
 
-    def start(self, group: Iterable[Sequence]) -> None:
+    def start(self, group: Iterable[Row]) -> None:
         self.running.extend(group)
         assert len(self.running) <= self._slots
 
-    def make_room(self) -> list[Sequence]:
+    def make_room(self) -> list[Row]:
         """Reserve a place for each running row's newest token, for the oldest row first.
 
         Returns the rows that were put back for it; the caller frees their caches.
         """
         growing = [s for s in self.running if s.num_tokens > self._budget.of(s.id)]
-        losers: list[Sequence] = []
-        for sequence in sorted(growing, key=_arrival):
-            if sequence in losers:
+        losers: list[Row] = []
+        for row in sorted(growing, key=_arrival):
+            if row in losers:
                 continue
-            wanted = max(sequence.num_tokens, self._budget.of(sequence.id) + GROWTH_TOKENS)
-            while not self._budget.reserve(sequence.id, min(wanted, sequence.most_tokens)):
+            wanted = max(row.num_tokens, self._budget.of(row.id) + GROWTH_TOKENS)
+            while not self._budget.reserve(row.id, min(wanted, row.most_tokens)):
                 youngest = self.youngest_running()
                 losers.append(youngest)
                 self.put_back(youngest)
-                if youngest is sequence:
+                if youngest is row:
                     break
         return losers
 
-    def youngest_running(self) -> Sequence:
+    def youngest_running(self) -> Row:
         return max(self.running, key=_arrival)
 
-    def put_back(self, sequence: Sequence) -> None:
+    def put_back(self, row: Row) -> None:
         """Take the row's room; it waits, to be prefilled with all its tokens when there is room."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-        self._budget.release(sequence.id)
-        bisect.insort(self._put_back, sequence, key=_arrival)
+        if row in self.running:
+            self.running.remove(row)
+        self._budget.release(row.id)
+        bisect.insort(self._put_back, row, key=_arrival)
 
     def step_worked(self) -> None:
         """A forward pass had enough memory."""
@@ -167,17 +167,17 @@ class Scheduler:
         self.running = [s for s in self.running if s.finish_reason is None]
         self._put_back = [s for s in self._put_back if s.finish_reason is None]
 
-    def collect(self, touched: Iterable[Sequence]) -> list[EngineEvent]:
+    def collect(self, touched: Iterable[Row]) -> list[EngineEvent]:
         """Events of these rows, and the end of those that have ended."""
         events: list[EngineEvent] = []
-        for sequence in touched:
-            delta = sequence.take_delta()
+        for row in touched:
+            delta = row.take_delta()
             if delta is not None:
                 events.append(delta)
-            if sequence.finish_reason is not None:
-                events.append(sequence.finished())
-                del self._live[sequence.id]
-                self._budget.release(sequence.id)
+            if row.finish_reason is not None:
+                events.append(row.finished())
+                del self._live[row.id]
+                self._budget.release(row.id)
         return events
 
     def _refuse(self, request: GenerationRequest) -> Rejection | None:
@@ -229,12 +229,12 @@ class Scheduler:
     def _owed_tokens(self) -> int:
         return sum(s.wanted_tokens for s in self._put_back)
 
-    def _resumable(self) -> list[Sequence]:
+    def _resumable(self) -> list[Row]:
         """Pop the oldest rows that were put back, as far as there is room. None overtakes another:
         the small ones would keep a large one waiting for ever."""
         count = 0
-        for sequence in self._put_back:
-            if not self._budget.reserve(sequence.id, sequence.wanted_tokens):
+        for row in self._put_back:
+            if not self._budget.reserve(row.id, row.wanted_tokens):
                 break
             count += 1
         resumed, self._put_back = self._put_back[:count], self._put_back[count:]
@@ -252,5 +252,5 @@ class Scheduler:
         return f"{needs} tokens of KV cache, a row may have {limit}: {advice}"
 
 
-def _arrival(sequence: Sequence) -> int:
-    return sequence.arrival
+def _arrival(row: Row) -> int:
+    return row.arrival

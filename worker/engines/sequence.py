@@ -18,7 +18,7 @@ from worker.engines.row_text import RowText
 from worker.engines.token_counts import TokenCounts
 
 
-class Sequence:
+class Row:
     """Owns a row's tokens, its text and the conditions that end it.
 
     Tokens go in by `append` until `finish_reason` is set, by a token or by `end`; after every step

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from millpond.messages import FinishReason
 from millpond.tokenization import ByteTokenizer, Tokenizer
-from worker.engines import sequence as sequences
 from worker.engines.base import (
     Capacity,
     EngineConfig,
@@ -26,6 +25,7 @@ from worker.engines.base import (
     TokenLogprobs,
 )
 from worker.engines.scheduler import Scheduler
+from worker.engines.sequence import Row
 
 _WORDS = tuple(
     (
@@ -163,64 +163,64 @@ class SimulatedEngine:
             touched = list(scheduler.running)
             self._decode(touched)
         scheduler.retire()
-        for sequence in (*ended, *touched):
-            if sequence.finish_reason is not None:
-                self._planned.pop(sequence.id, None)
+        for row in (*ended, *touched):
+            if row.finish_reason is not None:
+                self._planned.pop(row.id, None)
         return scheduler.collect((*ended, *touched))
 
     def close(self) -> None:
         self._planned.clear()
 
-    def _prefill(self, group: list[sequences.Sequence]) -> None:
+    def _prefill(self, group: list[Row]) -> None:
         padded_tokens = max(s.num_tokens for s in group) * len(group)
         real_tokens = sum(s.num_tokens for s in group)
         self._spend(self._simulated.costs.prefill_s_per_token * padded_tokens)
-        for sequence in group:
-            if not sequence.token_ids:  # else it was put back, and this is not its first group
-                sequence.group_rows = len(group)
-                sequence.padding_share = 1.0 - real_tokens / padded_tokens
-            self._act_out_faults(sequence)
-            if sequence.finish_reason is None:
-                self._planned[sequence.id] = self._plan(sequence)
-                self._advance(sequence, 1)
+        for row in group:
+            if not row.token_ids:  # else it was put back, and this is not its first group
+                row.group_rows = len(group)
+                row.padding_share = 1.0 - real_tokens / padded_tokens
+            self._act_out_faults(row)
+            if row.finish_reason is None:
+                self._planned[row.id] = self._plan(row)
+                self._advance(row, 1)
 
-    def _decode(self, rows: list[sequences.Sequence]) -> None:
+    def _decode(self, rows: list[Row]) -> None:
         costs = self._simulated.costs
         if rows:
             self._spend(costs.decode_s_per_step + costs.decode_s_per_row * len(rows))
-        for sequence in rows:
-            sequence.decode_steps += 1
-            sequence.decode_rows += len(rows)
-            self._advance(sequence, self._simulated.tokens_per_step)
+        for row in rows:
+            row.decode_steps += 1
+            row.decode_rows += len(rows)
+            self._advance(row, self._simulated.tokens_per_step)
 
-    def _advance(self, sequence: sequences.Sequence, count: int) -> None:
-        plan = self._planned[sequence.id]
-        done = len(sequence.token_ids)
+    def _advance(self, row: Row, count: int) -> None:
+        plan = self._planned[row.id]
+        done = len(row.token_ids)
         for position in range(done, done + count):
             token_id = plan[position] if position < len(plan) else ByteTokenizer.EOS
-            sequence.append(token_id, _certain(token_id, sequence.sampling.logprobs))
-            if sequence.finish_reason is not None:
+            row.append(token_id, _certain(token_id, row.sampling.logprobs))
+            if row.finish_reason is not None:
                 return
 
     def _spend(self, seconds: float) -> None:
         if seconds > 0:
             self._simulated.sleep(seconds)
 
-    def _act_out_faults(self, sequence: sequences.Sequence) -> None:
+    def _act_out_faults(self, row: Row) -> None:
         faults = self._simulated.faults
-        prompt = sequence.prompt_token_ids
+        prompt = row.prompt_token_ids
         if faults.kill_marker is not None and self._contains(prompt, faults.kill_marker):
             os.kill(os.getpid(), signal.SIGKILL)
         if faults.hang_marker is not None and self._contains(prompt, faults.hang_marker):
             self._simulated.sleep(faults.hang_s)
         if faults.error_marker is not None and self._contains(prompt, faults.error_marker):
-            sequence.end(FinishReason.ERROR, "the simulated engine fails this row")
+            row.end(FinishReason.ERROR, "the simulated engine fails this row")
 
-    def _plan(self, sequence: sequences.Sequence) -> bytes:
+    def _plan(self, row: Row) -> bytes:
         marker = self._simulated.faults.loop_marker
-        if marker is not None and self._contains(sequence.prompt_token_ids, marker):
-            return b"mill " * sequence.sampling.max_tokens
-        return _plan(sequence)
+        if marker is not None and self._contains(row.prompt_token_ids, marker):
+            return b"mill " * row.sampling.max_tokens
+        return _plan(row)
 
     def _contains(self, prompt_token_ids: Iterable[int], marker: str) -> bool:
         return marker in self._tokenizer.decode(list(prompt_token_ids))
@@ -230,15 +230,15 @@ def _certain(token_id: int, count: int | None) -> TokenLogprobs | None:
     return None if count is None else TokenLogprobs(0.0, ((token_id, 0.0),)[:count])
 
 
-def _plan(sequence: sequences.Sequence) -> bytes:
+def _plan(row: Row) -> bytes:
     """All bytes that the row would write, the end token left out; ASCII words with spaces.
 
     A row that heeds the end token stops somewhere between a quarter and all of ``max_tokens``.
     """
-    sampling = sequence.sampling
+    sampling = row.sampling
     seed = sampling.seed if sampling.temperature > 0 else 0
-    source = hashlib.shake_256(array("q", (seed, *sequence.prompt_token_ids)).tobytes())
-    source.update((sequence.adapter or "").encode())
+    source = hashlib.shake_256(array("q", (seed, *row.prompt_token_ids)).tobytes())
+    source.update((row.adapter or "").encode())
     length = sampling.max_tokens
     if not sampling.ignore_eos:
         draw = int.from_bytes(source.digest(4))

@@ -16,7 +16,6 @@ import structlog
 import uvloop
 
 from millpond.errors import ModelLoadError
-from millpond.messages import FinishReason
 from millpond.tokenization import Tokenizer
 from worker.engines.base import (
     Capacity,
@@ -156,11 +155,11 @@ class RemoteEngine:
         by_id = {r.id: r for r in requests}
         rejections += self._scheduler.admit(requests)
         while group := self._scheduler.next_group():
-            for sequence in group:
-                sequence.group_rows = len(group)
-                row = RemoteRow(by_id[sequence.id], sequence, exact=self._exact)
-                self._rows[row.id] = row
-                self._waiting.append(row)
+            for row in group:
+                row.group_rows = len(group)
+                remote = RemoteRow(by_id[row.id], row, exact=self._exact)
+                self._rows[row.id] = remote
+                self._waiting.append(remote)
         return rejections
 
     def _fault(self, request: GenerationRequest) -> str | None:
@@ -194,7 +193,7 @@ class RemoteEngine:
         for row in touched:
             if row.ended:
                 del self._rows[row.id]
-        return self._scheduler.collect(row.sequence for row in touched)
+        return self._scheduler.collect(row.row for row in touched)
 
     def close(self) -> None:
         if self._loop.is_closed():
@@ -241,7 +240,7 @@ class RemoteEngine:
         try:
             await self._stream(row)
         except RowError as error:
-            self._fail(row, str(error))
+            row.fail(str(error))
         except UpstreamError as error:
             if not row.ended:
                 self._broke_off(row, error, ticket)
@@ -285,7 +284,7 @@ class RemoteEngine:
             self._broken = error
             return
         if isinstance(error, RequestRefusedError):
-            self._fail(row, str(error))
+            row.fail(str(error))
             return
         if error.overloaded and self._limit.overloaded(ticket, len(self._open)):
             log.info("upstream_overloaded", limit=self._limit.value, row=row.id)
@@ -296,7 +295,7 @@ class RemoteEngine:
                 )
             self._away = True
         elif not row.failed():
-            self._fail(row, f"the upstream fails again and again: {error}")
+            row.fail(f"the upstream fails again and again: {error}")
             return
         row.refusals += 1
         delay_s = backoff_s(row.refusals, random.random())  # noqa: S311 (no secret)
@@ -304,11 +303,6 @@ class RemoteEngine:
         if error.retry_after_s is not None:
             self._paused_until_s = max(self._paused_until_s, now_s + error.retry_after_s)
         self._waiting.appendleft(row)
-
-    def _fail(self, row: RemoteRow, message: str) -> None:
-        if not row.ended:
-            row.cancel()
-            row.sequence.end(FinishReason.ERROR, message)
 
     def _touch(self, row: RemoteRow) -> None:
         if self._rows.get(row.id) is row:

@@ -3,7 +3,7 @@
 from millpond.messages import FinishReason
 from worker.engines.base import GenerationRequest, RowUsage, TokenLogprobs
 from worker.engines.remote.wire import Chunk
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 
 MAX_FAILURES = 5
 ANOTHER_TEXT = "the stream was cut, and the upstream wrote another text when it was asked again"
@@ -22,9 +22,9 @@ class RemoteRow:
     make a prompt of them.
     """
 
-    def __init__(self, request: GenerationRequest, sequence: Sequence, *, exact: bool) -> None:
+    def __init__(self, request: GenerationRequest, row: Row, *, exact: bool) -> None:
         self.request = request
-        self.sequence = sequence
+        self.row = row
         self.not_before_s = 0.0
         self.refusals = 0
         self._exact = exact
@@ -41,11 +41,11 @@ class RemoteRow:
 
     @property
     def id(self) -> str:
-        return self.sequence.id
+        return self.row.id
 
     @property
     def ended(self) -> bool:
-        return self.sequence.finish_reason is not None
+        return self.row.finish_reason is not None
 
     def begin(self) -> tuple[int, ...]:
         """A new request is opened: the tokens behind which it goes on."""
@@ -54,8 +54,8 @@ class RemoteRow:
         self._num_repeated = 0
         if self._begins_again:
             return ()
-        self._num_repeated = len(self.sequence.token_ids)
-        return tuple(self.sequence.token_ids)
+        self._num_repeated = len(self.row.token_ids)
+        return tuple(self.row.token_ids)
 
     def take(self, chunk: Chunk, num_open: int) -> None:
         """``num_open`` requests are open at this moment. Raises RowError."""
@@ -66,8 +66,8 @@ class RemoteRow:
         if self._exact:
             self._take_tokens(chunk, num_open)
             if self._end is not None and not self.ended:
-                self._check_repeated(len(self.sequence.token_ids))
-                self.sequence.end(self._end)
+                self._check_repeated(len(self.row.token_ids))
+                self.row.end(self._end)
         elif chunk.text:
             self._num_chunks += 1
             self._take_text(chunk.text)
@@ -81,17 +81,23 @@ class RemoteRow:
             return
         assert self._end is not None
         self._check_repeated(len(self._text))
-        self.sequence.usage = self._usage or RowUsage(
+        self.row.usage = self._usage or RowUsage(
             len(self.request.prompt_token_ids), self._num_chunks
         )
-        self.sequence.end(self._end)
+        self.row.end(self._end)
 
     def cancel(self) -> None:
         """Tell what is known of the tokens of a row of text that ends early."""
         if not self._exact:
-            self.sequence.usage = self._usage or RowUsage(
+            self.row.usage = self._usage or RowUsage(
                 len(self.request.prompt_token_ids), self._num_chunks
             )
+
+    def fail(self, message: str) -> None:
+        """End it with this error, unless it has ended."""
+        if not self.ended:
+            self.cancel()
+            self.row.end(FinishReason.ERROR, message)
 
     def failed(self) -> bool:
         """A request broke off. Whether to try again: not after `MAX_FAILURES` without any progress."""
@@ -111,18 +117,18 @@ class RemoteRow:
             if self._repeats(token_id):
                 continue
             self._progressed()
-            if self.sequence.token_ids:
+            if self.row.token_ids:
                 self._count_step(1, num_open)
             told = None
             if wanted is not None:
                 told = TokenLogprobs(logprobs[at].logprob, logprobs[at].top[:wanted])
-            self.sequence.append(token_id, told)
+            self.row.append(token_id, told)
             self._num_repeated += 1
             if self.ended:
                 return
 
     def _repeats(self, token_id: int) -> bool:
-        known = self.sequence.token_ids
+        known = self.row.token_ids
         if self._num_repeated == len(known):
             return False
         if token_id != known[self._num_repeated]:
@@ -140,7 +146,7 @@ class RemoteRow:
             self._progressed()
             self._text += new
             self._num_repeated += len(new)
-            self.sequence.append_text(new)
+            self.row.append_text(new)
 
     def _check_repeated(self, length: int) -> None:
         if self._num_repeated < length:
@@ -153,5 +159,5 @@ class RemoteRow:
         self.refusals = 0
 
     def _count_step(self, steps: int, num_open: int) -> None:
-        self.sequence.decode_steps += steps
-        self.sequence.decode_rows += steps * num_open
+        self.row.decode_steps += steps
+        self.row.decode_rows += steps * num_open

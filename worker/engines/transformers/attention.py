@@ -5,7 +5,7 @@ rotated keys and values to `PlanCache.update`, which writes them where the plan 
 queries to `attend`, which reads what the plan says. No mask of transformers' making is involved.
 """
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from millpond.errors import UnsupportedModelError
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.kv_cache import KVCache, Shelf
 
 ATTENTION_NAME = "millpond"
@@ -30,7 +30,7 @@ class Plan(Protocol):
     ``windows`` holds each layer's sliding window, None for full attention.
     """
 
-    windows: Items[int | None]
+    windows: Sequence[int | None]
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store ``[batch, kv_heads, queries, head_dim]``."""
@@ -55,9 +55,9 @@ class PrefillPlan:
 
     def __init__(
         self,
-        pieces: Items[tuple[Sequence, int, int]],
+        pieces: Sequence[tuple[Row, int, int]],
         cache: KVCache,
-        windows: Items[int | None],
+        windows: Sequence[int | None],
     ) -> None:
         self.windows = windows
         self._pieces = [_Piece(start, stop, *cache.place_of(row)) for row, start, stop in pieces]
@@ -145,13 +145,13 @@ class _Piece:
 class DecodePlan:
     """One new token for each row of the cache, shelf by shelf."""
 
-    def __init__(self, spans: "list[_Span]", windows: Items[int | None]) -> None:
+    def __init__(self, spans: "list[_Span]", windows: Sequence[int | None]) -> None:
         self.windows = windows
         self._spans = spans
 
     @classmethod
     def of_rows(
-        cls, shelves: Items[Shelf], positions: torch.Tensor, windows: Items[int | None]
+        cls, shelves: Sequence[Shelf], positions: torch.Tensor, windows: Sequence[int | None]
     ) -> "DecodePlan":
         """Of the rows on these shelves, in their order. ``positions`` ``[rows]`` are their newest
         tokens' places."""
@@ -166,7 +166,7 @@ class DecodePlan:
 
     @classmethod
     def of_whole_shelves(
-        cls, shelves: Items[Shelf], positions: torch.Tensor, windows: Items[int | None]
+        cls, shelves: Sequence[Shelf], positions: torch.Tensor, windows: Sequence[int | None]
     ) -> "DecodePlan":
         """Of all slots, empty ones too, each over the shelf's whole length: nothing here depends on
         which rows there are. ``positions`` has one for each slot."""

@@ -1,9 +1,9 @@
 """What computes: the cache of keys and values, and the runner that fills and reads it."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import Protocol
 
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.kv_cache import KVCache
 from worker.engines.transformers.loading import LoadedModel
 from worker.engines.transformers.model_runner import ModelRunner
@@ -17,16 +17,16 @@ class Cache(Protocol):
     @property
     def allocated_tokens(self) -> int: ...
 
-    def allocate(self, rows: list[Sequence]) -> None:
+    def allocate(self, rows: list[Row]) -> None:
         """Give each row a place for its tokens; all of them or, out of memory, none."""
 
-    def copy(self, source: Sequence, row: Sequence) -> None:
+    def copy(self, source: Row, row: Row) -> None:
         """Fill the row's place from that of another, which has the same tokens and has read them."""
 
     def make_room(self) -> None:
         """Give each row a place for its newest token."""
 
-    def free(self, row: Sequence, *, scrub: bool = False) -> None:
+    def free(self, row: Row, *, scrub: bool = False) -> None:
         """Take the row's place back; unknown rows are ignored. ``scrub`` what may not be finite."""
 
     def trim(self) -> None:
@@ -38,16 +38,16 @@ class Cache(Protocol):
 class Runner(Protocol):
     """With ``logits`` the output has them, else whatever the rows' own sampling needs."""
 
-    def prefill(self, rows: list[Sequence], *, logits: bool = False) -> Output: ...
+    def prefill(self, rows: list[Row], *, logits: bool = False) -> Output: ...
 
-    def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]: ...
+    def decode(self, *, logits: bool = False) -> tuple[list[Row], Output]: ...
 
     def trim(self) -> None:
         """Give back memory that only saves time."""
 
 
 def build_backend(
-    loaded: LoadedModel, *, kv_tokens: int, slots: int, prefix: Items[int] = ()
+    loaded: LoadedModel, *, kv_tokens: int, slots: int, prefix: Sequence[int] = ()
 ) -> tuple[Cache, Runner]:
     """A cache for so many tokens and rows, and its runner.
 

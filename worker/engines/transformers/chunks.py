@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,11 +11,11 @@ class Chunk:
     """What one forward pass reads: ``pieces`` are rows with the first token and the one past the
     last; ``ended`` tells which pieces end their rows."""
 
-    pieces: list[tuple[Sequence, int, int]] = field(default_factory=list)
+    pieces: list[tuple[Row, int, int]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
 
 
-def cut_chunks(rows: Iterable[tuple[Sequence, int]], chunk_tokens: int) -> list[Chunk]:
+def cut_chunks(rows: Iterable[tuple[Row, int]], chunk_tokens: int) -> list[Chunk]:
     """Cut rows, each from its first unread token, into chunks of at most so many tokens."""
     chunks = [Chunk()]
     room = chunk_tokens
@@ -33,6 +33,6 @@ def cut_chunks(rows: Iterable[tuple[Sequence, int]], chunk_tokens: int) -> list[
     return chunks
 
 
-def tokens_of(row: Sequence, start: int, stop: int) -> list[int]:
+def tokens_of(row: Row, start: int, stop: int) -> list[int]:
     """Prompt and output as one, from ``start`` to ``stop``."""
     return (row.prompt_token_ids + row.token_ids)[start:stop]

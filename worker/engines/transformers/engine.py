@@ -1,6 +1,6 @@
 """The torch engine: transformers models over shelves of keys and values."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 
 import torch
 
@@ -20,7 +20,7 @@ from worker.engines.base import (
     Sampling,
 )
 from worker.engines.scheduler import Scheduler
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers import loading, self_check
 from worker.engines.transformers.backend import build_backend
 from worker.engines.transformers.memory import affordable, is_out_of_memory
@@ -99,10 +99,10 @@ class TransformersEngine:
     def capacity(self) -> Capacity:
         return self._scheduler.capacity()
 
-    def admit(self, requests: Items[GenerationRequest]) -> list[Rejection]:
+    def admit(self, requests: Sequence[GenerationRequest]) -> list[Rejection]:
         return self._scheduler.admit(requests)
 
-    def cancel(self, ids: Items[str]) -> None:
+    def cancel(self, ids: Sequence[str]) -> None:
         self._scheduler.cancel(ids)
 
     @torch.inference_mode()
@@ -121,7 +121,7 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _prefill(self, group: list[Sequence]) -> list[Sequence]:
+    def _prefill(self, group: list[Row]) -> list[Row]:
         """Read the group's tokens and draw each row's next one.
 
         Out of memory, the group waits again in two halves; a row that fails alone ends.
@@ -143,9 +143,9 @@ class TransformersEngine:
         _append(group, drawn)
         return group
 
-    def _read(self, group: list[Sequence]) -> Output:
+    def _read(self, group: list[Row]) -> Output:
         """Prefill each different prompt once; the rows that share it get copies."""
-        first: dict[tuple[str | int | None, ...], Sequence] = {}
+        first: dict[tuple[str | int | None, ...], Row] = {}
         sources = [first.setdefault((r.adapter, *_tokens_of(r)), r) for r in group]
         if len(first) == len(group):
             return self._runner.prefill(group)
@@ -156,7 +156,7 @@ class TransformersEngine:
         places = {row.id: place for place, row in enumerate(first.values())}
         return output.of([places[source.id] for source in sources])
 
-    def _split(self, group: list[Sequence], error: BaseException) -> list[Sequence]:
+    def _split(self, group: list[Row], error: BaseException) -> list[Row]:
         if len(group) > 1:
             self._scheduler.split(group)
             return []
@@ -168,7 +168,7 @@ class TransformersEngine:
             return []
         return self._end_out_of_memory(row, row.num_tokens // 2, error)
 
-    def _decode(self) -> list[Sequence]:
+    def _decode(self) -> list[Row]:
         """One more token for each running row. Out of memory, the youngest row waits again."""
         if not self._scheduler.running:
             return []
@@ -189,7 +189,7 @@ class TransformersEngine:
         _append(rows, drawn)
         return rows
 
-    def _shed_youngest(self, error: BaseException) -> list[Sequence]:
+    def _shed_youngest(self, error: BaseException) -> list[Row]:
         row = self._scheduler.youngest_running()
         alone = len(self._scheduler.running) == 1
         self._cache.free(row)
@@ -200,9 +200,7 @@ class TransformersEngine:
         self._scheduler.step_failed(self._scheduler.running_tokens)
         return []
 
-    def _end_out_of_memory(
-        self, row: Sequence, fitting: int, error: BaseException
-    ) -> list[Sequence]:
+    def _end_out_of_memory(self, row: Row, fitting: int, error: BaseException) -> list[Row]:
         """End a row that has nothing beside it. ``fitting`` tokens should fit."""
         self._scheduler.step_failed(fitting)
         row.end(
@@ -212,7 +210,7 @@ class TransformersEngine:
         )
         return [row]
 
-    def _release(self, rows: list[Sequence]) -> None:
+    def _release(self, rows: list[Row]) -> None:
         for row in rows:
             self._cache.free(row, scrub=row.finish_reason is FinishReason.ERROR)
         if rows:
@@ -230,11 +228,11 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
 
-def _tokens_of(row: Sequence) -> list[int]:
+def _tokens_of(row: Row) -> list[int]:
     return row.prompt_token_ids + row.token_ids
 
 
-def _append(rows: list[Sequence], drawn: NextTokens) -> None:
+def _append(rows: list[Row], drawn: NextTokens) -> None:
     for row, token, logprobs in zip(rows, drawn.tokens, drawn.logprobs, strict=True):
         if token is None:
             row.end(FinishReason.ERROR, _NOT_FINITE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from millpond.memory_plan import SHELVES
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 
 # Lengths of the shelves, in tokens; doubling from there would waste up to half of a row's place.
 _SHORTEST_SHELF_TOKENS = 128
@@ -45,7 +45,7 @@ class Shelf:
 
     def __init__(self, length: int, layout: KVLayout) -> None:
         self.length = length
-        self.rows: list[Sequence] = []
+        self.rows: list[Row] = []
         self.version = 0
         self._layout = layout
         self._num_slots = 0
@@ -125,13 +125,13 @@ class KVCache:
         """The shelves with rows on them, shortest first. The batch is their rows in this order."""
         return [self._shelves[n] for n in sorted(self._shelves) if self._shelves[n].rows]
 
-    def place_of(self, row: Sequence) -> tuple[Shelf, int]:
+    def place_of(self, row: Row) -> tuple[Shelf, int]:
         """The row's shelf and slot."""
         return self._places[row.id]
 
-    def allocate(self, rows: list[Sequence]) -> None:
+    def allocate(self, rows: list[Row]) -> None:
         """Give each row a slot for its tokens; all of them or, out of memory, none."""
-        wanted: dict[int, list[Sequence]] = {}
+        wanted: dict[int, list[Row]] = {}
         for row in rows:
             wanted.setdefault(shelf_length(row.num_tokens), []).append(row)
         try:
@@ -145,7 +145,7 @@ class KVCache:
                 self.free(row)
             raise
 
-    def copy(self, source: Sequence, row: Sequence) -> None:
+    def copy(self, source: Row, row: Row) -> None:
         """Fill the row's slot from that of another, which has the same tokens and has read them."""
         shelf, slot = self._places[source.id]
         target, target_slot = self._places[row.id]
@@ -165,7 +165,7 @@ class KVCache:
                 self.free(row)
                 self._put(row, target)
 
-    def free(self, row: Sequence, *, scrub: bool = False) -> None:
+    def free(self, row: Row, *, scrub: bool = False) -> None:
         """Give the row's slot back; the shelf's last row takes it. Unknown rows are ignored.
 
         ``scrub`` when what the row leaves behind may not be finite.
@@ -204,7 +204,7 @@ class KVCache:
             generous = needed
         shelf.resize(generous)
 
-    def _put(self, row: Sequence, shelf: Shelf) -> None:
+    def _put(self, row: Row, shelf: Shelf) -> None:
         self._places[row.id] = (shelf, len(shelf.rows))
         shelf.rows.append(row)
 

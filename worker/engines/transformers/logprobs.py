@@ -1,26 +1,26 @@
 """What the model itself thought of each token: log-probabilities before any bias, penalty or filter."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 
 import torch
 
 from millpond.sampling_params import MAX_LOGPROBS
 from worker.engines.base import TokenLogprobs
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.transfer import to_device
 
 
 class RawLogprobs:
     """Of the rows that ask for them; made before sampling changes ``[rows, vocab]`` logits in place."""
 
-    def __init__(self, logits: torch.Tensor, rows: Items[Sequence]) -> None:
+    def __init__(self, logits: torch.Tensor, rows: Sequence[Row]) -> None:
         asked = [(i, row.sampling.logprobs) for i, row in enumerate(rows)]
         self._counts = {i: count for i, count in asked if count is not None}
         if self._counts:
             index = to_device(list(self._counts), logits.device)
             self._scores = logits[index].float().log_softmax(dim=-1)
 
-    def of(self, tokens: Items[int | None]) -> list[TokenLogprobs | None]:
+    def of(self, tokens: Sequence[int | None]) -> list[TokenLogprobs | None]:
         """Those of each row's token and of the likeliest ones; None for rows that ask for none."""
         found: list[TokenLogprobs | None] = [None] * len(tokens)
         if not self._counts:

@@ -1,13 +1,12 @@
 """The one place that calls the model: prefill of a group, a decode step of the batch."""
 
-from collections.abc import Iterable
-from collections.abc import Sequence as Items
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from millpond.memory_plan import PREFILL_TOKENS
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.adapters import TokenGroups
 from worker.engines.transformers.attention import DecodePlan, Plan, PlanCache, PrefillPlan
 from worker.engines.transformers.chunks import cut_chunks, tokens_of
@@ -27,7 +26,7 @@ class ModelRunner:
     def __init__(
         self,
         model: Any,
-        windows: Items[int | None],
+        windows: Sequence[int | None],
         cache: KVCache,
         adapters: TokenGroups | None = None,
         *,
@@ -43,7 +42,7 @@ class ModelRunner:
         if record is not None:
             self._replay = DecodeReplay(cache, self._windows, self._decode_forward, record)
 
-    def prefill(self, rows: Items[Sequence], *, logits: bool = False) -> Output:
+    def prefill(self, rows: Sequence[Row], *, logits: bool = False) -> Output:
         """Read all tokens of these rows, which have their slots already; logits after the last."""
         scores: list[torch.Tensor] = []
         for chunk in cut_chunks([(row, 0) for row in rows], PREFILL_TOKENS):
@@ -59,7 +58,7 @@ class ModelRunner:
                 scores.append(found)
         return Output(scores[0] if len(scores) == 1 else torch.cat(scores))
 
-    def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]:
+    def decode(self, *, logits: bool = False) -> tuple[list[Row], Output]:
         """Read the newest token of each row in the cache; the rows in the order of the output."""
         replayed = None if self._replay is None else self._replay.decode()
         if replayed is not None:

@@ -5,16 +5,16 @@ is that of transformers (SequenceBias, RepetitionPenalty); presence and frequenc
 defines them.
 """
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.transfer import to_device
 
 
-def adjust(logits: torch.Tensor, rows: Items[Sequence]) -> torch.Tensor:
+def adjust(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """``[rows, vocab]`` logits with the rows' biases and penalties.
 
     As they came when no row has any; else float32, changed in place if they were that before.
@@ -27,7 +27,7 @@ def adjust(logits: torch.Tensor, rows: Items[Sequence]) -> torch.Tensor:
     return logits
 
 
-def _add_biases(logits: torch.Tensor, rows: Items[Sequence]) -> None:
+def _add_biases(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     pairs = [(i, *bias) for i, row in enumerate(rows) for bias in row.sampling.logit_bias]
     if not pairs:
         return
@@ -36,7 +36,7 @@ def _add_biases(logits: torch.Tensor, rows: Items[Sequence]) -> None:
     logits[where[0], where[1]] += to_device(biases, logits.device)
 
 
-def _penalize(logits: torch.Tensor, rows: Items[Sequence]) -> None:
+def _penalize(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     counted = [
         (i, row.counts, row.sampling) for i, row in enumerate(rows) if row.counts is not None
     ]

@@ -6,12 +6,11 @@ for a while, for making a recording takes as long as many steps.
 """
 
 import logging
-from collections.abc import Callable
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Sequence
 
 import torch
 
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.attention import DecodePlan, Plan
 from worker.engines.transformers.kv_cache import KVCache, Shelf
 from worker.engines.transformers.memory import is_out_of_memory
@@ -36,7 +35,7 @@ class DecodeReplay:
     def __init__(
         self,
         cache: KVCache,
-        windows: Items[int | None],
+        windows: Sequence[int | None],
         forward: Forward,
         record: Recorder,
     ) -> None:
@@ -50,7 +49,7 @@ class DecodeReplay:
         self._broken = False
         self._rest_steps = 0
 
-    def decode(self) -> tuple[list[Sequence], torch.Tensor] | None:
+    def decode(self) -> tuple[list[Row], torch.Tensor] | None:
         """The rows and their logits, which the next call overwrites; None to compute as usual."""
         shelves = self._cache.shelves()
         steady = self._steady(shelves)
@@ -102,7 +101,7 @@ class _RecordedStep:
     def __init__(
         self,
         shelves: list[Shelf],
-        windows: Items[int | None],
+        windows: Sequence[int | None],
         forward: Forward,
         record: Recorder,
         device: torch.device,
@@ -126,10 +125,10 @@ class _RecordedStep:
         if not alike:
             raise RuntimeError("a replay gives other logits than the step itself")
 
-    def run(self) -> tuple[list[Sequence], torch.Tensor]:
+    def run(self) -> tuple[list[Row], torch.Tensor]:
         self._fill()
         logits = self._replay()
-        rows: list[Sequence] = []
+        rows: list[Row] = []
         found: list[torch.Tensor] = []
         start = 0
         for shelf in self._shelves:

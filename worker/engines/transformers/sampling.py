@@ -6,7 +6,7 @@ its seed and its step alone: each row turns one uniform number of its own into a
 cumulative distribution in vocabulary order.
 """
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from millpond.memory_plan import DRAW_ROWS
 from worker.engines.base import Sampling, TokenLogprobs
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.logprobs import RawLogprobs
 from worker.engines.transformers.penalties import adjust
 from worker.engines.transformers.transfer import to_device
@@ -32,7 +32,7 @@ class Output:
     logits: torch.Tensor | None
     best: list[int | None] | None = None
 
-    def of(self, places: Items[int]) -> "Output":
+    def of(self, places: Sequence[int]) -> "Output":
         """What it says of the rows at these places, which may repeat."""
         return Output(
             None if self.logits is None else self.logits[list(places)],
@@ -40,7 +40,7 @@ class Output:
         )
 
 
-def needs_logits(rows: Items[Sequence]) -> bool:
+def needs_logits(rows: Sequence[Row]) -> bool:
     """Whether the likeliest tokens alone are too little to choose these rows' next ones."""
     return any(
         row.sampling.temperature > 0
@@ -60,7 +60,7 @@ class NextTokens:
     logprobs: list[TokenLogprobs | None]
 
 
-def next_tokens(output: Output, rows: Items[Sequence]) -> NextTokens:
+def next_tokens(output: Output, rows: Sequence[Row]) -> NextTokens:
     if output.best is not None and not needs_logits(rows):
         return NextTokens(output.best, [None] * len(rows))
     assert output.logits is not None
@@ -69,7 +69,7 @@ def next_tokens(output: Output, rows: Items[Sequence]) -> NextTokens:
     return NextTokens(tokens, raw.of(tokens))
 
 
-def sample(logits: torch.Tensor, rows: Items[Sequence]) -> list[int | None]:
+def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]:
     """The next token of each row from ``[rows, vocab]`` logits.
 
     None for a row whose logits are not finite. Reads the device once, and once more for each time that
@@ -96,7 +96,7 @@ def sample(logits: torch.Tensor, rows: Items[Sequence]) -> list[int | None]:
         candidates *= 16
 
 
-def uniforms(seeds: Items[int], steps: Items[int]) -> npt.NDArray[np.float64]:
+def uniforms(seeds: Sequence[int], steps: Sequence[int]) -> npt.NDArray[np.float64]:
     """One number in [0, 1) for each (seed, step), by SplitMix64; no state, no order."""
     seed = np.asarray(seeds, dtype=np.uint64)
     step = np.asarray(steps, dtype=np.uint64)
@@ -112,7 +112,7 @@ def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _suppress_ends(logits: torch.Tensor, rows: Items[Sequence]) -> None:
+def _suppress_ends(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     """Below min_tokens, take the row's end tokens out of the running, in place."""
     at = [(i, t) for i, row in enumerate(rows) for t in row.suppressed_token_ids]
     if at:
@@ -121,7 +121,7 @@ def _suppress_ends(logits: torch.Tensor, rows: Items[Sequence]) -> None:
 
 
 def _draw(
-    logits: torch.Tensor, top: torch.Tensor, rows: Items[Sequence], candidates: int
+    logits: torch.Tensor, top: torch.Tensor, rows: Sequence[Row], candidates: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sampled tokens of ``[rows, vocab]`` float32 logits with their maxima ``[rows]``; also 1 for
     each row whose filters may keep more than ``candidates`` tokens, for it is not decided."""
@@ -156,7 +156,7 @@ def _invert(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 def _draw_among(
-    scores: torch.Tensor, uniform: torch.Tensor, params: Items[Sampling], candidates: int
+    scores: torch.Tensor, uniform: torch.Tensor, params: Sequence[Sampling], candidates: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw from what the filters keep of the likeliest ``candidates`` tokens, or of as many as the
     rows' own top_k ask for; also 1 for each row of which they may keep more.

@@ -4,14 +4,14 @@ The rules in `loading` refuse what is known not to fit. This catches the rest: a
 attention wants something that nobody thought of is refused here, and never answered wrongly.
 """
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 
 import torch
 
 from millpond.errors import UnsupportedModelError
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.attention import ATTENTION_NAME
 from worker.engines.transformers.backend import build_backend
 from worker.engines.transformers.loading import LoadedModel
@@ -43,19 +43,19 @@ def check(loaded: LoadedModel) -> None:
     _compare(loaded, decoded, output, "decode")
 
 
-def _probe_lengths(windows: Items[int | None]) -> list[int]:
+def _probe_lengths(windows: Sequence[int | None]) -> list[int]:
     short = [w + 9 for w in windows if w is not None and w + 9 <= _LONGEST_PROBE_TOKENS]
     return sorted({*_PROBE_TOKENS, *short})
 
 
-def _probe_row(index: int, length: int, loaded: LoadedModel) -> Sequence:
+def _probe_row(index: int, length: int, loaded: LoadedModel) -> Row:
     vocab_size = loaded.model.config.vocab_size
     token_ids = [(7 * index + 31 * i + 3) % vocab_size for i in range(length)]
     sampling = Sampling(max_tokens=4, seed=0, ignore_eos=True)
-    return Sequence(GenerationRequest(f"probe-{index}", token_ids, sampling), ByteTokenizer())
+    return Row(GenerationRequest(f"probe-{index}", token_ids, sampling), ByteTokenizer())
 
 
-def _compare(loaded: LoadedModel, rows: Items[Sequence], output: Output, phase: str) -> None:
+def _compare(loaded: LoadedModel, rows: Sequence[Row], output: Output, phase: str) -> None:
     least = _LEAST_AGREEMENT.get(loaded.dtype_name, _LEAST_AGREEMENT_ROUNDED)
     assert output.logits is not None
     for row, ours in zip(rows, output.logits, strict=True):

@@ -1,13 +1,13 @@
 """From the host to the device without waiting for it."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 
 def to_device(
-    values: Items[Any], device: torch.device, dtype: torch.dtype | None = None
+    values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """A tensor of these numbers on the device.
 

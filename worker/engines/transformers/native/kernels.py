@@ -1,7 +1,7 @@
 """The compiled kernels together with a model packed for them."""
 
 import ctypes
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class NativeKernels:
     def load(
         cls,
         model: Any,
-        windows: Items[int | None],
+        windows: Sequence[int | None],
         *,
         context_tokens: int,
         weights: Weights,

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 
 PAGE_TOKENS = 64
 
@@ -45,22 +45,22 @@ class PagedCache:
         self._tables: dict[str, PageTable] = {}
         self._prefix: list[int] = []
         self._prefix_pages: list[int] = []
-        self.rows: list[Sequence] = []
+        self.rows: list[Row] = []
 
     @property
     def allocated_tokens(self) -> int:
         return sum(len(t.owned) for t in self._tables.values()) * PAGE_TOKENS
 
-    def keep_prefix(self, row: Sequence) -> None:
+    def keep_prefix(self, row: Row) -> None:
         """Take over this row's pages, all of its tokens read: rows that begin alike share them."""
         table = self._tables.pop(row.id)
         self.rows.remove(row)
         self._prefix, self._prefix_pages = list(row.prompt_token_ids), table.owned
 
-    def table_of(self, row: Sequence) -> PageTable:
+    def table_of(self, row: Row) -> PageTable:
         return self._tables[row.id]
 
-    def allocate(self, rows: list[Sequence]) -> None:
+    def allocate(self, rows: list[Row]) -> None:
         """Give each row pages for its tokens; all of them or, out of memory, none."""
         try:
             for row in rows:
@@ -73,7 +73,7 @@ class PagedCache:
                 self.free(row)
             raise
 
-    def copy(self, source: Sequence, row: Sequence) -> None:
+    def copy(self, source: Row, row: Row) -> None:
         """Fill the row's pages from those of another, which has the same tokens and has read them."""
         self._pool[self._tables[row.id].owned] = self._pool[self._tables[source.id].owned]
 
@@ -83,7 +83,7 @@ class PagedCache:
             if row.num_tokens % PAGE_TOKENS == 1:
                 self._extend(row)
 
-    def free(self, row: Sequence, *, scrub: bool = False) -> None:
+    def free(self, row: Row, *, scrub: bool = False) -> None:
         """Take the row's pages back; unknown rows are ignored.
 
         ``scrub`` when what is in them may not be finite: a masked NaN is still a NaN.
@@ -105,7 +105,7 @@ class PagedCache:
         self._prefix, self._prefix_pages = [], []
         self._pool = np.zeros((0, 0), dtype=np.uint8)
 
-    def _borrow_prefix(self, row: Sequence, table: PageTable) -> None:
+    def _borrow_prefix(self, row: Row, table: PageTable) -> None:
         """Share the prefix's full pages and copy its last, which the row goes on to fill.
 
         The row reads at least its last token itself: that one's logits are wanted.
@@ -123,7 +123,7 @@ class PagedCache:
             table.numbers[full] = page
             table.used += 1
 
-    def _extend(self, row: Sequence) -> None:
+    def _extend(self, row: Row) -> None:
         table = self._tables[row.id]
         while table.used * PAGE_TOKENS < row.num_tokens:
             table.numbers[table.used] = self._free.pop()

@@ -1,7 +1,7 @@
 """Calls the compiled forward pass: prefill of a group, a decode step of the batch."""
 
 import ctypes
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from millpond.memory_plan import PREFILL_TOKENS
 from millpond.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.sequence import Sequence
+from worker.engines.sequence import Row
 from worker.engines.transformers.chunks import cut_chunks, tokens_of
 from worker.engines.transformers.native import structs
 from worker.engines.transformers.native.pages import PagedCache
@@ -31,7 +31,7 @@ class NativeRunner:
         self._forward.restype = None
         self._scratch: dict[str, npt.NDArray[Any]] = {}
 
-    def prefill(self, rows: Items[Sequence], *, logits: bool = False) -> Output:
+    def prefill(self, rows: Sequence[Row], *, logits: bool = False) -> Output:
         """Read all tokens of these rows, which have their pages already."""
         best: list[int] = []
         scores: list[torch.Tensor] = []
@@ -49,18 +49,18 @@ class NativeRunner:
                 scores.append(some)
         return _output(best, torch.cat(scores) if scores else None)
 
-    def keep_prefix(self, token_ids: Items[int]) -> None:
+    def keep_prefix(self, token_ids: Sequence[int]) -> None:
         """Read these tokens once for all rows whose prompts begin with them."""
         request = GenerationRequest("prefix", token_ids, Sampling(max_tokens=1, seed=0))
-        row = Sequence(request, ByteTokenizer())
+        row = Row(request, ByteTokenizer())
         self._cache.allocate([row])
         self.prefill([row])
         self._cache.keep_prefix(row)
 
-    def _read_tokens(self, row: Sequence) -> int:
+    def _read_tokens(self, row: Row) -> int:
         return self._cache.table_of(row).read_tokens
 
-    def decode(self, *, logits: bool = False) -> tuple[list[Sequence], Output]:
+    def decode(self, *, logits: bool = False) -> tuple[list[Row], Output]:
         """Read each row's newest token."""
         rows = list(self._cache.rows)
         best, scores = self._run(
@@ -77,10 +77,10 @@ class NativeRunner:
 
     def _run(
         self,
-        rows: Items[Sequence],
-        token_ids: Items[int],
-        spans: Items[tuple[int, int]],
-        ended: Items[int],
+        rows: Sequence[Row],
+        token_ids: Sequence[int],
+        spans: Sequence[tuple[int, int]],
+        ended: Sequence[int],
         logits: bool,
     ) -> tuple[list[int], torch.Tensor | None]:
         """One call. ``spans`` are first positions and counts; ``ended`` the segments whose last

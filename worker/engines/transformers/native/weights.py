@@ -1,7 +1,7 @@
 """A transformers model's weights, laid out once for the kernels."""
 
 import math
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ class NotNativeError(Exception):
     """The kernels do not compute this model, and the message says why."""
 
 
-def check_native(config: Any, windows: Items[int | None]) -> None:
+def check_native(config: Any, windows: Sequence[int | None]) -> None:
     """Raise NotNativeError for a model that the kernels do not compute."""
     if config.model_type not in _FAMILIES:
         raise NotNativeError(f"no kernels for models of type {config.model_type}")
@@ -47,7 +47,7 @@ class NativeModel:
     """
 
     def __init__(
-        self, model: Any, windows: Items[int | None], context_tokens: int, weights: Weights
+        self, model: Any, windows: Sequence[int | None], context_tokens: int, weights: Weights
     ) -> None:
         config = model.config
         check_native(config, windows)
