@@ -11,7 +11,7 @@ from millpond.results import QueueState
 # Long polls last up to a minute.
 SECONDS_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
-# Numbers of a worker's registry entry, by metric.
+# Fields of `WorkerState`, by metric.
 _WORKER_GAUGES = {
     "jobs_per_s": "Jobs ended per second, recently.",
     "tokens_per_s": "Output tokens per second, recently.",
@@ -108,7 +108,6 @@ def _worker_metrics(state: QueueState) -> Iterable[Metric]:
         for name, meaning in table.items():
             metric = family(f"millpond_worker_{name}", meaning, labels=labels)
             for worker in alive:
-                value = worker.state.get(name)
-                if isinstance(value, int | float):
-                    metric.add_metric([worker.id, str(worker.state.get("model", ""))], value)
+                if (value := getattr(worker.state, name)) is not None:
+                    metric.add_metric([worker.id, worker.state.model], value)
             yield metric

@@ -22,6 +22,10 @@ from millpond.submission import Submission
 _LINE_ENDS = {c.encode(): b"\\u%04x" % ord(c) for c in "\x85\u2028\u2029"}
 
 
+# What of a worker's state is told of its model.
+_TOLD_OF_MODELS = {"engine", "dtype", "device", "context_tokens"}
+
+
 def job_path(id: str) -> str:
     return f"/v1/jobs/{id}"
 
@@ -95,7 +99,12 @@ def queue_answer(queue: str, max_depth: int, state: QueueState) -> QueueAnswer:
         estimate_s=round(state.depth / pace, 1) if pace > 0 else None,
         workers=[
             WorkerEntry.model_validate(
-                {**w.state, "id": w.id, "alive": w.alive, "beat_age_ms": w.beat_age_ms}
+                {
+                    **w.state.model_dump(exclude={"v"}, exclude_none=True),
+                    "id": w.id,
+                    "alive": w.alive,
+                    "beat_age_ms": w.beat_age_ms,
+                }
             )
             for w in state.workers
         ],
@@ -105,18 +114,18 @@ def queue_answer(queue: str, max_depth: int, state: QueueState) -> QueueAnswer:
 def model_list(own_model: str, state: QueueState) -> ModelList:
     """The models of the living workers, and the one whose tokenizer this process runs."""
     alive = [worker for worker in state.workers if worker.alive]
-    names = {own_model, *(str(w.state["model"]) for w in alive if "model" in w.state)}
+    names = {own_model, *(w.state.model for w in alive)}
     return ModelList(data=[_model_entry(name, state) for name in sorted(names)])
 
 
 def _model_entry(name: str, state: QueueState) -> ModelEntry:
-    serving = [w.state for w in state.workers if w.alive and w.state.get("model") == name]
-    ready = [s for s in serving if s.get("state", "ready") == "ready"]
-    about = next(iter(ready or serving), {})
-    known = {
-        field: about[field]
-        for field in ("engine", "dtype", "device", "context_tokens")
-        if about.get(field) is not None
-    }
-    slots = sum(int(s.get("slots") or 0) for s in ready) or None
-    return ModelEntry(id=name, ready=bool(ready), workers=len(serving), slots=slots, **known)
+    serving = [w.state for w in state.workers if w.alive and w.state.model == name]
+    ready = [s for s in serving if s.ready]
+    about = next(iter(ready or serving), None)
+    return ModelEntry(
+        id=name,
+        ready=bool(ready),
+        workers=len(serving),
+        slots=sum(s.slots or 0 for s in ready) or None,
+        **({} if about is None else about.model_dump(include=_TOLD_OF_MODELS)),
+    )

@@ -1,13 +1,14 @@
 """Why a job is still waiting, in words and as a code. Pure."""
 
 from api.schemas import WaitReason
-from millpond.results import JobView, QueueState, WorkerState
+from millpond.results import JobView, QueueState
+from millpond.worker_state import WorkerState
 
 
 def wait_reason(view: JobView, state: QueueState) -> WaitReason:
     """The one reason that matters most for this queued job."""
     alive = [worker for worker in state.workers if worker.alive]
-    ready = [worker for worker in alive if worker.state.get("state", "ready") == "ready"]
+    ready = [worker.state for worker in alive if worker.ready]
     if view.retry_in_ms is not None:
         seconds = view.retry_in_ms / 1000
         return WaitReason(
@@ -38,14 +39,12 @@ def wait_estimate_s(view: JobView, state: QueueState) -> float | None:
 
 
 def _is_full(worker: WorkerState) -> bool:
-    slots = worker.state.get("slots")
-    held = worker.state.get("held", worker.state.get("rows", 0))
-    return isinstance(slots, int) and isinstance(held, int) and held >= slots
+    return worker.slots is not None and worker.held >= worker.slots
 
 
 def _window(worker: WorkerState) -> str:
-    window = worker.state.get("window")
-    if not isinstance(window, dict) or "close_jobs" not in window:
+    window = worker.window
+    if window is None:
         return ""
-    wait_ms = window.get("max_wait_ms")
-    return f" ({window['close_jobs']} jobs{'' if wait_ms is None else f' or {wait_ms:g} ms'})"
+    wait = "" if window.max_wait_ms is None else f" or {window.max_wait_ms:g} ms"
+    return f" ({window.close_jobs} jobs{wait})"

@@ -189,7 +189,7 @@ async def demo(settings: Settings) -> None:
         worker = await stack.wait_ready(READY_TIMEOUT_S)
         console.print(
             f"Ready after {time.perf_counter() - began:.1f} s at {stack.api_url}: "
-            f"{worker.state['model']}, {worker.state['dtype']} on {worker.state['device']}."
+            f"{worker.model}, {worker.dtype} on {worker.device}."
         )
         async with httpx.AsyncClient(base_url=stack.api_url, timeout=JOB_TIMEOUT_S) as http:
             together = await batched(stack, http)

@@ -77,7 +77,7 @@ async def _slot_share(stack: Stack) -> float | None:
         while True:
             state = await results.queue_state()
             if state.depth > 0 and state.workers:
-                share = state.workers[0].state["slot_share"] or share
+                share = state.workers[0].state.slot_share or share
             await asyncio.sleep(LOOK_S)
     except asyncio.CancelledError:
         return share

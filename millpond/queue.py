@@ -6,7 +6,6 @@ raise QueueUnavailableError when Redis cannot serve; repeating any of them is sa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 from redis.asyncio import Redis
@@ -29,6 +28,7 @@ from millpond.messages import (
 )
 from millpond.scripts import Arg, Scripts, unavailable
 from millpond.submission import DEFAULT_TENANT, NewJob, Submission, read_answer, script_fields
+from millpond.worker_state import WorkerState
 
 MIN_BLOCK_S = 0.001  # the server takes 0 for no end
 SWEEP_LIMIT = 100  # bounds the work of one call; more waits for the next
@@ -226,9 +226,9 @@ class JobQueue:
             ]
         return frozenset(id.decode() for id in await self._scripts.run("emit", *args))
 
-    async def beat(self, worker: str, state: dict[str, Any] | None) -> None:
+    async def beat(self, worker: str, state: WorkerState | None) -> None:
         """Sign the worker registry with its present state; None signs off."""
-        text = b"" if state is None else orjson.dumps(state)
+        text = b"" if state is None else state.to_json()
         await self._scripts.run("beat", worker, text, FORGET_WORKER_AFTER_MS)
 
     async def depth(self) -> int:

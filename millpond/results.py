@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from redis.asyncio import Redis
 
 from millpond.errors import InvalidRequestError, JobNotFoundError
@@ -14,26 +13,12 @@ from millpond.keys import Keys
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
 from millpond.scripts import Scripts, unavailable
 from millpond.subscriptions import GAP, Subscriptions
+from millpond.worker_state import RegisteredWorker, read_entry
 
 REPLAY_PAGE = 500
 ENTRY_ID_PATTERN = re.compile(r"\d{1,19}(-\d{1,19})?")
 # Pub/sub is a hint: a waiter looks for itself at least this often.
 LOOK_AGAIN_S = 5.0
-# A worker that signs the registry is thought alive for this long.
-WORKER_ALIVE_MS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """One line of the worker registry; ``state`` is what the worker wrote, see docs/protocol.md."""
-
-    id: str
-    beat_age_ms: int
-    state: dict[str, Any]
-
-    @property
-    def alive(self) -> bool:
-        return self.beat_age_ms <= WORKER_ALIVE_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +35,7 @@ class QueueState:
     dead: int
     delayed: int
     unfinished: dict[str, int]
-    workers: list[WorkerState]
+    workers: list[RegisteredWorker]
 
     @property
     def depth(self) -> int:
@@ -59,7 +44,7 @@ class QueueState:
     @property
     def jobs_per_s(self) -> float:
         """What the living workers finish together."""
-        return sum(float(w.state.get("jobs_per_s", 0.0)) for w in self.workers if w.alive)
+        return sum(w.state.jobs_per_s for w in self.workers if w.alive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +208,7 @@ class Results:
             delayed=delayed,
             unfinished={tenant.decode(): int(number) for tenant, number in open.items()},
             workers=sorted(
-                (_worker_state(k.decode(), v, now_ms) for k, v in workers.items()),
+                (w for k, v in workers.items() if (w := read_entry(k.decode(), v, now_ms))),
                 key=lambda w: w.id,
             ),
         )
@@ -244,11 +229,6 @@ def _later(entry: str, other: str) -> bool:
         return int(ms), int(seq or 0)
 
     return parts(entry) > parts(other)
-
-
-def _worker_state(id: str, value: bytes, now_ms: int) -> WorkerState:
-    beat, _, state = value.partition(b" ")
-    return WorkerState(id, max(0, now_ms - int(beat)), orjson.loads(state))
 
 
 def _pairs(flat: list[bytes] | dict[bytes, bytes]) -> dict[str, str]:

@@ -22,10 +22,11 @@ import orjson
 
 from millpond.connection import connect
 from millpond.errors import MillpondError, QueueUnavailableError
-from millpond.results import Results, WorkerState
+from millpond.results import Results
 from millpond.server import RedisServer, ServerOptions, free_port
 from millpond.settings import Settings
 from millpond.subscriptions import Subscriptions
+from millpond.worker_state import RegisteredWorker, WorkerState
 
 REDIS_PORT = 6390  # not Redis' own: a user's server may be there
 STACK_FILE = "stack.json"
@@ -182,7 +183,7 @@ class Stack:
             raise StackError(f"not ready after {timeout_s:g} s; see the logs") from error
         finally:
             await redis.aclose()
-        return worker
+        return worker.state
 
     def _check_deaths(self) -> None:
         for child in self.children.values():
@@ -197,12 +198,12 @@ class Stack:
                 return False
 
 
-async def _ready_worker(results: Results) -> WorkerState | None:
+async def _ready_worker(results: Results) -> RegisteredWorker | None:
     try:
         state = await results.queue_state()
     except QueueUnavailableError:
         return None
-    return next((w for w in state.workers if w.alive and w.state.get("state") == "ready"), None)
+    return next((w for w in state.workers if w.ready), None)
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,8 @@
 from collections import deque
 from dataclasses import dataclass, field
 
+from millpond.worker_state import WorkerRates
+
 WINDOW_S = 30.0
 
 
@@ -33,20 +35,16 @@ class Rates:
         self.row_steps_total += rows
         self.slot_steps_total += slots
 
-    def snapshot(self, now_s: float) -> dict[str, float | int]:
-        """``jobs_per_s`` and ``tokens_per_s`` are recent; shares and totals are since the start."""
+    def snapshot(self, now_s: float) -> WorkerRates:
         while self._ended and self._ended[0][0] < now_s - WINDOW_S:
             self._ended.popleft()
         span_s = max(1.0, min(WINDOW_S, now_s - self.started_s))
-        return {
-            "jobs_per_s": round(len(self._ended) / span_s, 3),
-            "tokens_per_s": round(sum(n for _, n in self._ended) / span_s, 1),
-            "jobs_total": self.jobs_total,
-            "tokens_total": self.tokens_total,
-            "padding_share": round(
-                1 - self.prompt_tokens_total / max(1.0, self.prefilled_tokens_total), 4
-            )
-            if self.jobs_total
-            else 0.0,
-            "slot_share": round(self.row_steps_total / max(1, self.slot_steps_total), 4),
-        }
+        padded = 1 - self.prompt_tokens_total / max(1.0, self.prefilled_tokens_total)
+        return WorkerRates(
+            jobs_per_s=round(len(self._ended) / span_s, 3),
+            tokens_per_s=round(sum(n for _, n in self._ended) / span_s, 1),
+            jobs_total=self.jobs_total,
+            tokens_total=self.tokens_total,
+            padding_share=round(padded, 4) if self.jobs_total else 0.0,
+            slot_share=round(self.row_steps_total / max(1, self.slot_steps_total), 4),
+        )

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from millpond.errors import QueueUnavailableError
 from millpond.queue import JobQueue
-from worker.engines.base import EngineInfo
+from millpond.worker_state import WorkerPhase, WorkerRates, WorkerState, WorkerWindow
+from worker.engines.base import Capacity, EngineInfo
 from worker.window import WindowPolicy
 
 
@@ -19,12 +19,12 @@ class Registry:
         queue: JobQueue,
         worker_id: str,
         heartbeat_s: float,
-        entry: Callable[[], dict[str, Any]],
+        state: Callable[[], WorkerState],
     ) -> None:
         self._queue = queue
         self._worker_id = worker_id
         self._heartbeat_s = heartbeat_s
-        self._entry = entry
+        self._state = state
 
     async def run(self) -> None:
         while True:
@@ -33,7 +33,7 @@ class Registry:
 
     async def beat(self) -> None:
         with contextlib.suppress(QueueUnavailableError):
-            await self._queue.beat(self._worker_id, self._entry())
+            await self._queue.beat(self._worker_id, self._state())
             await self._queue.reap()
 
     async def sign_off(self) -> None:
@@ -41,35 +41,33 @@ class Registry:
         await self._queue.beat(self._worker_id, None)
 
 
-def registry_entry(
-    state: str,
+def worker_state(
+    phase: WorkerPhase,
     model: str,
-    info: EngineInfo | None,
+    engine: tuple[EngineInfo, Capacity] | None,
     window: WindowPolicy,
     *,
     rows: int,
     held: int,
-    rates: Mapping[str, float | int],
-) -> dict[str, Any]:
-    """The entry as `docs/protocol.md` describes it; without ``info`` while the engine loads."""
-    entry: dict[str, Any] = {
-        "state": state,
-        "model": model,
-        "rows": rows,
-        "held": held,
-        "window": {
-            "close_jobs": window.close_jobs,
-            "max_jobs": window.max_jobs,
-            "max_wait_ms": None if window.max_wait_s is None else window.max_wait_s * 1000,
-        },
-        **rates,
-    }
-    if info is not None:
-        entry |= {
-            "engine": info.engine,
-            "dtype": info.dtype,
-            "device": info.device,
-            "slots": info.slots,
-            "context_tokens": info.context_tokens,
-        }
-    return entry
+    rates: WorkerRates,
+) -> WorkerState:
+    """``engine``: what it is, and its capacity when it runs nothing; None while it loads."""
+    info, full = (None, None) if engine is None else engine
+    return WorkerState(
+        state=phase,
+        model=model,
+        engine=info and info.engine,
+        dtype=info and info.dtype,
+        device=info and info.device,
+        slots=info and info.slots,
+        capacity_tokens=full and full.free_tokens,
+        context_tokens=info and info.context_tokens,
+        rows=rows,
+        held=held,
+        window=WorkerWindow(
+            close_jobs=window.close_jobs,
+            max_jobs=window.max_jobs,
+            max_wait_ms=None if window.max_wait_s is None else window.max_wait_s * 1000,
+        ),
+        **rates.model_dump(),
+    )

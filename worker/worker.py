@@ -20,13 +20,14 @@ from millpond.presets import Preset
 from millpond.queue import JobQueue
 from millpond.tasks import end_tasks
 from millpond.tokenization import Tokenizer
+from millpond.worker_state import WorkerPhase, WorkerState
 from worker.engine_thread import EngineThread
-from worker.engines.base import Engine, EngineInfo, EngineNotReadyError, Finished
+from worker.engines.base import Capacity, Engine, EngineInfo, EngineNotReadyError, Finished
 from worker.intake import Intake
 from worker.job_table import JobTable
 from worker.lease import LeaseKeeper
 from worker.rates import Rates
-from worker.registry import Registry, registry_entry
+from worker.registry import Registry, worker_state
 from worker.window import WindowPolicy
 
 log = structlog.get_logger("millpond.worker")
@@ -76,7 +77,7 @@ class Worker:
         self._background_error: BaseException | None = None
         self._stopping = asyncio.Event()
         self._stop_now = asyncio.Event()
-        self._state = "loading"
+        self._phase = WorkerPhase.LOADING
         self._rates = Rates(time.monotonic())
         self._jobs = JobTable(
             queue,
@@ -90,16 +91,15 @@ class Worker:
         self._leases = LeaseKeeper(
             queue, self._jobs.held, self._jobs.to_end.extend, options.heartbeat_s
         )
-        self._registry = Registry(
-            queue, options.worker_id, options.heartbeat_s, self._registry_entry
-        )
+        self._registry = Registry(queue, options.worker_id, options.heartbeat_s, self._worker_state)
         self._info: EngineInfo
+        self._full: Capacity  # of the engine when it runs nothing
         self._intake: Intake | None = None
 
     @property
     def ready(self) -> bool:
         """Whether the engine is loaded and warm and the worker takes jobs."""
-        return self._state == "ready"
+        return self._phase is WorkerPhase.READY
 
     def stop(self) -> None:
         """First call: claim no more, finish what fits in the grace time. Second: release at once."""
@@ -146,7 +146,7 @@ class Worker:
         intake = self._open_intake()
         listener = asyncio.create_task(intake.listen(), name="intake")
         try:
-            self._state = "ready"
+            self._phase = WorkerPhase.READY
             await self._registry.beat()
             log.info("ready", worker=self._options.worker_id, **asdict(self._info))
             while not self._stopping.is_set():
@@ -154,7 +154,7 @@ class Worker:
                 await self._take_turn()
         finally:
             await end_tasks(listener)
-        self._state = "draining"
+        self._phase = WorkerPhase.DRAINING
         await self._put_down(intake)
         while self._jobs.busy and not self._broken:
             await self._take_turn()
@@ -171,7 +171,8 @@ class Worker:
         delay_s = NOT_READY_DELAY_S
         while not self._stopping.is_set():
             try:
-                self._info, self._capacity = await self._engine.start()
+                self._info, self._full = await self._engine.start()
+                self._capacity = self._full
             except EngineNotReadyError as error:
                 log.warning("engine_not_ready", cause=str(error), again_s=delay_s)
             else:
@@ -189,7 +190,7 @@ class Worker:
             worker_id=self._options.worker_id,
             policy=self._options.window,
             group_padded_tokens=self._options.group_padded_tokens,
-            full=self._capacity,
+            full=self._full,
             hold=self._jobs.hold,
             refuse=self._jobs.refuse,
         )
@@ -249,10 +250,10 @@ class Worker:
             await self._jobs.give_up_rows(message)
         if self._engine_failures >= MAX_ENGINE_FAILURES:
             raise EngineFailedError(message) from error
-        self._state = "loading"
+        self._phase = WorkerPhase.LOADING
         self._broken = not await self._load_engine()
         if not self._broken:
-            self._state = "ready"
+            self._phase = WorkerPhase.READY
 
     # -- stop
 
@@ -276,12 +277,12 @@ class Worker:
             released += await self._release_unheard(self._intake)
         return released
 
-    def _registry_entry(self) -> dict[str, Any]:
-        info = None if self._state == "loading" else self._info
-        return registry_entry(
-            self._state,
+    def _worker_state(self) -> WorkerState:
+        loading = self._phase is WorkerPhase.LOADING
+        return worker_state(
+            self._phase,
             self._preset.name,
-            info,
+            None if loading else (self._info, self._full),
             self._options.window,
             rows=self._jobs.num_rows,
             held=len(self._jobs.held),

@@ -43,13 +43,13 @@ async def readyz(api: Api) -> Response:
     except (QueueUnavailableError, TimeoutError):
         redis, alive = False, []
     else:
-        redis, alive = True, [worker.state for worker in state.workers if worker.alive]
+        redis, alive = True, [worker for worker in state.workers if worker.alive]
     found = Readiness(
         ready=redis and api.tokenizing.ready,
         redis=redis,
         tokenizer=api.tokenizing.ready,
         workers_alive=len(alive),
-        workers_ready=sum(worker.get("state", "ready") == "ready" for worker in alive),
+        workers_ready=sum(worker.ready for worker in alive),
     )
     code = 200 if found.ready else 503
     return Response(found.to_json(), code, media_type="application/json")

@@ -146,16 +146,16 @@ def queue(redis_url: RedisFlag = None, name: QueueFlag = None, data: DataFlag = 
         console.print(counts)
         workers = Table("worker", "state", "model", "device", "rows", "jobs/s", "tok/s", "padding")
         for worker in state.workers:
-            fields = worker.state
+            own = worker.state
             workers.add_row(
                 worker.id,
-                str(fields.get("state")) if worker.alive else f"silent {worker.beat_age_ms} ms",
-                str(fields.get("model", "")),
-                f"{fields.get('dtype', '')} {fields.get('device', '')}",
-                f"{fields.get('rows', 0)}/{fields.get('slots', '?')}",
-                f"{fields.get('jobs_per_s', 0):.2f}",
-                f"{fields.get('tokens_per_s', 0):.0f}",
-                f"{fields.get('padding_share', 0):.1%}",
+                own.state if worker.alive else f"silent {worker.beat_age_ms} ms",
+                own.model,
+                f"{own.dtype or ''} {own.device or ''}",
+                f"{own.rows}/{own.slots or '?'}",
+                f"{own.jobs_per_s:.2f}",
+                f"{own.tokens_per_s:.0f}",
+                f"{own.padding_share:.1%}",
             )
         console.print(workers if state.workers else "No worker has signed on.")
 

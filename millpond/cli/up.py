@@ -73,8 +73,8 @@ async def _up(settings: Settings, *, embedded: bool, fsync: str) -> None:
         if ready.done():
             worker = ready.result()
             console.print(
-                f"[bold]{stack.api_url}[/bold]  {worker.state['model']}, {worker.state['dtype']} on "
-                f"{worker.state['device']}, {worker.state['slots']} slots\n"
+                f"[bold]{stack.api_url}[/bold]  {worker.model}, {worker.dtype} on "
+                f"{worker.device}, {worker.slots} slots\n"
                 f"Redis: {without_password(stack.redis_url)}, queue {settings.queue!r}. "
                 f"Logs: {settings.data_dir}. Ctrl-C stops everything."
             )

@@ -51,7 +51,7 @@ def request(number: int, deadline_s: float | None = None) -> JobRequest:
 
 
 async def rows(results: Results) -> int:
-    return sum(int(w.state["rows"]) for w in (await results.queue_state()).workers)
+    return sum(int(w.state.rows) for w in (await results.queue_state()).workers)
 
 
 async def test_cancels_and_deadlines(server, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from millpond.messages import (
     Priority,
 )
 from millpond.queue import JobQueue, QueueOptions
+from millpond.worker_state import WorkerPhase, WorkerState
 
 PLENTY = 1_000_000
 SHORT_LEASE_S = 0.05
@@ -54,6 +55,11 @@ async def take(
 async def take_one(queue: JobQueue) -> ClaimedJob:
     [job] = await take(queue, 1)
     return job
+
+
+def a_worker(**fields: Any) -> WorkerState:
+    """The registry entry of a worker that is ready."""
+    return WorkerState.model_validate({"state": WorkerPhase.READY, "model": "m", **fields})
 
 
 def ids(jobs: list[ClaimedJob]) -> list[str]:

@@ -11,6 +11,7 @@ from millpond.queue import JobQueue
 from millpond.results import Results
 from tests.contract.invariants import check_invariants, check_only_ttl_left
 from tests.contract.jobs import (
+    a_worker,
     failed,
     ids,
     put,
@@ -281,7 +282,7 @@ async def test_everything_ends_with_a_time_to_live(queue: JobQueue, redis: Redis
     await strict.fail(held["failed"].fence, 1, failed("failed"))
     held.pop("failed")
     await strict.complete([(job.fence, success(id)) for id, job in held.items()])
-    await strict.beat("w", {"model": "m"})
+    await strict.beat("w", a_worker())
     assert await take(strict) == []
     shot = await check_invariants(redis, queue.keys)
     check_only_ttl_left(shot)

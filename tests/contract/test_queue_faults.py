@@ -24,6 +24,7 @@ from millpond.submission import NewJob
 from millpond.subscriptions import Subscriptions
 from tests.contract.invariants import check_invariants
 from tests.contract.jobs import (
+    a_worker,
     delta,
     failed,
     ids,
@@ -46,7 +47,7 @@ CALLS: dict[str, Callable[[JobQueue], Awaitable[object]]] = {
     "release": lambda q: q.release([("a", 1)]),
     "cancel": lambda q: q.cancel("a"),
     "reap": lambda q: q.reap(),
-    "beat": lambda q: q.beat("w", {}),
+    "beat": lambda q: q.beat("w", a_worker()),
     "depth": lambda q: q.depth(),
     "wait_for_work": lambda q: q.wait_for_work(0.01),
 }
@@ -103,7 +104,7 @@ async def test_a_restart_keeps_everything(redis_server: RedisServer, real: Redis
     await queue.emit([delta(running, "text")])
     await queue.complete([(done.fence, success("done"))])
     await queue.fail(dead.fence, 1, failed("dead"))
-    await queue.beat("w", {"model": "m"})
+    await queue.beat("w", a_worker())
     before = (await check_invariants(real, queue.keys)).raw
     await redis_server.stop()
     await redis_server.start()

@@ -17,6 +17,7 @@ from millpond.scripts import Scripts, load_script
 from millpond.server import RedisServer
 from millpond.subscriptions import Subscriptions
 from tests.contract.jobs import (
+    a_worker,
     delta,
     failed,
     lease_over,
@@ -85,7 +86,7 @@ async def full_scenario(redis: Redis) -> None:
     await put(brief, "cancelled", priority="batch", metadata={"k": "v"})
     await put(brief, "expired", priority="interactive", deadline_s=0.01)
     await brief.cancel("cancelled")
-    await brief.beat("w", {"model": "m"})
+    await brief.beat("w", a_worker())
     for _ in range(3):
         held = {job.id: job for job in await take(brief)}
         await brief.renew([(job.id, job.fence) for job in held.values()])

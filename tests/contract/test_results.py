@@ -1,7 +1,6 @@
 """Looking at jobs and at the queue; waiting for an end."""
 
 import asyncio
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -10,7 +9,18 @@ from millpond.errors import JobNotFoundError
 from millpond.messages import JobStatus, Priority
 from millpond.queue import FORGET_WORKER_AFTER_MS, JobQueue
 from millpond.results import Results
-from tests.contract.jobs import failed, put, request, success, take, take_one, until, with_options
+from millpond.worker_state import WorkerState, WorkerWindow
+from tests.contract.jobs import (
+    a_worker,
+    failed,
+    put,
+    request,
+    success,
+    take,
+    take_one,
+    until,
+    with_options,
+)
 
 
 async def test_get_through_a_jobs_life(queue: JobQueue, results: Results) -> None:
@@ -153,15 +163,14 @@ async def test_an_empty_queue_has_a_state(queue: JobQueue, results: Results) -> 
 
 
 async def test_worker_registry(queue: JobQueue, redis: Redis, results: Results) -> None:
-    async def workers() -> dict[str, dict[str, Any]]:
+    async def workers() -> dict[str, WorkerState]:
         return {w.id: w.state for w in (await results.queue_state()).workers}
 
-    await queue.beat("w1", {"model": "m", "jobs_per_s": 2.5})
-    await queue.beat("w2", {"model": "ä", "jobs_per_s": 1})
-    assert await workers() == {
-        "w1": {"model": "m", "jobs_per_s": 2.5},
-        "w2": {"model": "ä", "jobs_per_s": 1},
-    }
+    first = a_worker(jobs_per_s=2.5, window=WorkerWindow(close_jobs=2, max_jobs=8))
+    second = a_worker(model="ä", jobs_per_s=1, slots=4, capacity_tokens=100)
+    await queue.beat("w1", first)
+    await queue.beat("w2", second)
+    assert await workers() == {"w1": first, "w2": second}
     state = await results.queue_state()
     assert all(worker.alive and worker.beat_age_ms < 5_000 for worker in state.workers)
     assert state.jobs_per_s == 3.5
@@ -170,22 +179,36 @@ async def test_worker_registry(queue: JobQueue, redis: Redis, results: Results) 
     assert (await workers()).keys() == {"w1"}
 
 
+async def test_an_entry_that_cannot_be_read_is_passed_over(
+    queue: JobQueue, redis: Redis, results: Results
+) -> None:
+    """Of a worker that is much newer, or written by hand."""
+    for entry in ('1700000000000 {"state": "dreaming", "model": "m"}', "1700000000000 {}", "what"):
+        await redis.hset(queue.keys.workers, "odd", entry)
+        assert (await results.queue_state()).workers == []
+    await redis.delete(queue.keys.workers)
+
+
 async def test_silent_workers_are_forgotten(
     queue: JobQueue, redis: Redis, results: Results
 ) -> None:
     async def sign(worker: str, age_ms: int) -> None:
         seconds, _ = await redis.time()
-        await redis.hset(queue.keys.workers, worker, f"{int(seconds) * 1000 - age_ms} {{}}")
+        await redis.hset(
+            queue.keys.workers,
+            worker,
+            b"%d %b" % (int(seconds) * 1000 - age_ms, a_worker().to_json()),
+        )
 
     await sign("silent", FORGET_WORKER_AFTER_MS // 2)
     await sign("gone", FORGET_WORKER_AFTER_MS + 2_000)
-    await queue.beat("w", {})
+    await queue.beat("w", a_worker())
     seen = {w.id: w.alive for w in (await results.queue_state()).workers}
     assert seen == {"w": True, "silent": False}
 
 
 async def test_a_registered_worker_ages(queue: JobQueue, results: Results) -> None:
-    await queue.beat("w", {})
+    await queue.beat("w", a_worker())
 
     async def aged() -> bool:
         [worker] = (await results.queue_state()).workers

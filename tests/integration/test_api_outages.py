@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from millpond.server import RedisServer, free_port
+from tests.contract.jobs import a_worker
 from tests.integration.conftest import RunningApi, StartApi, listening
 
 LIMIT_S = 20.0
@@ -18,7 +19,7 @@ async def test_a_full_queue_says_when_to_come_back(
     redis_server: RedisServer, start_api: StartApi
 ) -> None:
     async with start_api(redis_server.url, max_depth=100) as api:
-        await api.queue.beat("w1", {"state": "ready", "jobs_per_s": 2.5})
+        await api.queue.beat("w1", a_worker(jobs_per_s=2.5))
         jobs = {"jobs": [{"prompt": "a"}] * 100}
         assert (await api.http.post("/v1/jobs/bulk", json=jobs)).json()["accepted"] == 100
 

@@ -30,6 +30,7 @@ from millpond.server import RedisServer, free_port
 from millpond.subscriptions import Subscriptions
 from millpond.tenants import Tenants
 from tests.conftest import debian_server, skip_or_fail
+from tests.contract.jobs import a_worker
 
 ACL = (Path(__file__).parents[2] / "deploy" / "users.acl").read_text()
 USERS = {
@@ -78,7 +79,7 @@ async def run_everything(api_url: str, worker_url: str) -> None:
         running.append(listener)
         await back.wait_for_work(1)
         [job] = (await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)).jobs
-        await back.beat("w", {"state": "ready"})
+        await back.beat("w", a_worker())
         await back.renew([(job.id, job.fence)])
         for tenant in ("default", "other"):
             await front.submit(JobRequest(prompt="waits"), id=tenant, tenant=tenant)

@@ -20,6 +20,7 @@ from millpond.server import RedisServer
 from millpond.submission import NewJob
 from millpond.subscriptions import Subscriptions
 from millpond.tokenization import ByteTokenizer
+from millpond.worker_state import WorkerPhase
 from worker.engines.base import Engine, EngineConfig, EngineNotReadyError
 from worker.engines.simulated import (
     SimulatedConfig,
@@ -126,7 +127,7 @@ async def is_running(bench: Bench, id: str) -> bool:
 
 async def is_idle(bench: Bench) -> bool:
     [worker] = (await bench.results.queue_state()).workers
-    return worker.state["rows"] == 0
+    return worker.state.rows == 0
 
 
 async def test_results_have_text_usage_and_a_receipt(bench: Bench) -> None:
@@ -510,7 +511,7 @@ async def test_an_engine_that_is_not_ready_yet_is_built_again_until_it_is(bench:
 
     async def registered() -> bool:
         state = await bench.results.queue_state()
-        return [w.state["state"] for w in state.workers] == ["loading"]
+        return [w.state.state for w in state.workers] == [WorkerPhase.LOADING]
 
     await until(registered)
     assert not worker.ready
@@ -566,7 +567,7 @@ async def test_what_ends_while_the_server_is_away_is_stored_when_it_is_back(benc
 async def test_a_lost_row_gives_its_slot_back(bench: Bench) -> None:
     async def has_rows(number: int) -> bool:
         [worker] = (await bench.results.queue_state()).workers
-        return int(worker.state["rows"]) == number
+        return int(worker.state.rows) == number
 
     async with bench.worker():
         id = await bench.submit(max_tokens=30_000, ignore_eos=True)

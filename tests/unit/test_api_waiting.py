@@ -7,7 +7,8 @@ import pytest
 
 from api.waiting import wait_estimate_s, wait_reason
 from millpond.messages import JobStatus, Priority
-from millpond.results import JobView, QueueState, WorkerState
+from millpond.results import JobView, QueueState
+from millpond.worker_state import RegisteredWorker, WorkerState
 
 READY = {"state": "ready", "slots": 4, "held": 0, "jobs_per_s": 2.0}
 WINDOW = {"close_jobs": 2, "max_jobs": 32, "max_wait_ms": 200.0}
@@ -41,7 +42,12 @@ def queue(*workers: dict[str, Any], beat_age_ms: int = 0) -> QueueState:
         dead=0,
         delayed=0,
         unfinished={},
-        workers=[WorkerState(f"w{i}", beat_age_ms, state) for i, state in enumerate(workers)],
+        workers=[
+            RegisteredWorker(
+                f"w{i}", beat_age_ms, WorkerState.model_validate({"model": "m", **state})
+            )
+            for i, state in enumerate(workers)
+        ],
     )
 
 

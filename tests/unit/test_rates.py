@@ -6,19 +6,19 @@ from worker.rates import WINDOW_S, Rates
 def test_recent_rates_forget_what_is_old() -> None:
     rates = Rates(started_s=0.0)
     rates.job_ended(1.0, prompt_tokens=10, output_tokens=100, padding_share=0.0)
-    assert rates.snapshot(10.0)["jobs_per_s"] == 0.1
-    assert rates.snapshot(10.0)["tokens_per_s"] == 10.0
+    assert rates.snapshot(10.0).jobs_per_s == 0.1
+    assert rates.snapshot(10.0).tokens_per_s == 10.0
     later = rates.snapshot(1.0 + WINDOW_S + 0.1)
-    assert later["jobs_per_s"] == 0
-    assert later["jobs_total"] == 1
+    assert later.jobs_per_s == 0
+    assert later.jobs_total == 1
 
 
 def test_shares() -> None:
     rates = Rates(started_s=0.0)
-    assert rates.snapshot(1.0)["padding_share"] == 0
+    assert rates.snapshot(1.0).padding_share == 0
     # A group of prompts of 1 and 3 tokens, padded to 3 each.
     for prompt_tokens in (1, 3):
         rates.job_ended(0.5, prompt_tokens, output_tokens=1, padding_share=1 / 3)
     rates.stepped(rows=3, slots=4)
-    assert rates.snapshot(1.0)["padding_share"] == 0.3333
-    assert rates.snapshot(1.0)["slot_share"] == 0.75
+    assert rates.snapshot(1.0).padding_share == 0.3333
+    assert rates.snapshot(1.0).slot_share == 0.75

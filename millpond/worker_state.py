@@ -1,0 +1,92 @@
+"""What a worker says of itself in the registry: written once a heartbeat, read by everybody else."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from millpond.fields import Stored
+from millpond.messages import PROTOCOL_VERSION
+
+# A worker that signs the registry is thought alive for this long.
+WORKER_ALIVE_MS = 10_000
+
+
+class WorkerPhase(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class WorkerWindow(Stored):
+    """When an idle worker's window closes; ``max_wait_ms`` None: by the number of jobs alone."""
+
+    close_jobs: int
+    max_jobs: int
+    max_wait_ms: float | None = None
+
+
+class WorkerRates(Stored):
+    """``jobs_per_s`` and ``tokens_per_s`` are recent; shares and totals are since the start."""
+
+    jobs_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    jobs_total: int = 0
+    tokens_total: int = 0
+    padding_share: float = 0.0
+    slot_share: float = 0.0
+
+
+class WorkerState(WorkerRates):
+    """One worker's entry. What only the engine knows is None while it loads.
+
+    ``capacity_tokens`` and ``slots`` are what it takes when it runs nothing, ``context_tokens`` is the
+    most that one row may have. ``model_identity`` stands for the content of the model, see
+    `millpond.model_identity`; ``model`` is only its name.
+    """
+
+    v: int = PROTOCOL_VERSION
+    state: WorkerPhase
+    model: str
+    model_identity: str | None = None
+    engine: str | None = None
+    backend: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    slots: int | None = None
+    capacity_tokens: int | None = None
+    context_tokens: int | None = None
+    rows: int = 0
+    held: int = 0
+    window: WorkerWindow | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.state is WorkerPhase.READY
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredWorker:
+    """A worker as the registry shows it: its own words, and how old they are."""
+
+    id: str
+    beat_age_ms: int
+    state: WorkerState
+
+    @property
+    def alive(self) -> bool:
+        return self.beat_age_ms <= WORKER_ALIVE_MS
+
+    @property
+    def ready(self) -> bool:
+        """Alive, and taking jobs."""
+        return self.alive and self.state.ready
+
+
+def read_entry(id: str, value: bytes, now_ms: int) -> RegisteredWorker | None:
+    """One entry of the registry, ``BEAT_MS JSON``. None: nothing that this side can read."""
+    beat, _, state = value.partition(b" ")
+    try:
+        return RegisteredWorker(
+            id, max(0, now_ms - int(beat)), WorkerState.model_validate_json(state)
+        )
+    except ValueError:
+        return None
