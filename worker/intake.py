@@ -14,6 +14,7 @@ import structlog
 
 from millpond.claims import Claim, ClaimedJob, new_nonce
 from millpond.errors import InvalidRequestError, QueueUnavailableError
+from millpond.logs import outline
 from millpond.messages import JobRequest, JobResult
 from millpond.presets import Preset
 from millpond.prompts import prepare_prompt
@@ -269,6 +270,12 @@ class Intake:
             except ValueError as error:
                 message = f"the stored request cannot be read: {error}"
                 refused.append((job, failure(job, "invalid_request", message, request)))
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a panic of the tokenizer's Rust code is no Exception
+                log.error("preparation_failed", job=job.id, **outline(error))
+                message = f"the request could not be prepared: {type(error).__name__}"
+                refused.append((job, failure(job, "preparation_failed", message, request)))
             else:
                 jobs.append(HeldJob(job, request, prompt, window_jobs=len(claimed)))
         return jobs, refused
