@@ -14,6 +14,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from millpond.connection import connect
 from millpond.errors import (
     IdempotencyConflictError,
+    InvalidRequestError,
     JobNotFoundError,
     QueueFullError,
     WaitTimeoutError,
@@ -80,10 +81,13 @@ class Client:
 
         ``params`` are the fields of JobRequest, such as ``max_tokens=64``. Choose the ``id`` yourself
         to subscribe before submitting; a repeated id or key with the same request is harmless.
-        Raises pydantic.ValidationError for bad fields, InvalidRequestError for what breaks the model's
-        limits if the client knows them, and what `JobQueue.submit` raises.
+        Raises pydantic.ValidationError for bad fields, InvalidRequestError for ``params`` beside a whole
+        JobRequest, for both an id and a key, and for what breaks the model's limits if the client knows
+        them, and what `JobQueue.submit` raises.
         """
-        request = prompt if isinstance(prompt, JobRequest) else JobRequest(prompt=prompt, **params)
+        if id is not None and idempotency_key is not None:
+            raise InvalidRequestError("id", "give an id or an idempotency_key, not both")
+        request = _request(prompt, params)
         if self._preset is not None:
             check_limits(request, self._preset)
         if idempotency_key is not None:
@@ -128,6 +132,16 @@ class Client:
     async def queue_state(self) -> QueueState:
         """Depth, running jobs, totals and workers."""
         return await self._results.queue_state()
+
+
+def _request(prompt: str | JobRequest, params: dict[str, Any]) -> JobRequest:
+    if isinstance(prompt, str):
+        return JobRequest(prompt=prompt, **params)
+    if params:
+        raise InvalidRequestError(
+            next(iter(params)), "is a field of the JobRequest; set it there, not beside it"
+        )
+    return prompt
 
 
 def _blocking(

@@ -3,10 +3,12 @@
 The file is ``millpond.toml`` in the working directory, or the one that ``MILLPOND_CONFIG`` names.
 """
 
+import dataclasses
+import difflib
 import ipaddress
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tomllib import TOMLDecodeError
@@ -24,6 +26,7 @@ from millpond.errors import InvalidRequestError
 from millpond.presets import Preset, chat_preset, find_preset
 from millpond.queue import QueueOptions
 
+ENV_PREFIX = "MILLPOND_"
 CONFIG_VARIABLE = "MILLPOND_CONFIG"
 DEFAULT_CONFIG_FILE = "millpond.toml"
 OPEN_TO_ALL = "off-and-i-know-it-is-open"
@@ -33,9 +36,12 @@ Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+_PROMISES = QueueOptions()  # whose defaults are the settings'
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="MILLPOND_", frozen=True, extra="ignore", allow_inf_nan=False
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
     # Where things are
@@ -97,20 +103,21 @@ class Settings(BaseSettings):
     )
 
     # The queue's promises
-    lease_s: Seconds = 15.0
+    lease_s: Seconds = _PROMISES.lease_s
     heartbeat_s: Seconds = 1.0
-    max_attempts: Count = 3
+    max_attempts: Count = _PROMISES.max_attempts
     max_deaths: Count = Field(
-        default=6, description="Workers that may die while they run a job and nothing else."
+        default=_PROMISES.max_deaths,
+        description="Workers that may die while they run a job and nothing else.",
     )
-    retry_delay_s: Seconds = 1.0
-    retry_delay_max_s: Seconds = 60.0
-    result_ttl_s: Seconds = 24 * 3600.0
-    event_ttl_s: Seconds = 600.0
-    event_maxlen: Count = 10_000
-    max_depth: Count = 100_000
+    retry_delay_s: Seconds = _PROMISES.retry_delay_s
+    retry_delay_max_s: Seconds = _PROMISES.retry_delay_max_s
+    result_ttl_s: Seconds = _PROMISES.result_ttl_s
+    event_ttl_s: Seconds = _PROMISES.event_ttl_s
+    event_maxlen: Count = _PROMISES.event_maxlen
+    max_depth: Count = _PROMISES.max_depth
     ageing_ms: Annotated[float, Field(ge=0)] = Field(
-        default=20.0,
+        default=_PROMISES.ageing_ms,
         description="A job waits this long for each token that it is longer than a newer one.",
     )
 
@@ -200,30 +207,21 @@ class Settings(BaseSettings):
         return replace(preset, adapters=tuple(sorted(self.adapters)))
 
     def queue_options(self) -> QueueOptions:
-        return QueueOptions(
-            lease_s=self.lease_s,
-            max_attempts=self.max_attempts,
-            max_deaths=self.max_deaths,
-            retry_delay_s=self.retry_delay_s,
-            retry_delay_max_s=self.retry_delay_max_s,
-            result_ttl_s=self.result_ttl_s,
-            event_ttl_s=self.event_ttl_s,
-            event_maxlen=self.event_maxlen,
-            max_depth=self.max_depth,
-            ageing_ms=self.ageing_ms,
-        )
+        """Those settings that are the queue's promises; they have the same names there."""
+        names = {field.name for field in dataclasses.fields(QueueOptions)}
+        return QueueOptions(**{name: value for name, value in self if name in names})
 
     def environment(self) -> dict[str, str]:
         """The variables by which a child process gets these same settings, secrets included."""
         secrets = {
-            f"MILLPOND_{name.upper()}": value.get_secret_value()
+            _variable(name): value.get_secret_value()
             for name, value in self
             if isinstance(value, SecretStr)
         }
         return secrets | {
-            f"MILLPOND_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
+            _variable(name): json.dumps(value) if isinstance(value, dict) else str(value)
             for name, value in self.model_dump(mode="json").items()
-            if value is not None and f"MILLPOND_{name.upper()}" not in secrets
+            if value is not None and _variable(name) not in secrets
         }
 
 
@@ -234,9 +232,7 @@ def load_settings(assigned: Mapping[str, str] | None = None, /, **flags: Any) ->
     Raises InvalidRequestError naming the first setting that is wrong.
     """
     given = dict(assigned or {}) | {k: value for k, value in flags.items() if value is not None}
-    unknown = sorted(set(given) - set(Settings.model_fields))
-    if unknown:
-        raise InvalidRequestError(unknown[0], "there is no such setting")
+    _check_variables()
     named = os.environ.get(CONFIG_VARIABLE)
     if named is not None and not Path(named).is_file():
         raise InvalidRequestError(CONFIG_VARIABLE, f"there is no file {named}")
@@ -247,8 +243,30 @@ def load_settings(assigned: Mapping[str, str] | None = None, /, **flags: Any) ->
         raise InvalidRequestError(file, f"is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        message = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequestError(".".join(map(str, first["loc"])), message) from error
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            place = "" if name in given else f" (in {named or DEFAULT_CONFIG_FILE})"
+            raise InvalidRequestError(name, _no_such_setting(name) + place) from error
+        raise InvalidRequestError(name, first["msg"].removeprefix("Value error, ")) from error
+
+
+def _check_variables() -> None:
+    """A misspelt variable must not leave its setting at the default unnoticed."""
+    known = {CONFIG_VARIABLE, *map(_variable, Settings.model_fields)}
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in known:
+            name = variable.upper().removeprefix(ENV_PREFIX).lower()
+            raise InvalidRequestError(variable, _no_such_setting(name, show=_variable))
+
+
+def _no_such_setting(name: str, show: Callable[[str], str] = str) -> str:
+    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    return "there is no such setting" + (f"; did you mean {show(near[0])}?" if near else "")
+
+
+def _variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return ENV_PREFIX + name.upper()
 
 
 def is_loopback(host: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
+import tests.knobs  # noqa: F401  (which takes its variables out of the environment)
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
 
 CI = os.environ.get("CI") == "true"

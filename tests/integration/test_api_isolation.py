@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import random
 import statistics
 import time
@@ -13,11 +12,9 @@ import pytest
 
 from millpond.messages import EventType, JobEvent, new_job_id
 from tests.integration.conftest import PLENTY, RunningApi, make_key
+from tests.knobs import HANGUPS, TIMINGS
 
-# `make fuzz` asks for more of both.
-TIMINGS = int(os.environ.get("MILLPOND_TIMINGS", "300"))
 ROUNDS = 3
-HANGUPS = int(os.environ.get("MILLPOND_HANGUPS", "400"))
 
 Headers = dict[str, str]
 Send = Callable[[RunningApi, str, Headers], Awaitable[httpx.Response]]

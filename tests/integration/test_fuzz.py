@@ -1,16 +1,14 @@
 """Requests made by schemathesis from the OpenAPI description: no 5xx, no answer that is not described."""
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 
 from millpond.api_keys import Scope
 from tests.integration.conftest import RunningApi, make_key
 from tests.integration.test_api_isolation import Echo
+from tests.knobs import FUZZ_EXAMPLES
 
-# For each route; `make fuzz` asks for 500.
-EXAMPLES = os.environ.get("MILLPOND_FUZZ_EXAMPLES", "5")
 CONFIG = Path(__file__).parents[1] / "schemathesis.toml"
 SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
 
@@ -23,7 +21,12 @@ async def test_the_description_is_kept_whatever_is_sent(
     echo = asyncio.create_task(Echo(keyed_api).run())
     process = await asyncio.create_subprocess_exec(
         *(SCHEMATHESIS, "--config-file", CONFIG, "run", f"{keyed_api.http.base_url}/openapi.json"),
-        *("--header", f"Authorization: {key['Authorization']}", "--max-examples", EXAMPLES),
+        *(
+            "--header",
+            f"Authorization: {key['Authorization']}",
+            "--max-examples",
+            str(FUZZ_EXAMPLES),
+        ),
         *("--continue-on-failure", "--request-timeout", "70", "--suppress-health-check", "all"),
         *("--generation-database", "none", "--no-color"),
         cwd=tmp_path,

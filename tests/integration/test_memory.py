@@ -60,7 +60,8 @@ def drain(engine: TransformersEngine) -> dict[str, Finished]:
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadedModel]:
     """A tiny model that the compiled kernels run, by its weights."""
-    config = EngineConfig("transformers", tmp_path_factory.mktemp("native"), PRESET, "bfloat16")
+    folder = tmp_path_factory.mktemp("native")
+    config = EngineConfig("transformers", folder, PRESET, "bfloat16", slots=64)
     try:
         load_library(config.cache_dir)
     except NoKernelsError as error:

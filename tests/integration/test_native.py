@@ -64,7 +64,7 @@ def kernels() -> None:
         skip_or_fail(str(error))
 
 
-CACHE = EngineConfig("", None, Preset(name="", source="", context_tokens=1)).cache_dir
+CACHE = EngineConfig("", None, Preset(name="", source="", context_tokens=1), slots=1).cache_dir
 
 
 def preset(system_prompt: str = "") -> Preset:
@@ -342,7 +342,7 @@ def test_without_a_compiler_torch_computes(
     folder = load("llama").model.config._name_or_path
     monkeypatch.setattr(library, "find_compiler", lambda: None)
     config = EngineConfig(
-        "transformers", Path(folder), preset(), dtype="bfloat16", cache_dir=tmp_path
+        "transformers", Path(folder), preset(), dtype="bfloat16", slots=7, cache_dir=tmp_path
     )
     loaded = loading.load(config)
     assert loaded.native is None
@@ -355,7 +355,7 @@ def test_int8_without_kernels_is_refused(
     folder = load("llama").model.config._name_or_path
     monkeypatch.setattr(library, "find_compiler", lambda: None)
     config = EngineConfig(
-        "transformers", Path(folder), preset(), weights="int8", cache_dir=tmp_path
+        "transformers", Path(folder), preset(), weights="int8", slots=7, cache_dir=tmp_path
     )
     with pytest.raises(loading.ModelLoadError, match="C compiler"):
         loading.load(config)

@@ -195,3 +195,32 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "millpond.toml").write_text("slots = = 1")
     with pytest.raises(InvalidRequestError, match=r"millpond\.toml: is not TOML"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("auth_", "auth"), ("lease", "lease_s"), ("redis_uri", "redis_url"), ("qwertyuiop", None)],
+)
+def test_an_unknown_name_is_an_error_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, near: str | None
+) -> None:
+    """A misspelt setting would else be the default, as an API that was to ask for keys and is open."""
+
+    def refused(field: str, shown: str | None) -> None:
+        with pytest.raises(InvalidRequestError) as caught:
+            load_settings()
+        assert caught.value.field == field
+        assert "there is no such setting" in caught.value.message
+        assert (f"did you mean {shown}?" in caught.value.message) is (shown is not None)
+
+    (tmp_path / "millpond.toml").write_text(f'{name} = "on"')
+    refused(name, near)
+    (tmp_path / "millpond.toml").unlink()
+    monkeypatch.setenv(f"MILLPOND_{name.upper()}", "on")
+    refused(f"MILLPOND_{name.upper()}", near and f"MILLPOND_{near.upper()}")
+
+
+def test_an_unknown_name_in_the_file_is_found_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "millpond.toml").write_text('auth_ = "on"')
+    with pytest.raises(InvalidRequestError, match=r"\(in millpond\.toml\)"):
+        load_settings()

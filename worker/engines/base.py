@@ -32,7 +32,7 @@ class EngineConfig:
     preset: Preset
     dtype: DType = "auto"
     device: Device = "auto"
-    slots: int = 64
+    slots: int = field(kw_only=True)
     kv_tokens: int | None = None
     weights: Weights = "auto"
     cache_dir: Path = Path.home() / ".cache" / "millpond"

@@ -1,0 +1,16 @@
+"""Sizes of the long tests, from the environment: `make chaos` and `make fuzz` ask for more.
+
+They are taken out of it, so that the processes which the tests start see settings only.
+"""
+
+import os
+
+_given = {
+    name: os.environ.pop(f"MILLPOND_{name}", None)
+    for name in ("CHAOS", "TIMINGS", "HANGUPS", "FUZZ_EXAMPLES")
+}
+
+FULL_CHAOS = _given["CHAOS"] == "full"
+TIMINGS = int(_given["TIMINGS"] or 300)
+HANGUPS = int(_given["HANGUPS"] or 400)
+FUZZ_EXAMPLES = int(_given["FUZZ_EXAMPLES"] or 5)
