@@ -1,10 +1,12 @@
 """RowText: deltas add up, characters stay whole, stop strings never show."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millpond.tokenization import ByteTokenizer
+from millpond.tokenization import ByteTokenizer, TextStream
 from worker.engines.row_text import RowText
 
 
@@ -88,18 +90,69 @@ def test_a_stop_string_that_only_begins_before_min_tokens_counts() -> None:
     assert row.text == "a"
 
 
-def test_a_stream_that_breaks_is_replaced_by_whole_decoding() -> None:
-    class Broken(ByteTokenizer):
-        def stream(self) -> "Broken":
-            return self
+class Breaking(ByteTokenizer):
+    """Its streams fail after so many tokens; counts the tokens that are decoded."""
 
-        def push(self, token_id: int) -> str:
+    def __init__(self, after: int) -> None:
+        self._after = after
+        self.num_decoded = 0
+
+    def stream(self) -> TextStream:
+        return _BreakingStream(super().stream(), self._after)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self.num_decoded += len(token_ids)
+        return super().decode(token_ids)
+
+
+class _BreakingStream:
+    def __init__(self, stream: TextStream, after: int) -> None:
+        self._stream = stream
+        self._left = after
+
+    def push(self, token_id: int) -> str:
+        self._left -= 1
+        if self._left < 0:
             raise Exception("Invalid prefix encountered")
+        return self._stream.push(token_id)
 
-    row = RowText(Broken())
-    deltas = [row.push(b) for b in "né!".encode()]
-    assert deltas == ["n", "", "é", "!"]
+
+@pytest.mark.parametrize("after", range(6))
+def test_a_stream_that_fails_loses_and_repeats_no_text(after: int) -> None:
+    row = RowText(Breaking(after))
+    assert [row.push(b) for b in "né!€".encode()] == ["n", "", "é", "!", "", "", "€"]
     assert row.finish() == ""
+
+
+def test_after_a_stream_failed_each_token_takes_bounded_work() -> None:
+    tokenizer = Breaking(after=10)
+    row = RowText(tokenizer)
+    text = "Wörter " * 300
+    deltas = [row.push(b) for b in text.encode()]
+    assert "".join(deltas) == text
+    assert tokenizer.num_decoded < 20 * len(deltas)
+
+
+def test_after_a_stream_failed_bytes_that_are_no_text_wait_for_nothing() -> None:
+    tokenizer = Breaking(after=0)
+    row = RowText(tokenizer)
+    deltas = [row.push(b) for b in b"\x80" * 500 + b"ok"]
+    assert "".join(deltas) == "\ufffd" * 500 + "ok"
+    assert max(len(delta) for delta in deltas) < 32
+    assert tokenizer.num_decoded < 40 * len(deltas)
+
+
+def test_a_tokenizer_that_rewrites_its_text_is_taken_by_parts() -> None:
+    class Rewriting(Breaking):
+        def decode(self, token_ids: Sequence[int]) -> str:
+            text = super().decode(token_ids)
+            return text.upper() if len(token_ids) % 2 else text
+
+    tokenizer = Rewriting(after=0)
+    row = RowText(tokenizer)
+    deltas = [row.push(b) for b in b"a" * 200]
+    assert "".join(deltas).lower() == "a" * 200
+    assert tokenizer.num_decoded < 60 * len(deltas)
 
 
 ALPHABET = st.sampled_from("ab.é€")

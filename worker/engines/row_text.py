@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from millpond.tokenization import Tokenizer
-
-_INCOMPLETE = "\ufffd"
+from worker.engines.tail_decoder import TailDecoder
 
 
 class RowText:
@@ -19,10 +18,11 @@ class RowText:
     ) -> None:
         self._tokenizer = tokenizer
         self._stream = tokenizer.stream()
-        self._stream_failed = False
+        self._tail: TailDecoder | None = None  # instead of the stream, once that has failed
         self._stop = tuple(stop)
         self._min_tokens = min_tokens
         self._token_ids: list[int] = []
+        self._decoded_tokens = 0
         self._emitted: list[str] = []
         self._held = ""
         self._exempt_chars = 0
@@ -77,19 +77,24 @@ class RowText:
         return delta
 
     def _incomplete(self) -> str:
-        """What the tokenizer makes of all tokens beyond what came out of the stream."""
+        """What the tokenizer makes of all tokens beyond what was decoded so far."""
+        if self._tail is not None:
+            return self._tail.rest()
         whole = self._tokenizer.decode(self._token_ids) if self._token_ids else ""
         decoded = self.text + self._held
         return whole[len(decoded) :] if whole.startswith(decoded) else ""
 
     def _decode(self, token_id: int) -> str:
-        if not self._stream_failed:
+        if self._tail is None:
             try:
-                return self._stream.push(token_id)
+                new = self._stream.push(token_id)
             except Exception:  # the tokenizers library raises bare Exception on odd sequences
-                self._stream_failed = True
-        new = self._incomplete()
-        return "" if new.endswith(_INCOMPLETE) else new
+                self._tail = TailDecoder(self._tokenizer, self._token_ids, self._decoded_tokens)
+            else:
+                if new:
+                    self._decoded_tokens = len(self._token_ids)
+                return new
+        return self._tail.read()
 
     def _filter(self, new: str) -> str:
         """Add decoded text to what is held, return the part that no stop string can reach."""
