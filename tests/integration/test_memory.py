@@ -1,6 +1,7 @@
 """Small caches, wrong predictions and allocations that fail: the tokens are those of a row alone."""
 
 import random
+import weakref
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -355,6 +356,39 @@ def test_a_row_that_cannot_run_alone_is_told_what_would_fit() -> None:
     assert "63 tokens together should fit" in error
     again, _ = run(engine, [request])
     assert again["moves"].error is None
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_recovery_begins_when_what_failed_is_free(phase: str) -> None:
+    """A traceback keeps its frames alive, and they the activations of the pass that ran out."""
+    engine = torch_engine()()
+    [request, *_] = rows_that_meet_every_allocation()
+    assert engine.admit([request, replace(request, id="other")]) == []
+    if phase == "decode":
+        engine.step()
+    activations: list[weakref.ref[torch.Tensor]] = []
+    alive_at_recovery: list[bool] = []
+
+    def out_of_memory(*_: Any, **__: Any) -> Any:
+        held = torch.zeros(1000)
+        activations.append(weakref.ref(held))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trim = engine._cache.trim
+
+    def watched() -> None:
+        alive_at_recovery.append(activations[-1]() is not None)
+        trim()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._runner, "_forward", out_of_memory)
+        patch.setattr(engine._cache, "trim", watched)
+        engine.step()
+    assert alive_at_recovery == [False]
+    ends: list[Finished] = []
+    while engine.num_rows:
+        ends += [event for event in engine.step() if isinstance(event, Finished)]
+    assert [end.error for end in ends] == [None, None]
 
 
 def test_the_budget_learns_and_forgets() -> None:

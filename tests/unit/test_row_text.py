@@ -151,6 +151,7 @@ def test_a_tokenizer_that_rewrites_its_text_is_taken_by_parts() -> None:
     tokenizer = Rewriting(after=0)
     row = RowText(tokenizer)
     deltas = [row.push(b) for b in b"a" * 200]
+    deltas.append(row.finish())
     assert "".join(deltas).lower() == "a" * 200
     assert tokenizer.num_decoded < 60 * len(deltas)
 

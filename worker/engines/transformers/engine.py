@@ -23,7 +23,7 @@ from worker.engines.scheduler import Scheduler
 from worker.engines.sequence import Row
 from worker.engines.transformers import loading, self_check
 from worker.engines.transformers.backend import build_backend
-from worker.engines.transformers.memory import affordable, is_out_of_memory
+from worker.engines.transformers.memory import OutOfMemory, affordable, attempt
 from worker.engines.transformers.sampling import NextTokens, Output, needs_logits, next_tokens
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this row"
@@ -126,15 +126,11 @@ class TransformersEngine:
 
         Out of memory, the group waits again in two halves; a row that fails alone ends.
         """
-        try:
-            self._cache.allocate(group)
-            drawn = next_tokens(self._read(group), group)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+        drawn = attempt(lambda: self._read(group))
+        if isinstance(drawn, OutOfMemory):
             self._release(group)
             self._recover_memory()
-            return self._split(group, error)
+            return self._split(group, drawn)
         for row in group:
             if not row.token_ids:  # else it was put back, and this is not its first group
                 row.group_rows = len(group)
@@ -143,7 +139,11 @@ class TransformersEngine:
         _append(group, drawn)
         return group
 
-    def _read(self, group: list[Row]) -> Output:
+    def _read(self, group: list[Row]) -> NextTokens:
+        self._cache.allocate(group)
+        return next_tokens(self._prefill_once(group), group)
+
+    def _prefill_once(self, group: list[Row]) -> Output:
         """Prefill each different prompt once; the rows that share it get copies."""
         first: dict[tuple[str | int | None, ...], Row] = {}
         sources = [first.setdefault((r.adapter, *_tokens_of(r)), r) for r in group]
@@ -156,7 +156,7 @@ class TransformersEngine:
         places = {row.id: place for place, row in enumerate(first.values())}
         return output.of([places[source.id] for source in sources])
 
-    def _split(self, group: list[Row], error: BaseException) -> list[Row]:
+    def _split(self, group: list[Row], failure: OutOfMemory) -> list[Row]:
         if len(group) > 1:
             self._scheduler.split(group)
             return []
@@ -166,7 +166,7 @@ class TransformersEngine:
             self._scheduler.put_back(row)
             self._scheduler.step_failed(self._scheduler.running_tokens)
             return []
-        return self._end_out_of_memory(row, row.num_tokens // 2, error)
+        return self._end_out_of_memory(row, row.num_tokens // 2, failure)
 
     def _decode(self) -> list[Row]:
         """One more token for each running row. Out of memory, the youngest row waits again."""
@@ -174,14 +174,10 @@ class TransformersEngine:
             return []
         for row in self._scheduler.make_room():
             self._cache.free(row)
-        try:
-            self._cache.make_room()
-            rows, output = self._runner.decode()
-            drawn = next_tokens(output, rows)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return self._shed_youngest(error)
+        stepped = attempt(self._decode_step)
+        if isinstance(stepped, OutOfMemory):
+            return self._shed_youngest(stepped)
+        rows, drawn = stepped
         self._scheduler.step_worked()
         for row in rows:
             row.decode_steps += 1
@@ -189,24 +185,29 @@ class TransformersEngine:
         _append(rows, drawn)
         return rows
 
-    def _shed_youngest(self, error: BaseException) -> list[Row]:
+    def _decode_step(self) -> tuple[list[Row], NextTokens]:
+        self._cache.make_room()
+        rows, output = self._runner.decode()
+        return rows, next_tokens(output, rows)
+
+    def _shed_youngest(self, failure: OutOfMemory) -> list[Row]:
         row = self._scheduler.youngest_running()
         alone = len(self._scheduler.running) == 1
         self._cache.free(row)
         self._recover_memory()
         if alone:
-            return self._end_out_of_memory(row, row.num_tokens - 1, error)
+            return self._end_out_of_memory(row, row.num_tokens - 1, failure)
         self._scheduler.put_back(row)
         self._scheduler.step_failed(self._scheduler.running_tokens)
         return []
 
-    def _end_out_of_memory(self, row: Row, fitting: int, error: BaseException) -> list[Row]:
+    def _end_out_of_memory(self, row: Row, fitting: int, failure: OutOfMemory) -> list[Row]:
         """End a row that has nothing beside it. ``fitting`` tokens should fit."""
         self._scheduler.step_failed(fitting)
         row.end(
             FinishReason.ERROR,
             f"out of memory at {row.num_tokens} tokens with nothing else running; prompt and output "
-            f"of {fitting} tokens together should fit ({error})",
+            f"of {fitting} tokens together should fit ({failure.message})",
         )
         return [row]
 
@@ -219,11 +220,7 @@ class TransformersEngine:
     def _recover_memory(self) -> None:
         """Give back what is not used. Trimming moves what is used, for which there may be no room."""
         self._runner.trim()
-        try:
-            self._cache.trim()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+        attempt(self._cache.trim)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -1,7 +1,10 @@
 """How much memory there is for the engine to work in, and what running out of it looks like."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -10,7 +13,31 @@ from millpond.memory_plan import COUNTED_SHARE, Footprint, Sizing, size_engine
 
 # Of the RAM that is free once the weights are loaded; the rest is for others.
 _SHARE_CPU = 0.5
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+_WORDS_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """What an allocation said that failed."""
+
+    message: str
+
+
+def attempt(compute: Callable[[], T]) -> T | OutOfMemory:
+    """What ``compute`` returns, or that there was no memory for it.
+
+    By the time this returns, everything that ``compute`` held is free. Inside an ``except`` block it
+    would not be: the exception's traceback keeps the frames alive, and they the tensors.
+    """
+    try:
+        return compute()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return OutOfMemory(str(error))
 
 
 def affordable(
@@ -43,7 +70,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return any(words in text for words in _OUT_OF_MEMORY)
+    return any(words in text for words in _WORDS_OUT_OF_MEMORY)
 
 
 def _free_ram_bytes() -> int:
