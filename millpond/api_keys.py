@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from millpond.errors import InvalidRequestError
 from millpond.keys import Keys
 from millpond.messages import TENANT_PATTERN
-from millpond.scripts import Arg, Scripts, unavailable
+from millpond.scripts import Arg, Scripts, raising_unavailable
 
 PREFIX = "mp"
 ID_BYTES = 10
@@ -107,24 +107,20 @@ class ApiKeys:
 
     async def list(self) -> list[ApiKey]:
         """All keys, revoked ones too, the oldest first."""
-        try:
+        with raising_unavailable():
             members: Any = await self._redis.smembers(self._keys["api_keys"])
             ids = [id.decode() for id in members]
             async with self._redis.pipeline(transaction=False) as pipe:
                 for id in ids:
                     pipe.hgetall(self._keys.api_key(id))
                 records = await pipe.execute()
-        except Exception as error:
-            raise unavailable(error) or error from error
         found = [_api_key(id, record) for id, record in zip(ids, records, strict=True) if record]
         return sorted(found, key=lambda key: (key.created_ms, key.id))
 
     async def look_up(self, id: str) -> "KnownKey | None":
         """The key that is to be opened; None for one that is unknown or revoked."""
-        try:
+        with raising_unavailable():
             record: Any = await self._redis.hgetall(self._keys.api_key(id))
-        except Exception as error:
-            raise unavailable(error) or error from error
         if not record or b"revoked" in record:
             return None
         return KnownKey(_api_key(id, record), record[b"digest"].decode())

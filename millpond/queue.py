@@ -26,7 +26,7 @@ from millpond.messages import (
     Priority,
     new_job_id,
 )
-from millpond.scripts import Arg, Scripts, unavailable
+from millpond.scripts import Arg, Scripts, raising_unavailable
 from millpond.submission import DEFAULT_TENANT, NewJob, Submission, read_answer, script_fields
 from millpond.worker_state import WorkerState
 
@@ -242,22 +242,18 @@ class JobQueue:
         return max(0, depth - delayed)  # the two are read one after the other
 
     async def _depth_and_delayed(self) -> tuple[int, int]:
-        try:
+        with raising_unavailable():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hmget(self.keys.counts, [f"queued:{priority}" for priority in Priority])
                 pipe.zcard(self.keys["delayed"])
                 queued, delayed = await pipe.execute()
-        except Exception as error:
-            raise unavailable(error) or error from error
         return sum(int(number or 0) for number in queued), delayed
 
     async def wait_for_work(self, timeout_s: float) -> bool:
         """Block until something is queued or the time is over. May return early, without cause."""
-        try:
+        with raising_unavailable():
             timeout_s = max(MIN_BLOCK_S, min(timeout_s, MAX_BLOCK_S))
             token = await self._redis.blpop([self.keys.wake], timeout=timeout_s)
-        except Exception as error:
-            raise unavailable(error) or error from error
         return token is not None
 
     @property
@@ -266,10 +262,7 @@ class JobQueue:
 
     async def wake_another(self) -> None:
         """Pass a wake-up on that this worker has no use for."""
-        try:
-            await self._redis.lpush(self.keys.wake, "1")
-        except Exception as error:
-            raise unavailable(error) or error from error
+        await self._scripts.run("wake")
 
 
 def _lengths(result: JobResult) -> list[Arg]:

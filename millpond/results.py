@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from millpond.errors import InvalidRequestError, JobNotFoundError
 from millpond.keys import Keys
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
-from millpond.scripts import Scripts, unavailable
+from millpond.scripts import Scripts, raising_unavailable
 from millpond.subscriptions import GAP, Subscriptions
 from millpond.worker_state import RegisteredWorker, read_entry
 
@@ -99,10 +99,8 @@ class Results:
         """The stored results of those jobs that have ended, in one round trip."""
         if not ids:
             return {}
-        try:
+        with raising_unavailable():
             found = await self._redis.mget([self.keys.result(id) for id in ids])
-        except Exception as error:
-            raise unavailable(error) or error from error
         return {
             id: JobResult.model_validate_json(value)
             for id, value in zip(ids, found, strict=True)
@@ -165,12 +163,10 @@ class Results:
 
     async def _replay(self, id: str, after: str) -> AsyncIterator[JobEvent]:
         while True:
-            try:
+            with raising_unavailable():
                 page: Any = await self._redis.xrange(
                     self.keys.events(id), min=f"({after}", max="+", count=REPLAY_PAGE
                 )
-            except Exception as error:
-                raise unavailable(error) or error from error
             for entry, fields in page:
                 after = entry.decode()
                 event = JobEvent.model_validate_json(fields[b"event"])
@@ -186,19 +182,8 @@ class Results:
         return JobEvent(type=EventType.FINISHED, id=id, attempt=view.attempts, result=view.result)
 
     async def queue_state(self) -> QueueState:
-        try:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hgetall(self.keys.counts)
-                pipe.llen(self.keys.dead)
-                pipe.zcard(self.keys["delayed"])
-                pipe.hgetall(self.keys["open"])
-                pipe.hgetall(self.keys.workers)
-                pipe.time()
-                raw, dead, delayed, open, workers, (seconds, micros) = await pipe.execute()
-        except Exception as error:
-            raise unavailable(error) or error from error
-        counts = {k.decode(): int(v) for k, v in raw.items()}
-        now_ms = seconds * 1000 + micros // 1000
+        raw, dead, delayed, open, workers, now_ms = await self._scripts.run("state")
+        counts = {name: int(number) for name, number in _pairs(raw).items()}
         return QueueState(
             queued={p: counts.get(f"queued:{p}", 0) for p in Priority},
             running=counts.get("running", 0),
@@ -206,9 +191,13 @@ class Results:
             done={s: counts.get(f"done:{s}", 0) for s in JobStatus if s.terminal},
             dead=dead,
             delayed=delayed,
-            unfinished={tenant.decode(): int(number) for tenant, number in open.items()},
+            unfinished={tenant: int(number) for tenant, number in _pairs(open).items()},
             workers=sorted(
-                (w for k, v in workers.items() if (w := read_entry(k.decode(), v, now_ms))),
+                (
+                    worker
+                    for id, entry in zip(workers[::2], workers[1::2], strict=True)
+                    if (worker := read_entry(id.decode(), entry, now_ms))
+                ),
                 key=lambda w: w.id,
             ),
         )
@@ -231,9 +220,8 @@ def _later(entry: str, other: str) -> bool:
     return parts(entry) > parts(other)
 
 
-def _pairs(flat: list[bytes] | dict[bytes, bytes]) -> dict[str, str]:
-    items = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
-    return {k.decode(): v.decode() for k, v in items}
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    return {k.decode(): v.decode() for k, v in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def _job_view(

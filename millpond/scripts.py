@@ -1,10 +1,12 @@
 """Loads the Lua files and runs them. Each file is one atomic operation and says in its head what it
-needs: ``-- keys:`` names from `millpond.keys.QUEUE_KEYS`, ``-- uses:`` preludes, ``-- ARGV:``.
+needs: ``-- keys:`` names from `millpond.keys.QUEUE_KEYS`, ``-- uses:`` preludes, ``-- ARGV:``, and
+``-- flags:`` of the server's for scripts: ``allow-oom`` runs on a full server, ``no-writes`` only reads.
 """
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib import resources
@@ -61,6 +63,15 @@ def unavailable(error: BaseException) -> QueueUnavailableError | None:
     return None
 
 
+@contextmanager
+def raising_unavailable() -> Iterator[None]:
+    """Raise QueueUnavailableError in place of an error that means that Redis cannot serve now."""
+    try:
+        yield
+    except Exception as error:
+        raise unavailable(error) or error from error
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     source: bytes
@@ -74,7 +85,8 @@ def load_script(name: str) -> Script:
     names = tuple(_header(body, "keys"))
     table = ", ".join(f"{key} = KEYS[{i}]" for i, key in enumerate(names, 1))
     preludes = [_read(prelude) for prelude in _header(body, "uses")]
-    source = "\n".join([f"local K = {{ {table} }}", *preludes, body]).encode()
+    shebang = " ".join(["#!lua", *(f"flags={flag}" for flag in _header(body, "flags"))])
+    source = "\n".join([shebang, f"local K = {{ {table} }}", *preludes, body]).encode()
     return Script(source, sha1(source, usedforsecurity=False).hexdigest(), names)
 
 
@@ -103,15 +115,11 @@ class Scripts:
     async def run(self, name: str, *args: Arg) -> Any:
         script = load_script(name)
         keys = self.key_list(script)
-        try:
+        with raising_unavailable():
             try:
                 return await self._redis.evalsha(script.sha, len(keys), *keys, *args)
             except NoScriptError:
                 return await self._redis.eval(script.source, len(keys), *keys, *args)  # type: ignore[arg-type]
-        except Exception as error:
-            if (shown := unavailable(error)) is not None:
-                raise shown from error
-            raise
 
     async def run_many(self, name: str, calls: Sequence[Sequence[Arg]]) -> list[Any]:
         """Run the script once for each call, in one round trip, each on its own atomic.
@@ -156,12 +164,8 @@ class Scripts:
     async def _pipeline(
         self, command: str, script: Arg, keys: list[str], calls: Sequence[Sequence[Arg]]
     ) -> list[Any]:
-        try:
+        with raising_unavailable():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for args in calls:
                     pipe.execute_command(command, script, len(keys), *keys, *args)
                 return await pipe.execute(raise_on_error=False)
-        except Exception as error:
-            if (shown := unavailable(error)) is not None:
-                raise shown from error
-            raise

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from millpond.errors import InvalidRequestError
 from millpond.keys import Keys
 from millpond.messages import TENANT_PATTERN
-from millpond.scripts import unavailable
+from millpond.scripts import raising_unavailable
 
 DEFAULT_WEIGHT = 1.0
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
@@ -38,23 +38,19 @@ class Tenants:
             raise InvalidRequestError("tenant", f"must match {TENANT_PATTERN.pattern}", limit=32)
         if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
             raise InvalidRequestError("weight", f"from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")
-        try:
+        with raising_unavailable():
             if weight == DEFAULT_WEIGHT:
                 await self._redis.hdel(self._keys["weights"], tenant)
             else:
                 await self._redis.hset(self._keys["weights"], tenant, f"{weight:g}")
-        except Exception as error:
-            raise unavailable(error) or error from error
 
     async def list(self) -> list[Tenant]:
         """Those who have unfinished jobs or a weight of their own, by name."""
-        try:
+        with raising_unavailable():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hgetall(self._keys["weights"])
                 pipe.hgetall(self._keys["open"])
                 found: list[dict[bytes, bytes]] = await pipe.execute()
-        except Exception as error:
-            raise unavailable(error) or error from error
         weights, unfinished = ({k.decode(): float(v) for k, v in one.items()} for one in found)
         return [
             Tenant(name, weights.get(name, DEFAULT_WEIGHT), int(unfinished.get(name, 0)))

@@ -191,6 +191,13 @@ MUTATIONS = [
         "tests/integration/test_worker.py",
     ),
     Mutation(
+        "results wait for streamed text",
+        "worker/committer.py",
+        "            refusal = error\n",
+        "            raise\n",
+        "tests/chaos/test_outages.py",
+    ),
+    Mutation(
         "the worker does not renew",
         "worker/lease.py",
         "                await self.renew()\n",

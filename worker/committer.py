@@ -1,7 +1,8 @@
 """Writes what rows produce back to Redis while the next steps run: streamed text, then results.
 
 One task does all writing, so a job's deltas come before its result. While Redis is away it keeps
-everything and tries again; the fence makes a late write harmless.
+everything and tries again; the fence makes a late write harmless. A result never waits for streamed
+text: where the server refuses that, as a full one does, the text of an ended job is left to its result.
 """
 
 import asyncio
@@ -55,14 +56,15 @@ class Committer:
             return
         choice.unwritten += text
         self._texts[choice.row] = choice
-        self._note()
+        self._changed.set()
 
     def add_ending(self, ending: Ending) -> None:
         self._endings.append(ending)
-        self._note()
+        self._settled.clear()
+        self._changed.set()
 
     async def settled(self) -> None:
-        """Wait until everything added so far is written."""
+        """Wait until every result added so far is stored."""
         await self._settled.wait()
 
     async def run(self) -> None:
@@ -75,18 +77,26 @@ class Committer:
                 log.warning("write_failed", error=str(error), endings=len(self._endings))
                 await asyncio.sleep(RETRY_DELAY_S)
                 self._changed.set()
-            if not self._texts and not self._endings:
+            if not self._endings:
                 self._settled.set()
 
     async def _write(self) -> None:
         endings = self._endings[:RESULTS_A_WRITE]
-        await self._write_texts({e.claimed.row for e in endings})
+        rows = {e.claimed.row for e in endings}
+        refusal: QueueUnavailableError | None = None
+        try:
+            await self._write_texts(rows)
+        except QueueUnavailableError as error:
+            refusal = error
         if endings:
             commits = await self._queue.complete([(e.claimed.fence, e.result) for e in endings])
             for ending, commit in zip(endings, commits, strict=True):
                 self._done(ending, commit)
+            self._texts = {k: c for k, c in self._texts.items() if c.job.row not in rows}
         if self._endings:
             self._changed.set()
+        if refusal is not None:
+            raise refusal
 
     async def _write_texts(self, ending_rows: set[str]) -> None:
         """Write the text that is due: by its interval, or because its job ends with this write."""
@@ -116,10 +126,6 @@ class Committer:
         if commit is Commit.LOST:
             log.warning("late_write_refused", job=ending.claimed.id, fence=ending.claimed.fence)
         self._on_committed(ending)
-
-    def _note(self) -> None:
-        self._settled.clear()
-        self._changed.set()
 
 
 def _delta(choice: HeldChoice, text: str) -> JobEvent:

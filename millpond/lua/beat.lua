@@ -1,13 +1,14 @@
 -- keys: workers
+-- flags: allow-oom
+-- uses: clock
 -- ARGV: worker, JSON or '' to sign off, forget_after_ms
 -- -> now. Entries of workers silent for longer are dropped.
 
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now = clock_ms()
 if ARGV[2] == '' then
   redis.call('HDEL', K.workers, ARGV[1])
 else
-  redis.call('HSET', K.workers, ARGV[1], string.format('%.0f', now) .. ' ' .. ARGV[2])
+  redis.call('HSET', K.workers, ARGV[1], int(now) .. ' ' .. ARGV[2])
 end
 local all = redis.call('HGETALL', K.workers)
 for i = 1, #all, 2 do

@@ -1,5 +1,6 @@
 -- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights
--- uses: lanes records
+-- flags: allow-oom
+-- uses: clock lanes waking records
 -- ARGV: id, tenant or '' for any, options
 -- -> the status now, or false when there is no such job. A running job is flagged: its worker ends it.
 

@@ -1,5 +1,6 @@
 -- keys: job body result events channel counts open leases delayed deadlines dead suspects wake last_claim lane active idle weights lengths
--- uses: lanes lengths records sweep last_claim
+-- flags: allow-oom
+-- uses: clock lanes lengths waking records sweep last_claim
 -- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
 -- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing}, ...}, '1' if they are suspects}
 -- Takes up to `count` jobs whose prompts and predicted outputs fit the budget: the priority by turns, then the active tenant

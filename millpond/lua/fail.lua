@@ -1,5 +1,6 @@
 -- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights
--- uses: lanes records
+-- flags: allow-oom
+-- uses: clock lanes waking records
 -- ARGV: id, fence, delay_ms, result if this was the last attempt, options
 -- -> 'retry' | 'buried' | 'stored' (it was to be cancelled, and now is) | 'known' | 'lost'
 

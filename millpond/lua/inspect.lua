@@ -1,5 +1,6 @@
 -- keys: job result counts lane active weights idle lengths
--- uses: lanes lengths
+-- flags: no-writes
+-- uses: clock lanes lengths
 -- ARGV: id, tenant or '' for any
 -- -> {record as a flat list, result or false, now, counts as a flat list, place in its lane from 0 or false, jobs of others that go before it at its priority, about}
 -- Reads only. An empty list: there is no such job.
@@ -34,8 +35,7 @@ if not tenant or (ARGV[2] ~= '' and tenant ~= ARGV[2]) then
   return {}
 end
 local record = redis.call('HGETALL', K.job .. id)
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now = clock_ms()
 local place, others = false, 0
 if redis.call('HGET', K.job .. id, 'status') == 'queued' then
   local job = redis.call('HMGET', K.job .. id, 'priority', 'prompt', 'tokens', 'kind', 'most', 'n')

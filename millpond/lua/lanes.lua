@@ -12,10 +12,6 @@
 
 local UNITS_A_TOKEN = 1000
 
-local function int(number)
-  return string.format('%.0f', number)
-end
-
 local function lane_of(priority, tenant)
   return K.lane .. priority .. ':' .. tenant
 end

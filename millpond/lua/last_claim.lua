@@ -26,7 +26,6 @@ local function claimed_before(worker, nonce, now, lease_ms)
       'kind', 'most', 'n')
     local body = redis.call('GET', K.body .. id)
     if body and record[1] == 'running' and record[2] == worker and tonumber(record[3]) >= first_fence then
-      redis.call('ZREM', K.leases, id) -- lets the ZADD pass on a full server
       redis.call('ZADD', K.leases, int(now + lease_ms), id)
       local _, high = predict(record[6], record[7], record[8] or 1)
       claimed[#claimed + 1] = { id, tonumber(record[3]), tonumber(record[4]), record[5], body, high or false }

@@ -9,24 +9,7 @@
 --   result_ttl_ms  event_ttl_ms  event_maxlen  max_attempts  max_deaths  retry_delay_ms  retry_delay_max_ms
 --   dead_max
 
--- A full server refuses a script at its first command that may grow, but lets one go on that has
--- written before. So whatever ends, keeps or returns an accepted job begins with a ZREM: only new
--- jobs are refused.
-
 local OPTIONS = cjson.decode(ARGV[#ARGV])
-
--- The server's clock in ms; no other clock decides anything.
-local function clock_ms()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-end
-
--- One token wakes one idle worker; a claim that leaves jobs behind passes it on.
-local function wake_worker()
-  if redis.call('EXISTS', K.wake) == 0 then
-    redis.call('LPUSH', K.wake, '1')
-  end
-end
 
 -- Tell both channels, and the job's stream if it keeps one. `rest` is JSON members after the common
 -- ones, `light` replaces it on the queue's channel; both begin with a comma or are empty.

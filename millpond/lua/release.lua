@@ -1,5 +1,6 @@
 -- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights
--- uses: lanes records
+-- flags: allow-oom
+-- uses: clock lanes waking records
 -- ARGV: id, fence for each job, then options
 -- -> number of jobs put back. The attempt is refunded: the worker, not the job, had to stop.
 

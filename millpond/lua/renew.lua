@@ -1,11 +1,12 @@
 -- keys: job leases
+-- flags: allow-oom
+-- uses: clock
 -- ARGV: lease_ms, then id, fence for each held job
 -- -> {{lost ids}, {ids to cancel}, {ids past their deadline}}
 -- A lease that ran out but was not reaped yet is renewed: nobody else holds the job.
 
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local expiry = string.format('%.0f', now + tonumber(ARGV[1]))
+local now = clock_ms()
+local expiry = int(now + tonumber(ARGV[1]))
 local lost, cancelled, expired = {}, {}, {}
 for i = 2, #ARGV, 2 do
   local id = ARGV[i]
@@ -13,7 +14,6 @@ for i = 2, #ARGV, 2 do
   if record[1] ~= 'running' or record[2] ~= ARGV[i + 1] then
     lost[#lost + 1] = id
   else
-    redis.call('ZREM', K.leases, id) -- lets the ZADD pass on a full server
     redis.call('ZADD', K.leases, expiry, id)
     if record[3] then
       cancelled[#cancelled + 1] = id

@@ -1,4 +1,6 @@
 -- keys: spent
+-- flags: allow-oom
+-- uses: clock
 -- ARGV: key id, then for each bucket: its name, its units a minute, the units to spend
 -- -> {number of the first bucket that refuses or 0, {{units left, ms until it is full, ms to wait}, ...}}
 -- Token buckets that hold a minute's worth. Either all buckets pay or none does. Spending more than a
@@ -6,8 +8,7 @@
 -- over time holds. Spending 0 only looks; a negative number gives back.
 
 local key = K.spent .. ARGV[1]
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
+local now = clock_us() / 1000
 local refused, buckets, longest = 0, {}, 0
 for i = 2, #ARGV, 3 do
   local name, size, amount = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
@@ -36,6 +37,6 @@ for _, bucket in ipairs(buckets) do
   answers[#answers + 1] = { math.max(0, math.floor(bucket.level)), full, bucket.wait }
 end
 if refused == 0 and longest > 0 then
-  redis.call('PEXPIRE', key, string.format('%.0f', longest + 60000))
+  redis.call('PEXPIRE', key, int(longest + 60000))
 end
 return { refused, answers }

@@ -1,5 +1,5 @@
 -- keys: job body counts open deadlines wake lane active idle weights lengths
--- uses: lanes lengths
+-- uses: clock lanes lengths waking
 -- ARGV: max_depth, ageing_ms, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, output tokens at most or '', deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or '', texts
 -- -> for each job two items: 'accepted' | 'known' | 'conflict' | 'full' | 'tenant_full', and its status, the depth or the tenant's unfinished jobs
 -- Harmless when repeated: a known id with the same digest changes nothing. Each job is taken or refused
@@ -9,8 +9,7 @@ local PRIORITIES = { 'interactive', 'normal', 'batch' }
 
 local FIRST, FIELDS = 3, 13
 local max_depth, ageing_us = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000
-local time = redis.call('TIME')
-local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local now_us = clock_us()
 local now = math.floor(now_us / 1000)
 local created = int(now)
 local counts = redis.call('HMGET', K.counts, 'queued:interactive', 'queued:normal', 'queued:batch')
@@ -92,7 +91,7 @@ for _, priority in ipairs(PRIORITIES) do
     redis.call('HINCRBY', K.counts, 'accepted:' .. priority, accepted[priority])
   end
 end
-if #lanes > 0 and redis.call('EXISTS', K.wake) == 0 then
-  redis.call('LPUSH', K.wake, '1')
+if #lanes > 0 then
+  wake_worker()
 end
 return answers

@@ -1,6 +1,7 @@
-"""Row 5: a server that is loading, full or read-only, seen by a client of the API.
+"""Row 5: a server that is loading, full or read-only, seen by a client of the API and by a worker.
 
-What the queue does then is in tests/contract/test_queue_faults.py, a server that is away or hangs in
+What the queue does then is in tests/contract/test_queue_faults.py and test_full_server.py, a server that
+is away or hangs in
 tests/integration/test_api_outages.py.
 """
 
@@ -10,12 +11,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from millpond.connection import connect
+from millpond.errors import QueueUnavailableError
 from millpond.server import RedisServer, free_port
 from millpond.settings import load_settings
-from tests.chaos.fleet import api_url, running_api, worker_settings
+from tests.chaos.fleet import Fleet, api_url, ledger_on, running_api, worker_settings
+from tests.chaos.test_workers import jobs, size
 from tests.chaos.test_workers import server as server  # the fixture
+from tests.contract.invariants import check_invariants
+from tests.contract.jobs import until
 
 BODY = {"prompt": "hello", "max_tokens": 5}
 
@@ -50,6 +56,36 @@ async def test_full_and_read_only(server: RedisServer, tmp_path: Path) -> None:
         await redis.replicaof("NO", "ONE")
         assert (await http.post("/v1/jobs", json=BODY)).status_code == 202
     await redis.aclose()
+
+
+async def test_a_worker_on_a_full_server(server: RedisServer, tmp_path: Path) -> None:
+    """It is full while streamed jobs run: each result is stored, nothing is taken from the worker."""
+    settings = worker_settings(server)
+    number = size(2_000, 200)
+    async with (
+        ledger_on(server, settings.queue_options()) as ledger,
+        Fleet(settings, 1, tmp_path / "workers.log") as fleet,
+    ):
+        streamed = [r.model_copy(update={"stream": True}) for r in jobs(number, tokens=200)]
+        await ledger.submit(streamed)
+        await until(ledger.running)
+        used = (await ledger.redis.info("memory"))["used_memory"]
+        await ledger.redis.config_set("maxmemory", used - 100_000)
+        with pytest.raises(QueueUnavailableError, match="maxmemory"):
+            await ledger.queue.submit(streamed[0])
+        [running, *_] = await ledger.redis.zrevrange(ledger.queue.keys["leases"], 0, 0)
+        assert await ledger.queue.cancel(running.decode()) is not None
+        await ledger.all_ended(60.0)
+        state = await ledger.results.queue_state()
+        assert [worker.alive for worker in state.workers] == [True]
+        assert (await ledger.redis.info("memory"))["used_memory"] > used - 100_000, "never full"
+        statuses = await ledger.check(least_succeeded=(number - 1) / number)
+        assert sum(statuses.values()) == number
+        assert not ledger.resets
+        assert fleet.starts == 1, "no worker was restarted"
+        await ledger.redis.config_set("maxmemory", "0")
+        await check_invariants(ledger.redis, ledger.queue.keys)
+        print(f"{dict(statuses)} on a server that was full from {used:,} bytes on")
 
 
 @asynccontextmanager

@@ -7,9 +7,11 @@ more than one slot.
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import fakeredis
 import pytest
+from fakeredis.commands_mixins.scripting_mixin import ScriptingCommandsMixin
 from redis.asyncio import Redis
 
 from millpond.connection import connect
@@ -58,9 +60,34 @@ async def _own_all_slots(url: str) -> None:
     await redis.aclose()
 
 
+class Runtime:
+    """fakeredis' Lua, which takes the first line of a script, with the server's flags, for code."""
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def execute(self, script: bytes | str) -> Any:
+        if isinstance(script, bytes):
+            script = script.replace(b"#!", b"--", 1)
+        return self._runtime.execute(script)
+
+
+def _server_runtime(mixin: ScriptingCommandsMixin, server: fakeredis.FakeServer) -> Runtime:
+    return Runtime(REAL_RUNTIME(mixin, server))
+
+
+REAL_RUNTIME = ScriptingCommandsMixin._get_server_runtime
+
+
 @pytest.fixture(params=BACKENDS)
-async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+async def redis(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Redis]:
     if request.param == "fakeredis":
+        monkeypatch.setattr(ScriptingCommandsMixin, "_get_server_runtime", _server_runtime)
         client: Redis = fakeredis.FakeAsyncRedis()
     else:
         # pytest runs an async test's fixtures on the test's loop; the server starts on its own.

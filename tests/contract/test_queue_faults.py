@@ -1,4 +1,4 @@
-"""A server that forgets its scripts, restarts, is away, full or read-only."""
+"""A server that forgets its scripts, restarts, is away or read-only. A full one is in test_full_server.py."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,6 @@ from millpond import connection
 from millpond.claims import Commit
 from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
-from millpond.messages import JobStatus
 from millpond.queue import JobQueue, QueueOptions
 from millpond.results import Results
 from millpond.scripts import unavailable
@@ -33,8 +32,6 @@ from tests.contract.jobs import (
     success,
     take,
     take_one,
-    until,
-    with_options,
 )
 
 CALLS: dict[str, Callable[[JobQueue], Awaitable[object]]] = {
@@ -183,41 +180,6 @@ async def test_a_server_that_hangs(
     await put(queue, "b")  # harmless, whether the first one arrived or not
     assert ids(await take(queue)) == ["a", "b"]
     await redis.aclose()
-
-
-async def test_a_full_server_refuses_new_jobs_only(real: Redis) -> None:
-    """What was accepted can still run and end: that is what frees the memory."""
-    queue = with_options(
-        JobQueue(real, "test"), real, retry_delay_s=0.0, max_attempts=2, max_deaths=2
-    )
-    await put(queue, "done", "failed", "released", "cancelled", "flagged")
-    await put(queue, "queued", priority="batch")
-    await real.config_set("maxmemory", "1mb")
-    with pytest.raises(QueueUnavailableError, match="maxmemory"):
-        await put(queue, "new")
-    with pytest.raises(QueueUnavailableError, match="maxmemory"):
-        await queue.submit_many([NewJob(request(), id="new1"), NewJob(request(), id="new2")])
-    await check_invariants(real, queue.keys)
-    assert await queue.cancel("cancelled") is JobStatus.CANCELLED
-    held = {job.id: job for job in await take(queue, 4)}
-    assert held.keys() == {"done", "failed", "released", "flagged"}
-    pairs = [(job.id, job.fence) for job in held.values()]
-    assert (await queue.renew(pairs)).lost == frozenset()
-    assert await queue.complete([(held["done"].fence, success("done"))]) == [Commit.STORED]
-    assert await queue.fail(held["failed"].fence, 1, failed("failed")) is Commit.RETRY
-    assert await queue.release([("released", held["released"].fence)]) == 1
-    brief = with_options(queue, real, lease_s=0.001)
-
-    async def buried() -> int:
-        await take(brief)
-        await brief.reap()
-        return int(await real.llen(queue.keys.dead))
-
-    assert await until(buried)  # leases may end too, up to the last attempt
-    await check_invariants(real, queue.keys)
-    await real.config_set("maxmemory", "0")
-    await put(queue, "new")
-    await check_invariants(real, queue.keys)
 
 
 @pytest.mark.parametrize("name", ["submit", "submit_many", "beat"])

@@ -14,7 +14,10 @@ FILES = {
     for file in LUA.iterdir()
     if file.name.endswith(".lua")
 }
-PRELUDES = {"lanes", "last_claim", "lengths", "records", "sweep"}
+PRELUDES = {"clock", "lanes", "last_claim", "lengths", "records", "sweep", "waking"}
+# Those that a full server, or one that may not be written, lets run.
+ONLY_READ = {"inspect", "state"}
+REFUSED_BY_A_FULL_SERVER = {"emit", "key_create", "submit"}
 SCRIPTS = sorted(FILES.keys() - PRELUDES)
 
 DOT = re.compile(r"\bK\.(\w+)")
@@ -49,8 +52,10 @@ def test_the_operations_are_these() -> None:
         "release",
         "renew",
         "spend",
+        "state",
         "submit",
         "suspect",
+        "wake",
     ]
 
 
@@ -88,7 +93,7 @@ def test_load_script_puts_the_table_of_keys_before_the_preludes(name: str) -> No
     script = load_script(name)
     source = script.source.decode()
     assert script.key_names == tuple(header(FILES[name], "keys"))
-    assert source.startswith(f"local K = {{ {script.key_names[0]} = KEYS[1]")
+    assert source.splitlines()[1].startswith(f"local K = {{ {script.key_names[0]} = KEYS[1]")
     assert source.endswith(FILES[name])
     for prelude in header(FILES[name], "uses"):
         assert FILES[prelude] in source
@@ -99,6 +104,19 @@ def test_load_script_puts_the_table_of_keys_before_the_preludes(name: str) -> No
 def test_every_script_documents_its_arguments_and_its_answer(name: str) -> None:
     assert re.search(r"^-- ARGV: ", FILES[name], re.MULTILINE)
     assert re.search(r"^-- -> ", FILES[name], re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_a_full_server_lets_run(name: str) -> None:
+    first_line, *_ = load_script(name).source.decode().splitlines()
+    if name in REFUSED_BY_A_FULL_SERVER:
+        assert first_line == "#!lua"
+    else:
+        assert first_line == f"#!lua flags={'no-writes' if name in ONLY_READ else 'allow-oom'}"
+
+
+def test_the_clock_is_read_in_one_place() -> None:
+    assert [name for name, source in FILES.items() if "'TIME'" in source] == ["clock"]
 
 
 def test_no_script_reads_another_clock() -> None:
