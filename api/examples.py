@@ -9,6 +9,7 @@ _RECEIPT = {
     "worker": "gpu-box-4711-1f2e3d",
     "model": "smollm2-135m",
     "engine": "transformers",
+    "backend": "torch cuda",
     "dtype": "bfloat16",
     "device": "cuda",
     "seed": 7,
@@ -16,7 +17,6 @@ _RECEIPT = {
     "queue_wait_ms": 150.0,
     "window_jobs": 12,
     "group_rows": 4,
-    "padding_share": 0.08,
     "batch_rows": 10.5,
     "first_token_ms": 42.0,
     "run_ms": 610.0,
@@ -93,7 +93,7 @@ _WORKER = {
     "slots": 32,
     "rows": 11,
     "jobs_per_s": 9.5,
-    "padding_share": 0.08,
+    "slot_share": 0.34,
 }
 QUEUE: dict[str, Any] = {
     "queue": "default",
@@ -120,6 +120,7 @@ MODELS: dict[str, Any] = {
             "ready": True,
             "workers": 1,
             "engine": "transformers",
+            "backend": "torch cuda",
             "dtype": "bfloat16",
             "device": "cuda",
             "slots": 32,

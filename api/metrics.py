@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from millpond.results import QueueState
@@ -11,14 +11,14 @@ from millpond.results import QueueState
 # Long polls last up to a minute.
 SECONDS_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
-# Fields of `WorkerState`, by metric.
+# Fields of `WorkerState`: the labels of the info metric, and the others by metric.
+_WORKER_FACTS = ("model", "engine", "backend", "dtype", "device")
 _WORKER_GAUGES = {
     "jobs_per_s": "Jobs ended per second, recently.",
     "tokens_per_s": "Output tokens per second, recently.",
     "rows": "Rows in the batch now.",
     "held": "Jobs that the worker holds.",
     "slots": "Rows that the engine can decode at once.",
-    "padding_share": "Share of prefill that was padding.",
     "slot_share": "Mean share of the slots that were decoding.",
 }
 _WORKER_COUNTERS = {
@@ -100,6 +100,11 @@ def _queue_metrics(state: QueueState) -> Iterable[Metric]:
 def _worker_metrics(state: QueueState) -> Iterable[Metric]:
     alive = [worker for worker in state.workers if worker.alive]
     yield GaugeMetricFamily("millpond_workers", "Workers alive.", value=len(alive))
+    info = InfoMetricFamily("millpond_worker", "What the worker is.", labels=["worker"])
+    for worker in alive:
+        facts = {name: getattr(worker.state, name) or "" for name in _WORKER_FACTS}
+        info.add_metric([worker.id], facts)
+    yield info
     labels = ["worker", "model"]
     for table, family in (
         (_WORKER_GAUGES, GaugeMetricFamily),

@@ -49,14 +49,9 @@ class Measured:
         return float(sum(r["usage"]["completion_tokens"] for r in self.results) / self.seconds)
 
     @property
-    def padding_share(self) -> float:
-        """Padding over all prefills. Each row carries its group's share, hence the weights."""
-        prompts = [r["usage"]["prompt_tokens"] for r in self.results]
-        padded = [
-            n / (1 - r["receipt"]["padding_share"])
-            for n, r in zip(prompts, self.results, strict=True)
-        ]
-        return float(1 - sum(prompts) / sum(padded))
+    def batch_rows(self) -> float:
+        """Rows that were decoded together, the mean over the prompts."""
+        return float(statistics.mean(r["receipt"]["batch_rows"] for r in self.results))
 
 
 async def submit(http: httpx.AsyncClient, prompt: str) -> str:
@@ -153,16 +148,17 @@ def show_answers(results: Sequence[dict[str, Any]]) -> None:
         console.print(
             f"[dim]  {usage['prompt_tokens']} + {usage['completion_tokens']} tokens, "
             f"{job['finish_reason']}; waited {receipt['queue_wait_ms']:.0f} ms in a window of "
-            f"{receipt['window_jobs']}, group of {receipt['group_rows']} with "
-            f"{receipt['padding_share']:.0%} padding,\n  batch of {receipt['batch_rows']:.1f} rows; "
+            f"{receipt['window_jobs']}, group of {receipt['group_rows']},\n  "
+            f"batch of {receipt['batch_rows']:.1f} rows; "
             f"first token after {receipt['first_token_ms']:.0f} ms, all after "
-            f"{receipt['run_ms']:.0f} ms; {receipt['dtype']}, seed {receipt['seed']}[/dim]\n"
+            f"{receipt['run_ms']:.0f} ms; {receipt['backend']}, "
+            f"{receipt['dtype']}, seed {receipt['seed']}[/dim]\n"
         )
 
 
 def show_table(alone: Measured, together: Measured) -> None:
     table = Table(title="The same prompts, measured just now")
-    for column in ("", "seconds", "tok/s", "padding", "p50 latency", "p95 latency"):
+    for column in ("", "seconds", "tok/s", "rows", "p50 latency", "p95 latency"):
         table.add_column(column, justify="right" if column else "left")
     for name, run in (("one at a time", alone), ("windowed batch", together)):
         p95 = statistics.quantiles(run.latencies_s, n=20, method="inclusive")[-1]
@@ -170,7 +166,7 @@ def show_table(alone: Measured, together: Measured) -> None:
             name,
             f"{run.seconds:.1f}",
             f"{run.tokens_per_s:.0f}",
-            f"{run.padding_share:.0%}",
+            f"{run.batch_rows:.1f}",
             f"{statistics.median(run.latencies_s):.2f} s",
             f"{p95:.2f} s",
         )
@@ -189,7 +185,7 @@ async def demo(settings: Settings) -> None:
         worker = await stack.wait_ready(READY_TIMEOUT_S)
         console.print(
             f"Ready after {time.perf_counter() - began:.1f} s at {stack.api_url}: "
-            f"{worker.model}, {worker.dtype} on {worker.device}."
+            f"{worker.model}, {worker.backend}, {worker.dtype}."
         )
         async with httpx.AsyncClient(base_url=stack.api_url, timeout=JOB_TIMEOUT_S) as http:
             together = await batched(stack, http)

@@ -39,7 +39,6 @@ class Measured:
     decode_step_ms: float
     slot_share: float | None
     end_to_end_slot_share: float | None
-    padding_share: float
     single_row_token_ms: float
     load_s: float
 
@@ -75,7 +74,7 @@ class Bench:
         engine, waiting = self._engine, list(self._rows)
         slots = engine.info.slots
         tokens = decode_steps = full_rows = full_steps = 0
-        prefill_s = decode_s = padded = 0.0
+        prefill_s = decode_s = 0.0
         started_s = time.perf_counter()
         while waiting or engine.num_rows:
             admitted, waiting = self._admit(waiting)
@@ -91,15 +90,12 @@ class Bench:
             for event in ended:
                 if isinstance(event, Finished):
                     tokens += len(event.token_ids)
-                    length = len(self._rows[int(event.id)].prompt_token_ids)
-                    padded += length / (1 - event.stats.padding_share) - length
         prompts = sum(len(row.prompt_token_ids) for row in self._rows)
         return {
             "tokens_per_s": tokens / (time.perf_counter() - started_s),
             "prefill_tokens_per_s": prompts / prefill_s,
             "decode_step_ms": 1000 * decode_s / max(1, decode_steps),
             "slot_share": full_rows / (slots * full_steps) if full_steps else None,
-            "padding_share": padded / (prompts + padded),
         }
 
     def _admit(self, waiting: list[GenerationRequest]) -> tuple[int, list[GenerationRequest]]:
@@ -152,7 +148,6 @@ def measure(bench: Bench, end_to_end: Callable[[], EndToEnd], rounds: int) -> Me
         decode_step_ms=median("decode_step_ms"),
         slot_share=None if alone[0]["slot_share"] is None else median("slot_share"),
         end_to_end_slot_share=statistics.median(shares) if shares else None,
-        padding_share=median("padding_share"),
         single_row_token_ms=statistics.median(single),
         load_s=bench.load_s,
     )

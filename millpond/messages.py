@@ -227,6 +227,11 @@ class Receipt(Stored):
     worker: str
     model: str
     engine: str
+    backend: str | None = Field(
+        default=None,
+        description="What computed: native with its instructions, torch with its device, remote, "
+        "simulated. None in receipts from before it was told.",
+    )
     dtype: str
     device: str
     seed: int
@@ -234,7 +239,6 @@ class Receipt(Stored):
     queue_wait_ms: float = Field(description="From acceptance to this attempt's claim.")
     window_jobs: int = Field(description="Jobs claimed in the same window.")
     group_rows: int = Field(description="Rows prefilled in the same group.")
-    padding_share: float = Field(description="Share of the group's prefill that was padding.")
     batch_rows: float = Field(description="Mean rows in the batch while this row was decoding.")
     first_token_ms: float = Field(description="From claim to the first token.")
     run_ms: float = Field(description="From claim to the last token.")

@@ -31,7 +31,6 @@ class WorkerRates(Stored):
     tokens_per_s: float = 0.0
     jobs_total: int = 0
     tokens_total: int = 0
-    padding_share: float = 0.0
     slot_share: float = 0.0
 
 
@@ -40,7 +39,8 @@ class WorkerState(WorkerRates):
 
     ``capacity_tokens`` and ``slots`` are what it takes when it runs nothing, ``context_tokens`` is the
     most that one row may have. ``model_identity`` stands for the content of the model, see
-    `millpond.model_identity`; ``model`` is only its name.
+    `millpond.model_identity`; ``model`` is only its name. ``backend`` is what computes: ``native`` or
+    ``torch`` with what it runs on, ``remote``, ``simulated``.
     """
 
     v: int = PROTOCOL_VERSION

@@ -214,6 +214,7 @@ class HeldJob:
                 worker=worker,
                 model=info.model,
                 engine=info.engine,
+                backend=info.backend,
                 dtype=info.dtype,
                 device=info.device,
                 seed=self.seed,
@@ -221,7 +222,6 @@ class HeldJob:
                 queue_wait_ms=self.claimed.queue_wait_ms,
                 window_jobs=self.window_jobs,
                 group_rows=stats.group_rows,
-                padding_share=round(stats.padding_share, 4),
                 batch_rows=round(stats.batch_rows, 2),
                 first_token_ms=_ms_since(self.claimed_s, first_s),
                 run_ms=_ms_since(self.claimed_s, time.monotonic()),
@@ -264,7 +264,7 @@ def failure(claimed: ClaimedJob, code: str, message: str, request: JobRequest | 
 
 def never_run(choice: HeldChoice) -> Finished:
     """The end of a choice that was cancelled, refused, or taken away, before it became a row."""
-    nothing = RowStats(group_rows=0, padding_share=0.0, batch_rows=0.0)
+    nothing = RowStats(group_rows=0, batch_rows=0.0)
     return Finished(choice.row, FinishReason.CANCELLED, "", (), nothing)
 
 

@@ -113,9 +113,7 @@ class JobTable:
                 if job.done:
                     self._rates.job_ended(
                         now_s,
-                        len(job.prompt.token_ids),
                         sum(end.completion_tokens for end in job.ends),
-                        event.stats.padding_share,
                     )
             elif not job.lost:
                 self.committer.add_text(choice, event.text)

@@ -16,20 +16,13 @@ class Rates:
     _ended: deque[tuple[float, int]] = field(default_factory=deque)
     jobs_total: int = 0
     tokens_total: int = 0
-    prompt_tokens_total: int = 0
-    prefilled_tokens_total: float = 0.0
     row_steps_total: int = 0
     slot_steps_total: int = 0
 
-    def job_ended(
-        self, now_s: float, prompt_tokens: int, output_tokens: int, padding_share: float
-    ) -> None:
-        """``padding_share`` is of the job's group, so each job answers for its own share of it."""
+    def job_ended(self, now_s: float, output_tokens: int) -> None:
         self._ended.append((now_s, output_tokens))
         self.jobs_total += 1
         self.tokens_total += output_tokens
-        self.prompt_tokens_total += prompt_tokens
-        self.prefilled_tokens_total += prompt_tokens / (1 - padding_share)
 
     def stepped(self, rows: int, slots: int) -> None:
         self.row_steps_total += rows
@@ -39,12 +32,10 @@ class Rates:
         while self._ended and self._ended[0][0] < now_s - WINDOW_S:
             self._ended.popleft()
         span_s = max(1.0, min(WINDOW_S, now_s - self.started_s))
-        padded = 1 - self.prompt_tokens_total / max(1.0, self.prefilled_tokens_total)
         return WorkerRates(
             jobs_per_s=round(len(self._ended) / span_s, 3),
             tokens_per_s=round(sum(n for _, n in self._ended) / span_s, 1),
             jobs_total=self.jobs_total,
             tokens_total=self.tokens_total,
-            padding_share=round(padded, 4) if self.jobs_total else 0.0,
             slot_share=round(self.row_steps_total / max(1, self.slot_steps_total), 4),
         )

@@ -57,6 +57,7 @@ def worker_state(
         state=phase,
         model=model,
         engine=info and info.engine,
+        backend=info and info.backend,
         dtype=info and info.dtype,
         device=info and info.device,
         slots=info and info.slots,

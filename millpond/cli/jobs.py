@@ -144,18 +144,20 @@ def queue(redis_url: RedisFlag = None, name: QueueFlag = None, data: DataFlag = 
             *(str(n) for n in state.done.values()),
         )
         console.print(counts)
-        workers = Table("worker", "state", "model", "device", "rows", "jobs/s", "tok/s", "padding")
+        workers = Table(
+            "worker", "state", "model", "backend", "rows", "jobs/s", "tok/s", "slots taken"
+        )
         for worker in state.workers:
             own = worker.state
             workers.add_row(
                 worker.id,
                 own.state if worker.alive else f"silent {worker.beat_age_ms} ms",
                 own.model,
-                f"{own.dtype or ''} {own.device or ''}",
+                f"{own.backend or ''} {own.dtype or ''}",
                 f"{own.rows}/{own.slots or '?'}",
                 f"{own.jobs_per_s:.2f}",
                 f"{own.tokens_per_s:.0f}",
-                f"{own.padding_share:.1%}",
+                f"{own.slot_share:.1%}",
             )
         console.print(workers if state.workers else "No worker has signed on.")
 

@@ -172,6 +172,11 @@ def same_row(one: Finished, other: Finished) -> bool:
     return (one.text, one.token_ids, one.reason) == (other.text, other.token_ids, other.reason)
 
 
+def test_it_says_what_computes(engine: Engine) -> None:
+    assert engine.info.backend in ("simulated", "remote", "torch cpu")
+    assert engine.info.backend.split()[0] in (engine.info.engine, "torch")
+
+
 def test_each_admitted_row_ends_once_and_the_engine_is_empty_again(engine: Engine) -> None:
     before = engine.capacity()
     finished = run(engine, *(request(f"r{i}", "x" * (i + 1)) for i in range(8)))
@@ -192,7 +197,6 @@ def test_stats_tell_how_the_row_was_made(engine: Engine) -> None:
     finished = run(engine, request("a", max_tokens=3), request("b", max_tokens=5))
     stats = finished["b"].stats
     assert stats.group_rows == 2
-    assert 0 <= stats.padding_share < 1
     if paced_by_steps(engine):
         assert stats.batch_rows == pytest.approx((2 + 2 + 1 + 1) / 4)
     assert 1 <= stats.batch_rows <= 2

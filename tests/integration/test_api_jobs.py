@@ -139,10 +139,11 @@ async def test_queue_models_and_metrics_show_the_worker(api: RunningApi) -> None
         "state": "ready",
         "model": "simulated",
         "engine": "simulated",
+        "backend": "simulated",
         "slots": 4,
         "rows": 1,
         "jobs_per_s": 2.0,
-        "padding_share": 0.125,
+        "slot_share": 0.125,
     }
     await api.queue.beat("w1", a_worker(**state))
     await api.submit(priority="batch")
@@ -160,7 +161,11 @@ async def test_queue_models_and_metrics_show_the_worker(api: RunningApi) -> None
     assert (model["id"], model["ready"], model["slots"]) == ("simulated", True, 4)
     assert 'millpond_queued_jobs{priority="batch"} 1.0' in metrics.text
     assert 'millpond_unfinished_jobs{tenant="default"} 1.0' in metrics.text
-    assert 'millpond_worker_padding_share{model="simulated",worker="w1"} 0.125' in metrics.text
+    assert 'millpond_worker_slot_share{model="simulated",worker="w1"} 0.125' in metrics.text
+    assert (
+        'millpond_worker_info{backend="simulated",device="",dtype="",engine="simulated",'
+        'model="simulated",worker="w1"} 1.0' in metrics.text
+    )
     assert (
         'millpond_http_requests_total{method="POST",route="/v1/jobs",status="202"} 1.0'
         in metrics.text

@@ -15,6 +15,7 @@ from millpond.prompts import shared_prefix
 from millpond.tokenization import ByteTokenizer
 from tests.conftest import skip_or_fail
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
+from worker.engines.sequence import Row
 from worker.engines.transformers import loading, self_check
 from worker.engines.transformers.engine import TransformersEngine
 from worker.engines.transformers.native import library
@@ -122,7 +123,9 @@ def drain(engine: TransformersEngine) -> dict[str, Finished]:
 @pytest.mark.parametrize("weights", ["auto", "int8"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_agree_with_transformers(family: str, weights: str, load: Any) -> None:
-    self_check.check(load(family, weights=weights))
+    loaded = load(family, weights=weights)
+    self_check.check(loaded)
+    assert loaded.backend == f"native avx512_{'vnni' if weights == 'int8' else 'bf16'}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,9 +134,7 @@ def test_long_rows_agree_with_transformers_too(family: str, load: Any) -> None:
     loaded = load(family)
     rng = random.Random(family)
     prompts = [[rng.randrange(256) for _ in range(n)] for n in (1, 63, 64, 65, 200, 391)]
-    rows = [
-        self_check.Sequence(request(f"{i}", p, 1), ByteTokenizer()) for i, p in enumerate(prompts)
-    ]
+    rows = [Row(request(f"{i}", p, 1), ByteTokenizer()) for i, p in enumerate(prompts)]
     pages = PagedCache(loaded.native.page_bytes, kv_tokens=2000, slots=len(rows))
     pages.allocate(rows)
     runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
@@ -201,7 +202,7 @@ def test_prefill_in_pieces_and_decode_give_the_same_bits(
     for chunk, threads, start in ((2048, 2, 150), (37, 1, 150), (2048, 3, 90)):
         monkeypatch.setattr("worker.engines.transformers.native.runner.PREFILL_TOKENS", chunk)
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        row = self_check.Sequence(request("r", tokens[:start], 100), ByteTokenizer())
+        row = Row(request("r", tokens[:start], 100), ByteTokenizer())
         pages = PagedCache(loaded.native.page_bytes, kv_tokens=300, slots=1)
         pages.allocate([row])
         runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
@@ -218,9 +219,7 @@ def test_prefill_in_pieces_and_decode_give_the_same_bits(
 
 def test_the_best_token_is_the_first_greatest_logit(load: Any) -> None:
     loaded = load("qwen2")
-    rows = [
-        self_check.Sequence(request(f"{i}", [i, 9, 2 * i], 1), ByteTokenizer()) for i in range(40)
-    ]
+    rows = [Row(request(f"{i}", [i, 9, 2 * i], 1), ByteTokenizer()) for i in range(40)]
     pages = PagedCache(loaded.native.page_bytes, kv_tokens=400, slots=40)
     pages.allocate(rows)
     output = NativeRunner(loaded.native.model, loaded.native.library, pages).prefill(
@@ -326,7 +325,7 @@ def test_pages_are_all_given_back(load: Any) -> None:
 
 def test_a_row_has_a_page_for_each_64_tokens() -> None:
     pages = PagedCache(16, kv_tokens=200, slots=2)
-    row = self_check.Sequence(request("r", [1] * 63, 90), ByteTokenizer())
+    row = Row(request("r", [1] * 63, 90), ByteTokenizer())
     pages.allocate([row])
     for _ in range(80):
         assert pages.table_of(row).used == -(-row.num_tokens // PAGE_TOKENS)
@@ -346,6 +345,7 @@ def test_without_a_compiler_torch_computes(
     )
     loaded = loading.load(config)
     assert loaded.native is None
+    assert loaded.backend == "torch cpu"
     self_check.check(loaded)
 
 

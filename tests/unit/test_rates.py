@@ -5,7 +5,7 @@ from worker.rates import WINDOW_S, Rates
 
 def test_recent_rates_forget_what_is_old() -> None:
     rates = Rates(started_s=0.0)
-    rates.job_ended(1.0, prompt_tokens=10, output_tokens=100, padding_share=0.0)
+    rates.job_ended(1.0, output_tokens=100)
     assert rates.snapshot(10.0).jobs_per_s == 0.1
     assert rates.snapshot(10.0).tokens_per_s == 10.0
     later = rates.snapshot(1.0 + WINDOW_S + 0.1)
@@ -13,12 +13,8 @@ def test_recent_rates_forget_what_is_old() -> None:
     assert later.jobs_total == 1
 
 
-def test_shares() -> None:
+def test_the_share_of_the_slots() -> None:
     rates = Rates(started_s=0.0)
-    assert rates.snapshot(1.0).padding_share == 0
-    # A group of prompts of 1 and 3 tokens, padded to 3 each.
-    for prompt_tokens in (1, 3):
-        rates.job_ended(0.5, prompt_tokens, output_tokens=1, padding_share=1 / 3)
+    assert rates.snapshot(1.0).slot_share == 0
     rates.stepped(rows=3, slots=4)
-    assert rates.snapshot(1.0).padding_share == 0.3333
     assert rates.snapshot(1.0).slot_share == 0.75

@@ -107,7 +107,7 @@ def test_each_step_costs_what_the_model_says() -> None:
         request("a", "xx", max_tokens=2, ignore_eos=True),
         request("b", "xxxx", max_tokens=3, ignore_eos=True),
     )
-    assert slept == [8.0, 11.0, 10.5]  # both padded to four tokens; two rows; one row
+    assert slept == [6.0, 11.0, 10.5]  # six prompt tokens; two rows; one row
 
 
 def test_marked_rows_are_refused_or_end_with_an_error_alone() -> None:

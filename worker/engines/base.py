@@ -108,9 +108,14 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the engine is; it ends up in receipts and in the worker registry."""
+    """What the engine is; it ends up in receipts and in the worker registry.
+
+    ``backend`` is what computes, on which depends how exactly a row can be made again: ``native`` and
+    the instructions that its kernels use, ``torch`` and the device, ``remote`` or ``simulated``.
+    """
 
     engine: str
+    backend: str
     model: str
     dtype: str
     device: str
@@ -120,13 +125,9 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class RowStats:
-    """How a row was made. ``batch_rows`` is the mean batch over this row's decode steps.
-
-    ``padding_share`` is of its group's prefill; 0 from an engine that lays prompts end to end.
-    """
+    """How a row was made. ``batch_rows`` is the mean batch over this row's decode steps."""
 
     group_rows: int
-    padding_share: float
     batch_rows: float
 
 

@@ -45,7 +45,6 @@ class Row:
         "group_rows",
         "id",
         "logprobs",
-        "padding_share",
         "prompt_token_ids",
         "sampling",
         "token_ids",
@@ -65,7 +64,6 @@ class Row:
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self.group_rows = 0
-        self.padding_share = 0.0
         self.decode_steps = 0
         self.decode_rows = 0
         self.counts = _counts(request)
@@ -171,7 +169,6 @@ class Row:
             token_ids=tuple(self.token_ids),
             stats=RowStats(
                 group_rows=self.group_rows,
-                padding_share=self.padding_share,
                 batch_rows=self.decode_rows / self.decode_steps if self.decode_steps else 0.0,
             ),
             error=self.error,

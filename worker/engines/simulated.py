@@ -110,6 +110,7 @@ class SimulatedEngine:
         self._num_steps = 0
         self._info = EngineInfo(
             engine="simulated",
+            backend="simulated",
             model=config.preset.name,
             dtype="none",
             device="none",
@@ -172,13 +173,11 @@ class SimulatedEngine:
         self._planned.clear()
 
     def _prefill(self, group: list[Row]) -> None:
-        padded_tokens = max(s.num_tokens for s in group) * len(group)
-        real_tokens = sum(s.num_tokens for s in group)
-        self._spend(self._simulated.costs.prefill_s_per_token * padded_tokens)
+        num_tokens = sum(row.num_tokens for row in group)
+        self._spend(self._simulated.costs.prefill_s_per_token * num_tokens)
         for row in group:
             if not row.token_ids:  # else it was put back, and this is not its first group
                 row.group_rows = len(group)
-                row.padding_share = 1.0 - real_tokens / padded_tokens
             self._act_out_faults(row)
             if row.finish_reason is None:
                 self._planned[row.id] = self._plan(row)

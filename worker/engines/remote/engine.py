@@ -100,6 +100,7 @@ class RemoteEngine:
         self._broken: Exception | None = None
         self._info = EngineInfo(
             engine="remote",
+            backend="remote",
             model=config.preset.name,
             dtype="unknown",
             device="remote",

@@ -57,6 +57,7 @@ class TransformersEngine:
         )
         self._info = EngineInfo(
             engine="transformers",
+            backend=loaded.backend,
             model=config.preset.name,
             dtype=loaded.dtype_name,
             device=str(loaded.device),

@@ -62,6 +62,13 @@ class LoadedModel:
         return Footprint(self.architecture, self.dtype.itemsize, cache)
 
     @property
+    def backend(self) -> str:
+        """What computes, as receipts name it."""
+        if self.native is not None:
+            return f"native {self.native.instructions}"
+        return f"torch {self.device.type}"
+
+    @property
     def dtype_name(self) -> str:
         if self.native is not None and self.native.weights == "int8":
             return "int8"

@@ -47,6 +47,11 @@ class NativeKernels:
         return cls(packed, library, weights)
 
     @property
+    def instructions(self) -> str:
+        """The processor's, that the matrix products use."""
+        return "avx512_vnni" if self.weights == "int8" else "avx512_bf16"
+
+    @property
     def page_bytes(self) -> int:
         m = self.model
         return 2 * 2 * PAGE_TOKENS * m.num_layers * m.num_kv_heads * m.head_dim
