@@ -11,7 +11,7 @@ from api.metrics import Metrics
 from api.observer import ObserverMiddleware
 from api.openapi import DESCRIPTION, KEY_PROBLEMS, TITLE, install_openapi, problems
 from api.rate_headers import RateHeadersMiddleware
-from api.routes import bulk, events, health, jobs, metrics, models, queue
+from api.routes import bulk, completions, events, health, jobs, metrics, models, queue
 from api.services import open_services
 from millpond import __version__
 from millpond.settings import Settings
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    keyed = (bulk, jobs, events, queue, models, metrics)
+    keyed = (bulk, jobs, completions, events, queue, models, metrics)
     for module in keyed:
         app.include_router(module.router, responses=problems(*KEY_PROBLEMS))
     app.include_router(health.router)

@@ -79,6 +79,11 @@ class InvalidBodyError(MillpondError):
             return cls([Fault("body", f"{count} things are wrong in it", MAX_FAULTS_READ)])
         return cls(list(_faults(error.errors(include_url=False, include_input=False))))
 
+    @classmethod
+    def from_parameters(cls, error: RequestValidationError) -> "InvalidBodyError":
+        # The first part of each place says query, path or header.
+        return cls(list(_faults({**e, "loc": tuple(e["loc"])[1:]} for e in error.errors())))
+
 
 class InvalidJsonError(MillpondError):
     code = "invalid_json"
@@ -239,9 +244,7 @@ async def _on_millpond_error(request: Request, error: Exception) -> Response:
 
 async def _on_bad_parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    # The first part of each place says query, path or header.
-    found = [{**e, "loc": tuple(e["loc"])[1:]} for e in error.errors()]
-    return problem_of(InvalidBodyError(list(_faults(found)))).response()
+    return problem_of(InvalidBodyError.from_parameters(error)).response()
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

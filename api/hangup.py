@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
+from millpond.tasks import end_tasks
+
 T = TypeVar("T")
 
 
@@ -26,9 +28,7 @@ async def until_hangup(
         await asyncio.wait([main, *others], return_when=asyncio.FIRST_COMPLETED)
         return main.result() if main.done() else None
     finally:
-        for task in (main, *others):
-            task.cancel()
-        await asyncio.gather(main, *others, return_exceptions=True)
+        await end_tasks(main, *others)
 
 
 async def _disconnected(receive: Receive) -> None:

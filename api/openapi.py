@@ -10,6 +10,7 @@ from api.bodies import MAX_BULK_JOBS
 from api.errors import PROBLEM_MEDIA_TYPE, PROBLEM_TYPE
 from api.schemas import ProblemBody
 from millpond.messages import JobRequest
+from millpond.openai.requests import ChatRequest, CompletionRequest
 
 REF = "#/components/schemas/{model}"
 
@@ -149,7 +150,10 @@ def install_openapi(app: FastAPI, max_wait_s: float) -> None:
         if app.openapi_schema is None:
             described = derive()
             _, own = models_json_schema(
-                [(JobRequest, "validation"), (BulkBody, "validation"), (ProblemBody, "validation")],
+                [
+                    (model, "validation")
+                    for model in (JobRequest, BulkBody, ChatRequest, CompletionRequest, ProblemBody)
+                ],
                 ref_template=REF,
             )
             schemas = described.setdefault("components", {}).setdefault("schemas", {})

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from api import examples
+from api.accepting import IdempotencyKey, check_key, count_outcome
 from api.bodies import (
     BulkRequest,
     has_surrogate_escape,
@@ -18,7 +19,6 @@ from api.errors import problem_of
 from api.gate import Caller
 from api.openapi import SUBMIT_PROBLEMS, BulkBody, answer, json_body, problems
 from api.payment import give_back, pay
-from api.routes.jobs import IdempotencyKey, check_key, count_outcome
 from api.schemas import BulkAnswer, BulkItem
 from api.services import Api, Services
 from api.submissions import new_job

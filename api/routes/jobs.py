@@ -1,35 +1,25 @@
 """``/v1/jobs``: submit one, look at it, wait for it, cancel it."""
 
-import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from api import examples
+from api.accepting import IdempotencyKey, accept, check_key, refusals_counted
 from api.bodies import parse, read_json
-from api.errors import Fault, InvalidBodyError
 from api.hangup import until_hangup
 from api.openapi import SUBMIT_PROBLEMS, answer, json_body, problems
-from api.payment import give_back, pay
 from api.schemas import CancelAnswer, JobAccepted, JobState
-from api.services import Api, Services
-from api.submissions import new_job
+from api.services import Api
 from api.tenancy import Reader, Submitter
 from api.views import job_accepted, job_path, job_state
 from millpond.errors import (
-    IdempotencyConflictError,
     InvalidRequestError,
     JobNotFoundError,
-    MillpondError,
-    QueueFullError,
 )
-from millpond.messages import JOB_ID_PATTERN, JobRequest, JobStatus, job_id_from_key
+from millpond.messages import JOB_ID_PATTERN, JobRequest, JobStatus
 from millpond.results import JobView
-from millpond.submission import NewJob, Submission
 
-MAX_KEY_CHARS = 255
-_KEY = re.compile(r"[!-~]{1,255}")
-KEY_HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 
 _EXAMPLES: dict[str, Any] = {
@@ -52,15 +42,6 @@ _EXAMPLES: dict[str, Any] = {
 
 router = APIRouter(tags=["jobs"])
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias=KEY_HEADER,
-        description="1 to 255 visible ASCII characters. The same request under it is one job.",
-        json_schema_extra={"pattern": f"^{_KEY.pattern}$"},
-    ),
-]
-
 
 @router.post(
     "/v1/jobs",
@@ -75,37 +56,14 @@ async def submit(
 ) -> Response:
     """Checked whole before anything is queued; 202 once Redis has stored it."""
     key = None if idempotency_key is None else check_key(idempotency_key)
-    id = None if key is None else job_id_from_key(caller.tenant, key)
-    try:
+    async with refusals_counted(api):
         job = await parse(JobRequest, await read_json(request))
-        prepared = await api.tokenizing.prepare(job)
-        new = new_job(job, prepared, id, caller)
-        submission = await _submit_paid(request, api, caller, new)
-    except QueueFullError as error:
-        count_outcome(api, error)
-        raise await api.monitor.with_retry_after(error) from None
-    except MillpondError as error:
-        count_outcome(api, error)
-        raise
-    count_outcome(api, submission)
+        submission = await accept(request, api, caller, job, key)
     headers = {"Location": job_path(submission.id)}
     if not submission.created:
         headers[REPLAYED] = "true"
     body = job_accepted(submission, api.queue.keys).to_json()
     return Response(body, 202, headers, media_type="application/json")
-
-
-async def _submit_paid(request: Request, api: Api, caller: Submitter, new: NewJob) -> Submission:
-    await pay(request, api, caller, [new])
-    outcome: Submission | MillpondError
-    try:
-        outcome = await api.submissions.submit(new)
-    except MillpondError as error:
-        outcome = error
-    await give_back(request, api, caller, [new], [outcome])
-    if isinstance(outcome, MillpondError):
-        raise outcome
-    return outcome
 
 
 @router.get(
@@ -170,20 +128,3 @@ def check_id(id: str) -> str:
     if not JOB_ID_PATTERN.fullmatch(id):
         raise JobNotFoundError(id)
     return id
-
-
-def check_key(key: str) -> str:
-    """Raises InvalidBodyError naming the header."""
-    if not _KEY.fullmatch(key):
-        message = f"must be 1 to {MAX_KEY_CHARS} visible ASCII characters"
-        raise InvalidBodyError([Fault(KEY_HEADER, message, MAX_KEY_CHARS)])
-    return key
-
-
-def count_outcome(api: Services, outcome: Submission | MillpondError) -> None:
-    match outcome:
-        case Submission(created=created):
-            name = "accepted" if created else "replayed"
-        case IdempotencyConflictError() | QueueFullError() | MillpondError():
-            name = outcome.code
-    api.metrics.jobs.labels(name).inc()

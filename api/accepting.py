@@ -1,0 +1,81 @@
+"""From a checked request to an accepted job: ids from keys, tokens paid, outcomes counted."""
+
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Header, Request
+
+from api.errors import Fault, InvalidBodyError
+from api.gate import Caller
+from api.payment import give_back, pay
+from api.services import Services
+from api.submissions import new_job
+from millpond.errors import MillpondError, QueueFullError
+from millpond.messages import JobRequest, job_id_from_key
+from millpond.submission import Submission
+
+MAX_KEY_CHARS = 255
+KEY_HEADER = "Idempotency-Key"
+_KEY = re.compile(r"[!-~]{1,255}")
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=KEY_HEADER,
+        description="1 to 255 visible ASCII characters. The same request under it is one job.",
+        json_schema_extra={"pattern": f"^{_KEY.pattern}$"},
+    ),
+]
+
+
+def check_key(key: str) -> str:
+    """Raises InvalidBodyError naming the header."""
+    if not _KEY.fullmatch(key):
+        message = f"must be 1 to {MAX_KEY_CHARS} visible ASCII characters"
+        raise InvalidBodyError([Fault(KEY_HEADER, message, MAX_KEY_CHARS)])
+    return key
+
+
+async def accept(
+    request: Request, api: Services, caller: Caller, job: JobRequest, key: str | None
+) -> Submission:
+    """Queue it once, whatever is repeated under its key. Returns when Redis has stored it.
+
+    Raises InvalidRequestError, LimitExceededError, QueueFullError, IdempotencyConflictError,
+    ModelNotReadyError, QueueUnavailableError.
+    """
+    id = None if key is None else job_id_from_key(caller.tenant, key)
+    new = new_job(job, await api.tokenizing.prepare(job), id, caller)
+    await pay(request, api, caller, [new])
+    outcome: Submission | MillpondError
+    try:
+        outcome = await api.submissions.submit(new)
+    except MillpondError as error:
+        outcome = error
+    await give_back(request, api, caller, [new], [outcome])
+    if isinstance(outcome, MillpondError):
+        raise outcome
+    count_outcome(api, outcome)
+    return outcome
+
+
+@contextlib.asynccontextmanager
+async def refusals_counted(api: Services) -> AsyncIterator[None]:
+    """Count what is refused; tell a client of a full queue when to come back."""
+    try:
+        yield
+    except MillpondError as error:
+        count_outcome(api, error)
+        if isinstance(error, QueueFullError):
+            raise await api.monitor.with_retry_after(error) from None
+        raise
+
+
+def count_outcome(api: Services, outcome: Submission | MillpondError) -> None:
+    if isinstance(outcome, Submission):
+        name = "accepted" if outcome.created else "replayed"
+    else:
+        name = outcome.code
+    api.metrics.jobs.labels(name).inc()

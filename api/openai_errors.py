@@ -1,0 +1,120 @@
+"""Errors in OpenAI's shape, with the statuses by which its clients tell them apart."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from api.errors import InvalidBodyError, Problem, problem_of
+from millpond.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    JobNotFoundError,
+    MillpondError,
+    PromptTooLongError,
+    UnknownModelError,
+)
+from millpond.messages import JobError, JobResult
+from millpond.openai.responses import ChangedTextError
+
+log = structlog.get_logger("millpond.api")
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
+
+
+# Ends of a job that the request itself brought about; others are the service's.
+_CLIENTS_FAULTS = {"invalid_request", "prompt_too_long", "does_not_fit", "cancelled"}
+
+
+class JobFailedError(MillpondError):
+    """The job that was to be the answer ended without one."""
+
+    def __init__(self, result: JobResult) -> None:
+        error = result.error or JobError(code=str(result.status), message="the job has no text")
+        super().__init__(error.message)
+        self.job_code = error.code
+
+    @property
+    def status(self) -> int:
+        if self.job_code == "deadline_exceeded":
+            return 504
+        return 400 if self.job_code in _CLIENTS_FAULTS else 500
+
+
+class OpenAIRoute(APIRoute):
+    """A route whose errors are OpenAI's: ``{"error": {"message", "type", "param", "code"}}``."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                return error_response(InvalidBodyError.from_parameters(error))
+            except MillpondError as error:
+                return error_response(error)
+
+        return handled
+
+
+def error_response(error: MillpondError) -> Response:
+    problem = problem_of(error)
+    status, body = _status_and_body(error, problem)
+    if status >= 500:
+        log.warning("request_failed", code=error.code, cause=str(error))
+    headers = {}
+    if problem.retry_after_s is not None:
+        headers["Retry-After"] = str(problem.retry_after_s)
+    if problem.challenge is not None:
+        headers["WWW-Authenticate"] = problem.challenge
+    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+def error_of(error: MillpondError) -> dict[str, Any]:
+    """The body alone, for a stream whose status is sent already."""
+    return _status_and_body(error, problem_of(error))[1]
+
+
+def _status_and_body(error: MillpondError, problem: Problem) -> tuple[int, dict[str, Any]]:
+    status, code = _status_and_code(error, problem)
+    told = isinstance(error, JobFailedError | ChangedTextError)
+    message = str(error) if told else problem.detail
+    body = {
+        "message": message,
+        "type": _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
+        "param": problem.faults[0].field if problem.faults else None,
+        "code": code,
+    }
+    return status, {"error": body}
+
+
+def _status_and_code(error: MillpondError, problem: Problem) -> tuple[int, str]:
+    """OpenAI's where its API knows the case, else the problem's own."""
+    match error:
+        case JobFailedError():
+            return error.status, error.job_code
+        case UnknownModelError():
+            return 404, "model_not_found"
+        case PromptTooLongError():
+            return 400, "context_length_exceeded"
+        case InvalidRequestError() | InvalidBodyError():
+            return 400, problem.code
+        case IdempotencyConflictError():
+            return 409, problem.code
+        case JobNotFoundError():
+            return 404, "not_found"
+        case _ if problem.status == 401:
+            return 401, "invalid_api_key"
+        case _:
+            return problem.status, problem.code

@@ -1,0 +1,92 @@
+"""``/v1/chat/completions`` and ``/v1/completions``: jobs that their own requests answer."""
+
+import math
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+
+from api.accepting import IdempotencyKey, accept, check_key, refusals_counted
+from api.bodies import parse, read_json
+from api.completions import AnsweredJob, CompletionStream, answer_whole
+from api.errors import InvalidBodyError
+from api.gate import Caller
+from api.openai_errors import OpenAIRoute
+from api.openapi import json_body
+from api.services import Api, Services
+from api.tenancy import Submitter
+from millpond.messages import JobRequest
+from millpond.openai.requests import CHAT, COMPLETIONS, ChatRequest, CompletionRequest
+
+_CHAT_EXAMPLE: dict[str, Any] = {
+    "question": {
+        "model": "smollm2-135m",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_completion_tokens": 32,
+        "stream": True,
+    }
+}
+_COMPLETION_EXAMPLE: dict[str, Any] = {
+    "continuation": {"model": "smollm2-135m", "prompt": "Once upon a time", "max_tokens": 32}
+}
+
+router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
+
+
+@router.post(
+    CHAT,
+    response_class=Response,
+    summary="Answer a conversation",
+    openapi_extra=json_body(ChatRequest, _CHAT_EXAMPLE),
+)
+async def chat_completions(
+    request: Request, api: Api, caller: Submitter, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """As OpenAI's: whole, or in chunks with `stream`. `X-Job-Id` names the job behind it."""
+    return await _answer(request, api, caller, ChatRequest, idempotency_key)
+
+
+@router.post(
+    COMPLETIONS,
+    response_class=Response,
+    summary="Continue a text",
+    openapi_extra=json_body(CompletionRequest, _COMPLETION_EXAMPLE),
+)
+async def completions(
+    request: Request, api: Api, caller: Submitter, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """As OpenAI's: whole, or in chunks with `stream`. `X-Job-Id` names the job behind it."""
+    return await _answer(request, api, caller, CompletionRequest, idempotency_key)
+
+
+async def _answer(
+    request: Request,
+    api: Services,
+    caller: Caller,
+    shape: type[ChatRequest] | type[CompletionRequest],
+    idempotency_key: str | None,
+) -> Response:
+    key = None if idempotency_key is None else check_key(idempotency_key)
+    async with refusals_counted(api):
+        body = await parse(shape, await read_json(request))
+        submission = await accept(request, api, caller, _job(body), key)
+    job = AnsweredJob(
+        id=submission.id,
+        tenant=caller.tenant,
+        n=body.n,
+        model=body.model or api.preset.name,
+        chat=shape is ChatRequest,
+        created_s=math.floor(time.time()),
+    )
+    if body.stream:
+        return CompletionStream(api, job, include_usage=body.include_usage)
+    return await answer_whole(api, job, request.receive)
+
+
+def _job(body: ChatRequest | CompletionRequest) -> JobRequest:
+    """Raises InvalidBodyError."""
+    try:
+        return body.job(stream=body.stream, priority=body.priority)
+    except ValidationError as error:
+        raise InvalidBodyError.from_pydantic(error) from None

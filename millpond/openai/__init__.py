@@ -1,0 +1,1 @@
+"""OpenAI's shapes, both ways: requests to jobs, results to responses. Pure."""

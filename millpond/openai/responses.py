@@ -1,0 +1,158 @@
+"""Results as OpenAI's ``chat.completion`` and ``text_completion`` objects, whole or in chunks. Pure."""
+
+from typing import Any
+
+from millpond import openai_logprobs
+from millpond.errors import MillpondError
+from millpond.messages import Choice, FinishReason, GeneratedToken, JobResult, Usage
+
+# OpenAI's API has no word for a row that was ended because it repeats itself.
+FINISH_REASONS = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.LOOP: "stop",
+}
+
+
+def choices_of(result: JobResult) -> list[Choice]:
+    """The texts of a job, also of one that asked for one only."""
+    if result.choices is not None:
+        return result.choices
+    only = Choice(
+        index=0,
+        finish_reason=result.finish_reason,
+        text=result.text,
+        token_ids=result.token_ids,
+        logprobs=result.logprobs,
+    )
+    return [only]
+
+
+def completion(result: JobResult, *, chat: bool, model: str, created_s: int) -> dict[str, Any]:
+    """The whole answer to a job that succeeded."""
+    assert result.usage is not None, "a succeeded job has a usage"
+    body: dict[str, Any] = {
+        "id": completion_id(result.id, chat=chat),
+        "object": "chat.completion" if chat else "text_completion",
+        "created": created_s,
+        "model": model,
+        "choices": [_choice(choice, chat=chat) for choice in choices_of(result)],
+        "usage": usage_of(result.usage),
+    }
+    if result.prompt_token_ids is not None:
+        body["prompt_token_ids"] = result.prompt_token_ids
+    return body
+
+
+def completion_id(job_id: str, *, chat: bool) -> str:
+    return f"{'chatcmpl' if chat else 'cmpl'}-{job_id}"
+
+
+def usage_of(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def _choice(choice: Choice, *, chat: bool) -> dict[str, Any]:
+    shape: dict[str, Any] = {
+        "index": choice.index,
+        "finish_reason": FINISH_REASONS[choice.finish_reason],
+        "logprobs": _logprobs(choice.logprobs, chat=chat),
+    }
+    if chat:
+        shape["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+    else:
+        shape["text"] = choice.text
+    if choice.token_ids is not None:
+        shape["token_ids"] = choice.token_ids
+    return shape
+
+
+def _logprobs(tokens: list[GeneratedToken] | None, *, chat: bool) -> dict[str, Any] | None:
+    if tokens is None:
+        return None
+    return (openai_logprobs.chat_shape if chat else openai_logprobs.completion_shape)(tokens)
+
+
+class ChangedTextError(MillpondError):
+    code = "text_changed"
+
+    def __init__(self) -> None:
+        super().__init__("the job was started again and wrote another text than was streamed")
+
+
+class Chunks:
+    """The chunks of one streamed answer, in OpenAI's shape."""
+
+    def __init__(self, job_id: str, *, chat: bool, model: str, created_s: int) -> None:
+        self._chat = chat
+        self._head = {
+            "id": completion_id(job_id, chat=chat),
+            "object": "chat.completion.chunk" if chat else "text_completion",
+            "created": created_s,
+            "model": model,
+        }
+
+    def role(self, index: int) -> dict[str, Any]:
+        """The first chunk of a chat's choice."""
+        return self._of({**self._delta(index, ""), "delta": {"role": "assistant", "content": ""}})
+
+    def text(self, index: int, text: str) -> dict[str, Any]:
+        return self._of(self._delta(index, text))
+
+    def end(self, choice: Choice) -> dict[str, Any]:
+        """The last chunk of a choice; its log-probabilities come all at once, here."""
+        shape = self._delta(choice.index, "")
+        if self._chat:
+            shape["delta"] = {}
+        shape["finish_reason"] = FINISH_REASONS[choice.finish_reason]
+        shape["logprobs"] = _logprobs(choice.logprobs, chat=self._chat)
+        if choice.token_ids is not None:
+            shape["token_ids"] = choice.token_ids
+        return self._of(shape)
+
+    def usage(self, usage: Usage) -> dict[str, Any]:
+        return {**self._head, "choices": [], "usage": usage_of(usage)}
+
+    def _delta(self, index: int, text: str) -> dict[str, Any]:
+        written = {"delta": {"content": text}} if self._chat else {"text": text}
+        return {"index": index, **written, "finish_reason": None, "logprobs": None}
+
+    def _of(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return {**self._head, "choices": [choice]}
+
+
+class StreamedTexts:
+    """What has been sent of each choice, so that nothing is sent twice.
+
+    A lost attempt begins again and normally writes the same: what was sent is then passed over.
+    The methods raise ChangedTextError if it does not, for OpenAI's clients cannot take text back.
+    """
+
+    def __init__(self, choices: int) -> None:
+        self._sent = [""] * choices
+
+    def new_part(self, index: int, offset: int, text: str) -> str:
+        """What of ``text``, which begins at character ``offset`` of its choice, is to be sent now.
+
+        Behind a gap that is nothing; `rest` makes up for it.
+        """
+        sent = self._sent[index]
+        if offset > len(sent):
+            return ""
+        overlap = sent[offset : offset + len(text)]
+        if not text.startswith(overlap):
+            raise ChangedTextError
+        new = text[len(overlap) :]
+        self._sent[index] += new
+        return new
+
+    def rest(self, choice: Choice) -> str:
+        """What is left to send of a choice that has ended."""
+        sent = self._sent[choice.index]
+        if not choice.text.startswith(sent):
+            raise ChangedTextError
+        return choice.text[len(sent) :]
