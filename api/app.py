@@ -38,11 +38,13 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    keyed = (bulk, jobs, completions, events, queue, models, metrics)
+    keyed = (bulk, jobs, events, queue, models, metrics)
     for module in keyed:
         app.include_router(module.router, responses=problems(*KEY_PROBLEMS))
-    app.include_router(health.router)
-    app.state.routes = [route for module in (*keyed, health) for route in module.router.routes]
+    for module in (completions, health):
+        app.include_router(module.router)
+    every = (*keyed, completions, health)
+    app.state.routes = [route for module in every for route in module.router.routes]
     install_error_handlers(app)
     install_openapi(app, settings.max_wait_s)
     app.add_middleware(

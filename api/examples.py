@@ -137,3 +137,41 @@ READY: dict[str, Any] = {
     "workers_ready": 1,
 }
 METRICS = 'millpond_queued_jobs{priority="normal"} 5.0\n'
+
+_USAGE = {"prompt_tokens": 37, "completion_tokens": 11, "total_tokens": 48}
+_MADE = {"created": 1_760_000_000, "model": "smollm2-135m"}
+CHAT_COMPLETION: dict[str, Any] = {
+    "id": f"chatcmpl-{_ID}",
+    "object": "chat.completion",
+    **_MADE,
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "logprobs": None,
+            "message": {
+                "role": "assistant",
+                "content": "The capital of France is Paris.",
+                "refusal": None,
+            },
+        }
+    ],
+    "usage": _USAGE,
+}
+CHAT_CHUNK = (
+    b'{"id":"chatcmpl-k3v...","object":"chat.completion.chunk","choices":[{"index":0,'
+    b'"delta":{"content":"The"},"finish_reason":null}]}'
+)
+TEXT_COMPLETION: dict[str, Any] = {
+    "id": f"cmpl-{_ID}",
+    "object": "text_completion",
+    **_MADE,
+    "choices": [
+        {"index": 0, "finish_reason": "length", "logprobs": None, "text": ", there was a pond"}
+    ],
+    "usage": _USAGE,
+}
+TEXT_CHUNK = (
+    b'{"id":"cmpl-k3v...","object":"text_completion","choices":[{"index":0,'
+    b'"text":", there","finish_reason":null}]}'
+)

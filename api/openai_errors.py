@@ -11,12 +11,7 @@ from fastapi.routing import APIRoute
 
 from api.errors import InvalidBodyError, Problem, problem_of
 from millpond.errors import (
-    IdempotencyConflictError,
-    InvalidRequestError,
-    JobNotFoundError,
     MillpondError,
-    PromptTooLongError,
-    UnknownModelError,
 )
 from millpond.messages import JobError, JobResult
 from millpond.openai.responses import ChangedTextError
@@ -32,6 +27,14 @@ _TYPES = {
 }
 
 
+# Where OpenAI's API has another status or name for what a problem's code says.
+_STATUS_AND_CODE = {
+    "idempotency_conflict": (409, "idempotency_conflict"),
+    "invalid_request": (400, "invalid_request"),
+    "prompt_too_long": (400, "context_length_exceeded"),
+    "unauthenticated": (401, "invalid_api_key"),
+    "unknown_model": (404, "model_not_found"),
+}
 # Ends of a job that the request itself brought about; others are the service's.
 _CLIENTS_FAULTS = {"invalid_request", "prompt_too_long", "does_not_fit", "cancelled"}
 
@@ -86,35 +89,23 @@ def error_of(error: MillpondError) -> dict[str, Any]:
     return _status_and_body(error, problem_of(error))[1]
 
 
+def openai_shape(problem: Problem) -> tuple[int, dict[str, Any]]:
+    """The status and the body by which a problem is answered here."""
+    status, code = _STATUS_AND_CODE.get(problem.code, (problem.status, problem.code))
+    param = problem.faults[0].field if problem.faults else None
+    return status, _body(status, code, problem.detail, param)
+
+
 def _status_and_body(error: MillpondError, problem: Problem) -> tuple[int, dict[str, Any]]:
-    status, code = _status_and_code(error, problem)
-    told = isinstance(error, JobFailedError | ChangedTextError)
-    message = str(error) if told else problem.detail
-    body = {
-        "message": message,
-        "type": _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
-        "param": problem.faults[0].field if problem.faults else None,
-        "code": code,
-    }
-    return status, {"error": body}
-
-
-def _status_and_code(error: MillpondError, problem: Problem) -> tuple[int, str]:
-    """OpenAI's where its API knows the case, else the problem's own."""
     match error:
         case JobFailedError():
-            return error.status, error.job_code
-        case UnknownModelError():
-            return 404, "model_not_found"
-        case PromptTooLongError():
-            return 400, "context_length_exceeded"
-        case InvalidRequestError() | InvalidBodyError():
-            return 400, problem.code
-        case IdempotencyConflictError():
-            return 409, problem.code
-        case JobNotFoundError():
-            return 404, "not_found"
-        case _ if problem.status == 401:
-            return 401, "invalid_api_key"
+            return error.status, _body(error.status, error.job_code, str(error), None)
+        case ChangedTextError():
+            return 500, _body(500, error.code, str(error), None)
         case _:
-            return problem.status, problem.code
+            return openai_shape(problem)
+
+
+def _body(status: int, code: str, message: str, param: str | None) -> dict[str, Any]:
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from api.bodies import MAX_BULK_JOBS
-from api.errors import PROBLEM_MEDIA_TYPE, PROBLEM_TYPE
-from api.schemas import ProblemBody
+from api.errors import PROBLEM_MEDIA_TYPE, PROBLEM_TYPE, Problem
+from api.openai_errors import openai_shape
+from api.schemas import OpenAIErrorBody, ProblemBody
 from millpond.messages import JobRequest
 from millpond.openai.requests import ChatRequest, CompletionRequest
 
@@ -128,6 +129,19 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     return by_status
 
 
+def openai_problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """The same for a route that answers in OpenAI's shape, with the statuses of `api.openai_errors`."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        status, fields = _EXAMPLES[code]
+        status, body = openai_shape(Problem(status, code, fields["detail"]))
+        entry = by_status.setdefault(status, _empty_openai_problem())
+        title = code.replace("_", " ").capitalize()
+        entry["description"] = f"{entry['description']}, {title}".lstrip(", ")
+        entry["content"]["application/json"]["examples"][code] = {"summary": title, "value": body}
+    return by_status
+
+
 def answer(status: int, **examples: Any) -> dict[int | str, dict[str, Any]]:
     """What a route's ``responses`` say of its JSON answer, beside the schema that FastAPI knows."""
     named = {name: {"value": value} for name, value in examples.items()}
@@ -150,10 +164,7 @@ def install_openapi(app: FastAPI, max_wait_s: float) -> None:
         if app.openapi_schema is None:
             described = derive()
             _, own = models_json_schema(
-                [
-                    (model, "validation")
-                    for model in (JobRequest, BulkBody, ChatRequest, CompletionRequest, ProblemBody)
-                ],
+                [(model, "validation") for model in _UNDERIVED],
                 ref_template=REF,
             )
             schemas = described.setdefault("components", {}).setdefault("schemas", {})
@@ -178,6 +189,17 @@ class BulkBody(BaseModel):
     jobs: list[JobRequest] = Field(min_length=1, max_length=MAX_BULK_JOBS)
 
 
+# What only `json_body`, `problems` and `openai_problems` refer to.
+_UNDERIVED: tuple[type[BaseModel], ...] = (
+    JobRequest,
+    BulkBody,
+    ChatRequest,
+    CompletionRequest,
+    ProblemBody,
+    OpenAIErrorBody,
+)
+
+
 def _describe_parameters(described: dict[str, Any], max_wait_s: float) -> None:
     """A parameter that may be left out is not null then, as FastAPI has it."""
     for path, methods in described["paths"].items():
@@ -199,6 +221,11 @@ def _drop_derived_problems(described: dict[str, Any]) -> None:
             answers = operation["responses"]
             if "422" in answers and PROBLEM_MEDIA_TYPE not in answers["422"]["content"]:
                 del answers["422"]
+
+
+def _empty_openai_problem() -> dict[str, Any]:
+    schema = {"$ref": REF.format(model=OpenAIErrorBody.__name__)}
+    return {"description": "", "content": {"application/json": {"schema": schema, "examples": {}}}}
 
 
 def _empty_problem(status: int) -> dict[str, Any]:

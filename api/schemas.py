@@ -37,6 +37,19 @@ class ProblemBody(Answer):
     )
 
 
+class OpenAIFault(Answer):
+    message: str
+    type: str
+    param: str | None = Field(default=None, description="The field that is wrong.")
+    code: str = Field(description="Stable and machine-readable.")
+
+
+class OpenAIErrorBody(Answer):
+    """OpenAI's shape of an error."""
+
+    error: OpenAIFault
+
+
 class Links(Answer):
     self: str
     events: str

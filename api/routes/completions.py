@@ -7,13 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
+from api import examples
 from api.accepting import IdempotencyKey, accept, check_key, refusals_counted
 from api.bodies import parse, read_json
 from api.completions import AnsweredJob, CompletionStream, answer_whole
 from api.errors import InvalidBodyError
 from api.gate import Caller
 from api.openai_errors import OpenAIRoute
-from api.openapi import json_body
+from api.openapi import KEY_PROBLEMS, SUBMIT_PROBLEMS, json_body, openai_problems
 from api.services import Api, Services
 from api.tenancy import Submitter
 from millpond.messages import JobRequest
@@ -31,6 +32,21 @@ _COMPLETION_EXAMPLE: dict[str, Any] = {
     "continuation": {"model": "smollm2-135m", "prompt": "Once upon a time", "max_tokens": 32}
 }
 
+
+def _responses(whole: dict[str, Any], chunk: bytes) -> dict[int | str, dict[str, Any]]:
+    return {
+        200: {
+            "description": "The answer; with `stream`, in chunks up to `[DONE]`",
+            "content": {
+                "application/json": {"schema": {"type": "object"}, "example": whole},
+                "text/event-stream": {"example": (b"data: %s\n\ndata: [DONE]\n" % chunk).decode()},
+            },
+            "headers": {"X-Job-Id": {"schema": {"type": "string"}}},
+        },
+        **openai_problems(*SUBMIT_PROBLEMS, *KEY_PROBLEMS),
+    }
+
+
 router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
 
 
@@ -38,6 +54,7 @@ router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
     CHAT,
     response_class=Response,
     summary="Answer a conversation",
+    responses=_responses(examples.CHAT_COMPLETION, examples.CHAT_CHUNK),
     openapi_extra=json_body(ChatRequest, _CHAT_EXAMPLE),
 )
 async def chat_completions(
@@ -51,6 +68,7 @@ async def chat_completions(
     COMPLETIONS,
     response_class=Response,
     summary="Continue a text",
+    responses=_responses(examples.TEXT_COMPLETION, examples.TEXT_CHUNK),
     openapi_extra=json_body(CompletionRequest, _COMPLETION_EXAMPLE),
 )
 async def completions(
