@@ -50,6 +50,7 @@ class WorkerOptions:
     heartbeat_s: float = 1.0
     grace_s: float = 20.0
     delta_interval_s: float = 0.05
+    model_identity: str | None = None
 
 
 class EngineFailedError(Exception):
@@ -278,6 +279,7 @@ class Worker:
         return worker_state(
             self._phase,
             self._preset.name,
+            self._options.model_identity,
             None if loading else (self._info, self._full),
             self._options.window,
             rows=self._jobs.num_rows,
