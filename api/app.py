@@ -38,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    app.state.metrics = counted
     keyed = (bulk, jobs, events, queue, models, metrics)
     for module in keyed:
         app.include_router(module.router, responses=problems(*KEY_PROBLEMS))

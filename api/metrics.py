@@ -1,7 +1,9 @@
 """Prometheus: what the HTTP side counts, and what Redis knows of the queue and its workers."""
 
 from collections.abc import Iterable
+from typing import cast
 
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -46,6 +48,12 @@ class Metrics:
             buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
+        self.refused = Counter(
+            "millpond_http_refused_total",
+            "Requests and connections refused before they reached a route.",
+            ["code"],
+            registry=self.registry,
+        )
         self.jobs = Counter(
             "millpond_api_jobs_total",
             "Jobs that came in here: accepted, replayed or refused.",
@@ -54,6 +62,10 @@ class Metrics:
         )
         self.queue = QueueCollector()
         self.registry.register(self.queue)
+
+
+def metrics_of(app: FastAPI) -> Metrics:
+    return cast(Metrics, app.state.metrics)
 
 
 class QueueCollector(Collector):

@@ -1,18 +1,27 @@
 """The HTTP server around the application: uvicorn, whose end waits for nobody's long poll."""
 
+import asyncio
+import functools
 import logging
+import resource
 import signal
 import socket
+from typing import cast
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from api.connections import ConnectionLimits, Connections
+from api.metrics import metrics_of
+from api.protocol import BoundedProtocol
 from api.services import services_of
 from millpond.settings import Settings
 
 # Answers that are under way when the process is told to stop get this long.
 GRACE_S = 2
+# Files that the process has open beside its clients' connections: Redis, the tokenizer, logs.
+OTHER_FILES = 256
 
 log = structlog.get_logger("millpond.api")
 
@@ -21,18 +30,27 @@ class ApiServer(uvicorn.Server):
     """Ends event streams and long polls before it waits for open connections."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
+        self.connections = Connections(ConnectionLimits.of(settings))
+        refused = metrics_of(app).refused
+        protocol = functools.partial(
+            BoundedProtocol,
+            connections=self.connections,
+            on_refusal=lambda code: refused.labels(code).inc(),
+        )
         super().__init__(
             uvicorn.Config(
                 app,
                 host=settings.host,
                 port=settings.port,
-                http="httptools",
+                # A class to uvicorn's types; it only ever calls it.
+                http=cast(type[asyncio.Protocol], protocol),
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                timeout_keep_alive=cast(int, settings.keep_alive_s),
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
@@ -56,7 +74,19 @@ class ApiServer(uvicorn.Server):
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle_exit)
+        allow_files(self.connections.limits.connections + OTHER_FILES)
         self.run()
+
+
+def allow_files(wanted: int) -> None:
+    """Let this process open so many files, each connection being one, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = hard == resource.RLIM_INFINITY
+    allowed = wanted if unlimited else min(wanted, hard)
+    if allowed < wanted:
+        log.warning("few_files", allowed=allowed, wanted=wanted)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 class StructlogHandler(logging.Handler):

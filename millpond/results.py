@@ -204,8 +204,11 @@ class Results:
 
 
 async def _next(inbox: "asyncio.Queue[bytes]", timeout_s: float) -> bytes | None:
+    # Not wait_for: on Python 3.11 it forgets that it was cancelled when a message comes at that moment,
+    # and a stream whose client had left went on for ever.
     try:
-        return await asyncio.wait_for(inbox.get(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await inbox.get()
     except TimeoutError:
         return None
 

@@ -47,9 +47,6 @@ class Settings(BaseSettings):
     # Where things are
     redis_url: str = "redis://127.0.0.1:6379/0"
     queue: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")
-    allow_eviction: bool = Field(
-        default=False, description="Run on a server whose maxmemory-policy may drop accepted jobs."
-    )
     data_dir: Path = Path("data")
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "millpond")
 
@@ -140,6 +137,25 @@ class Settings(BaseSettings):
     )
     max_body_bytes: Count = 2 * 1024 * 1024
     max_wait_s: Seconds = 60.0
+    max_header_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=32 * 1024, description="Request line and headers of one request together."
+    )
+    header_timeout_s: Seconds = Field(
+        default=10.0, description="Time for the headers to come, and for a body to begin."
+    )
+    min_body_bytes_per_s: Count = Field(
+        default=4096, description="A body that comes more slowly than this is given up."
+    )
+    keep_alive_s: Seconds = Field(
+        default=65.0, description="How long a connection without a request is kept."
+    )
+    max_connections: Count = Field(
+        default=16_384, description="Open connections, streams and long polls included."
+    )
+    max_idle_connections: Count = Field(
+        default=1_024,
+        description="Of those, the ones without a request; the longest idle one has to go.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("adapters", "simulated", mode="before")

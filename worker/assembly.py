@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from millpond.errors import InvalidRequestError
-from millpond.model_identity import model_identity
 from millpond.presets import Preset
 from millpond.settings import Settings
 from millpond.tokenization import ByteTokenizer, FolderTokenizer, Tokenizer
@@ -30,38 +29,27 @@ def window_policy(settings: Settings) -> WindowPolicy:
             return WindowPolicy.hybrid(settings.window_min_jobs, settings.window_max_jobs, wait_s)
 
 
-def prepare_folder(settings: Settings, preset: Preset) -> Path | None:
-    """The folder with the model, or with its tokenizer alone where it runs elsewhere.
+def worker_engine(settings: Settings, preset: Preset) -> tuple[Tokenizer, Callable[[], Engine]]:
+    """The tokenizer, and what builds the engine once its thread runs.
 
-    It may have to be made or downloaded first, which can take long. None: there are no files.
-    Raises ModelLoadError.
+    Makes the model's folder first, which can take long. Raises ModelLoadError.
     """
+    folder: Path | None = None
+    tokenizer: Tokenizer
     if settings.counts_bytes:
-        return None
-    from worker.weights import prepare_model, prepare_tokenizer
+        tokenizer = ByteTokenizer()
+    elif settings.engine == "remote":
+        from worker.weights import prepare_tokenizer
 
-    if settings.engine == "remote":
-        return prepare_tokenizer(preset, settings.cache_dir)
-    return prepare_model(preset, settings.cache_dir)
+        tokenizer = FolderTokenizer(prepare_tokenizer(preset, settings.cache_dir))
+    else:
+        from worker.weights import prepare_model
 
-
-def identity_of(settings: Settings, preset: Preset, folder: Path | None) -> str:
-    """That of the model in ``folder``; behind a chat route, its name there is all that is known."""
-    made_by = settings.engine if settings.engine == "simulated" else f"chat {settings.model_name}"
-    return model_identity(folder, preset, made_by=made_by)
-
-
-def worker_engine(
-    settings: Settings, preset: Preset, folder: Path | None
-) -> tuple[Tokenizer, Callable[[], Engine]]:
-    """The tokenizer, and what builds the engine once its thread runs. Raises ModelLoadError.
-
-    ``folder`` is that of `prepare_folder`.
-    """
-    tokenizer = ByteTokenizer() if folder is None else FolderTokenizer(folder)
+        folder = prepare_model(preset, settings.cache_dir)
+        tokenizer = FolderTokenizer(folder)
     config = EngineConfig(
         engine=settings.engine,
-        model_folder=None if settings.engine == "remote" else folder,
+        model_folder=folder,
         preset=preset,
         dtype=settings.dtype,
         device=settings.device,

@@ -1,4 +1,4 @@
-"""One job in flight: what was claimed, how far its rows are, the result it will have."""
+"""One job in the worker's hands: what was claimed, how far its rows are, the result it will have."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,6 @@ from worker.engines.base import (
     RowStats,
     Sampling,
 )
-from worker.job_state import STOPPED_STATES, JobState, RowState
 
 # JSON has no minus infinity; OpenAI writes this for a token that cannot be.
 LEAST_LOGPROB = -9999.0
@@ -43,13 +42,14 @@ _MESSAGES = {
 
 
 @dataclass(slots=True)
-class JobRow:
+class HeldChoice:
     """One of a job's texts: a row of the engine's, from admission to its end."""
 
-    job: "InFlightJob"
+    job: "HeldJob"
     index: int
-    state: RowState = RowState.WAITING
-    finished: Finished | None = None  # set once it has ended
+    # With the engine, as a row that runs or waits there.
+    admitted: bool = False
+    finished: Finished | None = None
     # Streamed text: what waits to be written, and how many characters were written before.
     unwritten: str = ""
     written_chars: int = 0
@@ -59,47 +59,35 @@ class JobRow:
     def row(self) -> str:
         return f"{self.job.row}/{self.index}"
 
-    def end(self, finished: Finished) -> None:
-        self.state, self.finished = RowState.ENDED, finished
-
 
 @dataclass(slots=True)
-class InFlightJob:
-    """Owned by the JobTable from claim to commit.
+class HeldJob:
+    """Owned by the JobTable from claim to commit; the LeaseKeeper only sets ``end_as`` and ``lost``.
 
-    It has no rows until it is `prepared`, and ends when all of them have. ``claimed_s`` and
-    ``first_token_s`` are this process's monotonic clock.
+    It ends when all its ``choices`` have. ``claimed_s`` and ``first_token_s`` are this process's
+    monotonic clock.
     """
 
     claimed: ClaimedJob
+    request: JobRequest
+    prompt: PreparedPrompt
     window_jobs: int
-    state: JobState = JobState.CLAIMED
-    rows: list[JobRow] = field(default_factory=list)
+    seed: int = field(init=False)
+    choices: list[HeldChoice] = field(init=False)
     claimed_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
+    # Set when the job is to end early, and how it then counts.
+    end_as: JobStatus | None = None
+    lost: bool = False
     # Why the engine does not take it.
     rejection: Rejection | None = None
-    _prepared: tuple[JobRequest, PreparedPrompt] | None = None
+    # Its last word is with the Committer; the lease is kept, but what befalls it matters no more.
+    ended: bool = False
 
-    def prepared(self, request: JobRequest, prompt: PreparedPrompt) -> None:
-        """Its request is read and its prompt tokenized: it has rows now."""
-        self._prepared = request, prompt
-        self.rows = [JobRow(self, index) for index in range(request.n)]
-
-    @property
-    def request(self) -> JobRequest:
-        assert self._prepared is not None
-        return self._prepared[0]
-
-    @property
-    def prompt(self) -> PreparedPrompt:
-        assert self._prepared is not None
-        return self._prepared[1]
-
-    @property
-    def seed(self) -> int:
+    def __post_init__(self) -> None:
         own = self.request.seed
-        return seed_from_id(self.id) if own is None else own
+        self.seed = seed_from_id(self.id) if own is None else own
+        self.choices = [HeldChoice(self, index) for index in range(self.request.n)]
 
     @property
     def id(self) -> str:
@@ -110,50 +98,52 @@ class InFlightJob:
         return self.claimed.row
 
     @property
-    def stopped(self) -> bool:
-        return self.state in STOPPED_STATES
+    def over(self) -> bool:
+        """Whether it is to end without, or without further, running."""
+        return self.lost or self.end_as is not None
 
     @property
     def expected_tokens(self) -> int:
-        """Tokens of KV cache to reserve at first for its waiting rows: prompts and predicted output."""
-        most = len(self.prompt.token_ids) + self.prompt.max_tokens
+        """Tokens of KV cache to reserve at first: for each row its prompt and the predicted output."""
         predicted = self.claimed.predicted_tokens
-        row = most if predicted is None else min(most, len(self.prompt.token_ids) + predicted)
-        return row * len(self.waiting)
+        if predicted is None:
+            return self.prompt.budget_tokens
+        rows = self.request.n * (len(self.prompt.token_ids) + predicted)
+        return min(self.prompt.budget_tokens, rows)
 
     @property
-    def started(self) -> bool:
+    def admitted(self) -> bool:
         """Whether any of its rows has been with the engine."""
-        return any(row.state is not RowState.WAITING for row in self.rows)
+        return any(choice.admitted for choice in self.choices)
 
     @property
-    def waiting(self) -> list[JobRow]:
-        """The rows that the engine has not got yet."""
-        return [row for row in self.rows if row.state is RowState.WAITING]
+    def waiting(self) -> list[HeldChoice]:
+        """The choices that the engine has not got yet."""
+        return [c for c in self.choices if not c.admitted and c.finished is None]
 
     @property
     def ends(self) -> list[Finished]:
-        """How the rows ended that have ended."""
-        return [row.finished for row in self.rows if row.finished is not None]
+        """How the choices ended that have ended."""
+        return [c.finished for c in self.choices if c.finished is not None]
 
     @property
     def done(self) -> bool:
-        """Whether all rows have ended."""
-        return len(self.ends) == len(self.rows) > 0
+        """Whether all choices have ended."""
+        return len(self.ends) == len(self.choices)
 
     def generation_requests(self, preset: Preset) -> list[GenerationRequest]:
-        """What the engine is to make of each waiting row, every default resolved by the preset."""
+        """A row for each waiting choice, every default resolved by the preset."""
         sampling = self._sampling(preset)
         return [
             GenerationRequest(
-                id=row.row,
+                id=choice.row,
                 prompt_token_ids=self.prompt.token_ids,
-                sampling=replace(sampling, seed=choice_seed(self.seed, row.index)),
+                sampling=replace(sampling, seed=choice_seed(self.seed, choice.index)),
                 predicted_tokens=self.claimed.predicted_tokens,
                 messages=self.prompt.messages,
                 adapter=self.request.adapter,
             )
-            for row in self.waiting
+            for choice in self.waiting
         ]
 
     def _sampling(self, preset: Preset) -> Sampling:
@@ -255,8 +245,7 @@ class InFlightJob:
             message = finished.error or "the row failed"
             return JobStatus.FAILED, JobError(code="generation_failed", message=message)
         if finished.reason is FinishReason.CANCELLED:
-            expired = self.state is JobState.EXPIRING
-            status = JobStatus.EXPIRED if expired else JobStatus.CANCELLED
+            status = self.end_as or JobStatus.CANCELLED
             code, message = _MESSAGES[status]
             return status, JobError(code=code, message=message)
         return JobStatus.SUCCEEDED, None
@@ -273,10 +262,10 @@ def failure(claimed: ClaimedJob, code: str, message: str, request: JobRequest | 
     )
 
 
-def never_run(row: JobRow) -> Finished:
-    """The end of a row that was cancelled, refused, or taken away, before the engine had it."""
+def never_run(choice: HeldChoice) -> Finished:
+    """The end of a choice that was cancelled, refused, or taken away, before it became a row."""
     nothing = RowStats(group_rows=0, batch_rows=0.0)
-    return Finished(row.row, FinishReason.CANCELLED, "", (), nothing)
+    return Finished(choice.row, FinishReason.CANCELLED, "", (), nothing)
 
 
 def _logprobs(finished: Finished, tokenizer: Tokenizer) -> list[GeneratedToken] | None:

@@ -44,7 +44,6 @@ class Registry:
 def worker_state(
     phase: WorkerPhase,
     model: str,
-    model_identity: str | None,
     engine: tuple[EngineInfo, Capacity] | None,
     window: WindowPolicy,
     *,
@@ -57,7 +56,6 @@ def worker_state(
     return WorkerState(
         state=phase,
         model=model,
-        model_identity=model_identity,
         engine=info and info.engine,
         backend=info and info.backend,
         dtype=info and info.dtype,

@@ -46,7 +46,6 @@ def test_the_operations_are_these() -> None:
         "emit",
         "fail",
         "inspect",
-        "join",
         "key_create",
         "key_revoke",
         "reap",
