@@ -1,10 +1,12 @@
 """``python -m api``: serve HTTP until SIGTERM."""
 
+import asyncio
 import logging
 import sys
 
 from api.app import create_app
 from api.server import ApiServer, StructlogHandler
+from api.watch import look_before_start
 from millpond.errors import MillpondError
 from millpond.logs import configure_logs
 from millpond.settings import load_settings
@@ -16,6 +18,7 @@ def main() -> int:
         configure_logs(settings.log_level, process="api")
         logging.basicConfig(level=logging.WARNING, handlers=[StructlogHandler()])
         app = create_app(settings)
+        asyncio.run(look_before_start(settings))
     except MillpondError as error:
         print(f"millpond api: {error}", file=sys.stderr)
         return 1

@@ -15,6 +15,7 @@ from api.monitor import QueueMonitor
 from api.submissions import SubmitBatcher
 from api.sweeper import sweep_forever
 from api.tokenizing import Tokenizing
+from api.watch import watch_queue
 from millpond.api_keys import ApiKeys
 from millpond.connection import connect
 from millpond.presets import Preset
@@ -72,6 +73,7 @@ async def open_services(
     background = [
         asyncio.create_task(services.tokenizing.load(), name="load-tokenizer"),
         asyncio.create_task(sweep_forever(queue), name="sweeper"),
+        asyncio.create_task(watch_queue(redis, settings), name="watch"),
     ]
     try:
         yield services

@@ -21,7 +21,7 @@ from millpond.messages import JobRequest
 from millpond.prompts import prepare_prompt
 from millpond.settings import Settings, load_settings
 from millpond.tokenization import Tokenizer
-from worker.assembly import worker_engine
+from worker.assembly import prepare_folder, worker_engine
 from worker.engines.base import Engine, Finished, GenerationRequest, Sampling
 from worker.grouping import cut_groups
 
@@ -50,7 +50,8 @@ class Measured:
 class Bench:
     def __init__(self, workload: Path, repeat: int, settings: Settings) -> None:
         started_s = time.perf_counter()
-        self._tokenizer, build = worker_engine(settings, settings.preset())
+        preset = settings.preset()
+        self._tokenizer, build = worker_engine(settings, preset, prepare_folder(settings, preset))
         self._settings = settings
         self._engine: Engine = build()
         self._engine.warm_up()

@@ -37,6 +37,8 @@ QUEUE_KEYS: dict[str, str] = {
     # Hash of integers: queued:PRIORITY and running (now), accepted:PRIORITY (ever), done:STATUS (ended,
     # for ever), level:PRIORITY (see lanes.lua), fence and turn (see claim.lua).
     "counts": "counts",
+    # Hash: version of keys and scripts, name and identity of the model served (see join.lua).
+    "about": "about",
     # List of at most one token; idle workers block on it.
     "wake": "wake",
     # Hash, worker id -> "BEAT_MS JSON".

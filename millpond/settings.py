@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     # Where things are
     redis_url: str = "redis://127.0.0.1:6379/0"
     queue: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")
+    allow_eviction: bool = Field(
+        default=False, description="Run on a server whose maxmemory-policy may drop accepted jobs."
+    )
     data_dir: Path = Path("data")
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "millpond")
 

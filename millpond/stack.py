@@ -22,6 +22,7 @@ import orjson
 
 from millpond.connection import connect
 from millpond.errors import MillpondError, QueueUnavailableError
+from millpond.membership import check_queue
 from millpond.results import Results
 from millpond.server import RedisServer, ServerOptions, free_port
 from millpond.settings import Settings
@@ -217,7 +218,8 @@ async def running_stack(
 ) -> AsyncIterator[Stack]:
     """Start the stack, hand it over, stop it in order: API, worker, server.
 
-    Children log into ``data_dir``. Raises StackError when another stack holds the data folder.
+    Children log into ``data_dir``. Raises StackError when another stack holds the data folder, and
+    UnsuitableServerError or QueueVersionError for a server of the user's that will not do.
     """
     data_dir = settings.data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -232,7 +234,9 @@ async def running_stack(
             return made
 
         try:
-            if embedded_server:
+            if not embedded_server:
+                await _check_given_server(settings)
+            else:
                 options = ServerOptions(data_dir / "redis", free_port(REDIS_PORT), append_fsync)
                 server = RedisServer(options)
                 options.data_dir.mkdir(exist_ok=True)
@@ -252,6 +256,16 @@ async def running_stack(
             (data_dir / STACK_FILE).unlink(missing_ok=True)
             for running in reversed(stack.children.values()):
                 await running.stop()
+
+
+async def _check_given_server(settings: Settings) -> None:
+    """Say now what would end every child. One that is away is waited for by them."""
+    redis = connect(settings.redis_url)
+    try:
+        with contextlib.suppress(QueueUnavailableError):
+            await check_queue(redis, settings.queue, allow_eviction=settings.allow_eviction)
+    finally:
+        await redis.aclose()
 
 
 @contextlib.contextmanager

@@ -202,7 +202,7 @@ def _wrong_default(name: str, shown: str) -> Iterator[str]:
             yield f"{name} has no default, the README says {shown}"
         return
     text = f"{default:g}" if isinstance(default, float) else str(default)
-    text = text.replace(str(Path.home()), "~")
+    text = text.lower() if isinstance(default, bool) else text.replace(str(Path.home()), "~")
     if shown.strip("`") != text:
         yield f"the default of {name} is {text}, the README says {shown}"
 

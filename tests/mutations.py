@@ -172,14 +172,14 @@ MUTATIONS = [
     Mutation(
         "the worker releases nothing at its end",
         "worker/worker.py",
-        "released = await self._jobs.release(self._jobs.held.values())",
+        "released = await self._jobs.release_all()",
         "released = 0",
         "tests/integration/test_worker.py",
     ),
     Mutation(
         "the worker goes on with rows that it has lost",
         "worker/lease.py",
-        "                job.lost = True\n",
+        "                state = JobState.LOST\n",
         "                continue\n",
         "tests/integration/test_worker.py",
     ),

@@ -6,19 +6,26 @@ import signal
 import socket
 import sys
 import uuid
+from dataclasses import replace
 
 import structlog
 import uvloop
+from redis.asyncio import Redis
 
 from millpond.connection import connect
-from millpond.errors import MillpondError
+from millpond.errors import MillpondError, QueueUnavailableError
 from millpond.logs import configure_logs
+from millpond.membership import Membership
 from millpond.queue import JobQueue
+from millpond.server_check import check_server
 from millpond.settings import Settings, load_settings
-from worker.assembly import window_policy, worker_engine
+from millpond.worker_state import WorkerPhase, WorkerState
+from worker.assembly import identity_of, prepare_folder, window_policy, worker_engine
 from worker.worker import EngineFailedError, Worker, WorkerOptions
 
 log = structlog.get_logger("millpond.worker")
+
+SERVER_RETRY_S = 0.25
 
 
 def worker_id() -> str:
@@ -29,15 +36,25 @@ async def serve(settings: Settings) -> bool:
     """Run one worker until SIGTERM or SIGINT. False: the engine hangs, so exit hard."""
     loop = asyncio.get_running_loop()
     preset = settings.preset()
-    tokenizer, build = await asyncio.to_thread(worker_engine, settings, preset)
+    folder = await asyncio.to_thread(prepare_folder, settings, preset)
+    identity = await asyncio.to_thread(identity_of, settings, preset, folder)
     redis = connect(settings.redis_url)
+    own = worker_id()
+    try:
+        state = WorkerState(state=WorkerPhase.LOADING, model=preset.name, model_identity=identity)
+        preset = replace(preset, name=await join(redis, settings, own, state))
+        tokenizer, build = await asyncio.to_thread(worker_engine, settings, preset, folder)
+    except BaseException:
+        await redis.aclose()
+        raise
     worker = Worker(
         JobQueue(redis, settings.queue, settings.queue_options()),
         build,
         tokenizer,
         preset,
         WorkerOptions(
-            worker_id=worker_id(),
+            worker_id=own,
+            model_identity=identity,
             window=window_policy(settings),
             group_padded_tokens=settings.group_padded_tokens,
             heartbeat_s=settings.heartbeat_s,
@@ -51,6 +68,20 @@ async def serve(settings: Settings) -> bool:
         return await worker.run()
     finally:
         await redis.aclose()
+
+
+async def join(redis: Redis, settings: Settings, worker: str, state: WorkerState) -> str:
+    """Wait for the server, look whether it will do, join the queue; the model's name there.
+
+    Raises UnsuitableServerError and JoinRefusedError.
+    """
+    while True:
+        try:
+            await check_server(redis, allow_eviction=settings.allow_eviction)
+            return await Membership(redis, settings.queue).join(worker, state)
+        except QueueUnavailableError as error:
+            log.warning("queue_away", error=str(error))
+            await asyncio.sleep(SERVER_RETRY_S)
 
 
 def main() -> int:

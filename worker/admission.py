@@ -1,62 +1,51 @@
 """Which jobs go to the engine at the next turn. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from worker.held import HeldChoice, HeldJob
+from worker.engines.base import Capacity
+from worker.held import InFlightJob
+from worker.job_state import JobState
 
 
 class Admission:
-    """Owns the groups of jobs that the engine has not got yet, in order.
+    """The prepared jobs that wait for the engine, in the order in which they came.
 
     A job goes in with all its rows at once, which then share its prefill. One for whose rows there
-    are too few slots waits, and those behind it wait with it, so that it is not overtaken for ever.
+    is no room waits, and those behind it wait with it, so that it is not overtaken for ever. A job
+    whose state is another than WAITING has left.
     """
 
     def __init__(self) -> None:
-        self._groups: list[list[HeldJob]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._groups)
+        self._jobs: list[InFlightJob] = []
 
     @property
-    def jobs(self) -> list[HeldJob]:
-        return [job for group in self._groups for job in group]
+    def jobs(self) -> list[InFlightJob]:
+        self._jobs = [job for job in self._jobs if job.state is JobState.WAITING]
+        return self._jobs
 
-    def add(self, groups: Iterable[list[HeldJob]]) -> None:
-        self._groups += groups
+    def add(self, jobs: Iterable[InFlightJob]) -> None:
+        self._jobs += jobs
 
-    def drop(self, jobs: Iterable[HeldJob]) -> None:
-        """Forget these jobs, if they are there."""
-        rows = {job.row for job in jobs}
-        self._keep([[job for job in group if job.row not in rows] for group in self._groups])
-
-    def take_over(self) -> list[HeldChoice]:
-        """Take out the jobs that are to end before they became rows, and return these choices."""
-        ending = [choice for job in self.jobs if job.over for choice in job.waiting]
-        self._keep([[job for job in group if not job.over] for group in self._groups])
-        return ending
-
-    def take(self, free_slots: int, *, idle: bool) -> list[list[HeldJob]]:
-        """Take out the groups, or what there are slots for.
+    def take(self, capacity: Capacity, *, idle: bool) -> list[InFlightJob]:
+        """Take out what there is room for.
 
         An ``idle`` engine gets the first job in any case: nothing will come free by waiting.
         """
-        taken: list[list[HeldJob]] = []
-        kept: list[list[HeldJob]] = []
-        full = False
-        for group in self._groups:
-            now: list[HeldJob] = []
-            for job in group:
-                full = full or (len(job.waiting) > free_slots and not idle)
-                if full:
-                    break
-                idle = False
-                free_slots -= len(job.waiting)
-                now.append(job)
-            taken.append(now)
-            kept.append(group[len(now) :])
-        self._keep(kept)
-        return [group for group in taken if group]
+        waiting = self.jobs
+        taken: list[InFlightJob] = []
+        for job in waiting:
+            left = less(capacity, [job])
+            if min(left.free_slots, left.free_tokens) < 0 and not (idle and not taken):
+                break
+            capacity = left
+            taken.append(job)
+        self._jobs = waiting[len(taken) :]
+        return taken
 
-    def _keep(self, groups: list[list[HeldJob]]) -> None:
-        self._groups = [group for group in groups if group]
+
+def less(capacity: Capacity, jobs: Sequence[InFlightJob]) -> Capacity:
+    """What is left of it beside these jobs' waiting rows; negative where they need more."""
+    return Capacity(
+        capacity.free_slots - sum(len(job.waiting) for job in jobs),
+        capacity.free_tokens - sum(job.expected_tokens for job in jobs),
+    )

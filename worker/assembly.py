@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from millpond.errors import InvalidRequestError
+from millpond.model_identity import model_identity
 from millpond.presets import Preset
 from millpond.settings import Settings
 from millpond.tokenization import ByteTokenizer, FolderTokenizer, Tokenizer
@@ -29,27 +30,38 @@ def window_policy(settings: Settings) -> WindowPolicy:
             return WindowPolicy.hybrid(settings.window_min_jobs, settings.window_max_jobs, wait_s)
 
 
-def worker_engine(settings: Settings, preset: Preset) -> tuple[Tokenizer, Callable[[], Engine]]:
-    """The tokenizer, and what builds the engine once its thread runs.
+def prepare_folder(settings: Settings, preset: Preset) -> Path | None:
+    """The folder with the model, or with its tokenizer alone where it runs elsewhere.
 
-    Makes the model's folder first, which can take long. Raises ModelLoadError.
+    It may have to be made or downloaded first, which can take long. None: there are no files.
+    Raises ModelLoadError.
     """
-    folder: Path | None = None
-    tokenizer: Tokenizer
     if settings.counts_bytes:
-        tokenizer = ByteTokenizer()
-    elif settings.engine == "remote":
-        from worker.weights import prepare_tokenizer
+        return None
+    from worker.weights import prepare_model, prepare_tokenizer
 
-        tokenizer = FolderTokenizer(prepare_tokenizer(preset, settings.cache_dir))
-    else:
-        from worker.weights import prepare_model
+    if settings.engine == "remote":
+        return prepare_tokenizer(preset, settings.cache_dir)
+    return prepare_model(preset, settings.cache_dir)
 
-        folder = prepare_model(preset, settings.cache_dir)
-        tokenizer = FolderTokenizer(folder)
+
+def identity_of(settings: Settings, preset: Preset, folder: Path | None) -> str:
+    """That of the model in ``folder``; behind a chat route, its name there is all that is known."""
+    made_by = settings.engine if settings.engine == "simulated" else f"chat {settings.model_name}"
+    return model_identity(folder, preset, made_by=made_by)
+
+
+def worker_engine(
+    settings: Settings, preset: Preset, folder: Path | None
+) -> tuple[Tokenizer, Callable[[], Engine]]:
+    """The tokenizer, and what builds the engine once its thread runs. Raises ModelLoadError.
+
+    ``folder`` is that of `prepare_folder`.
+    """
+    tokenizer = ByteTokenizer() if folder is None else FolderTokenizer(folder)
     config = EngineConfig(
         engine=settings.engine,
-        model_folder=folder,
+        model_folder=None if settings.engine == "remote" else folder,
         preset=preset,
         dtype=settings.dtype,
         device=settings.device,

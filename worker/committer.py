@@ -15,7 +15,7 @@ from millpond.claims import ClaimedJob, Commit
 from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, JobEvent, JobResult
 from millpond.queue import JobQueue
-from worker.held import HeldChoice
+from worker.held import JobRow
 
 log = structlog.get_logger("millpond.committer")
 
@@ -44,13 +44,13 @@ class Committer:
         self._queue = queue
         self._on_committed = on_committed
         self._interval_s = delta_interval_s
-        self._texts: dict[str, HeldChoice] = {}
+        self._texts: dict[str, JobRow] = {}
         self._endings: list[Ending] = []
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
 
-    def add_text(self, choice: HeldChoice, text: str) -> None:
+    def add_text(self, choice: JobRow, text: str) -> None:
         """Streamed text of a job; it is written soon, together with what comes until then."""
         if not text or not choice.job.request.stream:
             return
@@ -128,7 +128,7 @@ class Committer:
         self._on_committed(ending)
 
 
-def _delta(choice: HeldChoice, text: str) -> JobEvent:
+def _delta(choice: JobRow, text: str) -> JobEvent:
     job = choice.job
     return JobEvent(
         type=EventType.DELTA,
@@ -136,5 +136,5 @@ def _delta(choice: HeldChoice, text: str) -> JobEvent:
         attempt=job.claimed.attempt,
         text=text,
         offset=choice.written_chars,
-        index=choice.index if len(job.choices) > 1 else None,
+        index=choice.index if len(job.rows) > 1 else None,
     )

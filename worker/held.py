@@ -1,4 +1,4 @@
-"""One job in the worker's hands: what was claimed, how far its rows are, the result it will have."""
+"""One job in flight: what was claimed, how far its rows are, the result it will have."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -30,6 +30,7 @@ from worker.engines.base import (
     RowStats,
     Sampling,
 )
+from worker.job_state import STOPPED_STATES, JobState, RowState
 
 # JSON has no minus infinity; OpenAI writes this for a token that cannot be.
 LEAST_LOGPROB = -9999.0
@@ -42,14 +43,13 @@ _MESSAGES = {
 
 
 @dataclass(slots=True)
-class HeldChoice:
+class JobRow:
     """One of a job's texts: a row of the engine's, from admission to its end."""
 
-    job: "HeldJob"
+    job: "InFlightJob"
     index: int
-    # With the engine, as a row that runs or waits there.
-    admitted: bool = False
-    finished: Finished | None = None
+    state: RowState = RowState.WAITING
+    finished: Finished | None = None  # set once it has ended
     # Streamed text: what waits to be written, and how many characters were written before.
     unwritten: str = ""
     written_chars: int = 0
@@ -59,35 +59,47 @@ class HeldChoice:
     def row(self) -> str:
         return f"{self.job.row}/{self.index}"
 
+    def end(self, finished: Finished) -> None:
+        self.state, self.finished = RowState.ENDED, finished
+
 
 @dataclass(slots=True)
-class HeldJob:
-    """Owned by the JobTable from claim to commit; the LeaseKeeper only sets ``end_as`` and ``lost``.
+class InFlightJob:
+    """Owned by the JobTable from claim to commit.
 
-    It ends when all its ``choices`` have. ``claimed_s`` and ``first_token_s`` are this process's
-    monotonic clock.
+    It has no rows until it is `prepared`, and ends when all of them have. ``claimed_s`` and
+    ``first_token_s`` are this process's monotonic clock.
     """
 
     claimed: ClaimedJob
-    request: JobRequest
-    prompt: PreparedPrompt
     window_jobs: int
-    seed: int = field(init=False)
-    choices: list[HeldChoice] = field(init=False)
+    state: JobState = JobState.CLAIMED
+    rows: list[JobRow] = field(default_factory=list)
     claimed_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
-    # Set when the job is to end early, and how it then counts.
-    end_as: JobStatus | None = None
-    lost: bool = False
     # Why the engine does not take it.
     rejection: Rejection | None = None
-    # Its last word is with the Committer; the lease is kept, but what befalls it matters no more.
-    ended: bool = False
+    _prepared: tuple[JobRequest, PreparedPrompt] | None = None
 
-    def __post_init__(self) -> None:
+    def prepared(self, request: JobRequest, prompt: PreparedPrompt) -> None:
+        """Its request is read and its prompt tokenized: it has rows now."""
+        self._prepared = request, prompt
+        self.rows = [JobRow(self, index) for index in range(request.n)]
+
+    @property
+    def request(self) -> JobRequest:
+        assert self._prepared is not None
+        return self._prepared[0]
+
+    @property
+    def prompt(self) -> PreparedPrompt:
+        assert self._prepared is not None
+        return self._prepared[1]
+
+    @property
+    def seed(self) -> int:
         own = self.request.seed
-        self.seed = seed_from_id(self.id) if own is None else own
-        self.choices = [HeldChoice(self, index) for index in range(self.request.n)]
+        return seed_from_id(self.id) if own is None else own
 
     @property
     def id(self) -> str:
@@ -98,52 +110,50 @@ class HeldJob:
         return self.claimed.row
 
     @property
-    def over(self) -> bool:
-        """Whether it is to end without, or without further, running."""
-        return self.lost or self.end_as is not None
+    def stopped(self) -> bool:
+        return self.state in STOPPED_STATES
 
     @property
     def expected_tokens(self) -> int:
-        """Tokens of KV cache to reserve at first: for each row its prompt and the predicted output."""
+        """Tokens of KV cache to reserve at first for its waiting rows: prompts and predicted output."""
+        most = len(self.prompt.token_ids) + self.prompt.max_tokens
         predicted = self.claimed.predicted_tokens
-        if predicted is None:
-            return self.prompt.budget_tokens
-        rows = self.request.n * (len(self.prompt.token_ids) + predicted)
-        return min(self.prompt.budget_tokens, rows)
+        row = most if predicted is None else min(most, len(self.prompt.token_ids) + predicted)
+        return row * len(self.waiting)
 
     @property
-    def admitted(self) -> bool:
+    def started(self) -> bool:
         """Whether any of its rows has been with the engine."""
-        return any(choice.admitted for choice in self.choices)
+        return any(row.state is not RowState.WAITING for row in self.rows)
 
     @property
-    def waiting(self) -> list[HeldChoice]:
-        """The choices that the engine has not got yet."""
-        return [c for c in self.choices if not c.admitted and c.finished is None]
+    def waiting(self) -> list[JobRow]:
+        """The rows that the engine has not got yet."""
+        return [row for row in self.rows if row.state is RowState.WAITING]
 
     @property
     def ends(self) -> list[Finished]:
-        """How the choices ended that have ended."""
-        return [c.finished for c in self.choices if c.finished is not None]
+        """How the rows ended that have ended."""
+        return [row.finished for row in self.rows if row.finished is not None]
 
     @property
     def done(self) -> bool:
-        """Whether all choices have ended."""
-        return len(self.ends) == len(self.choices)
+        """Whether all rows have ended."""
+        return len(self.ends) == len(self.rows) > 0
 
     def generation_requests(self, preset: Preset) -> list[GenerationRequest]:
-        """A row for each waiting choice, every default resolved by the preset."""
+        """What the engine is to make of each waiting row, every default resolved by the preset."""
         sampling = self._sampling(preset)
         return [
             GenerationRequest(
-                id=choice.row,
+                id=row.row,
                 prompt_token_ids=self.prompt.token_ids,
-                sampling=replace(sampling, seed=choice_seed(self.seed, choice.index)),
+                sampling=replace(sampling, seed=choice_seed(self.seed, row.index)),
                 predicted_tokens=self.claimed.predicted_tokens,
                 messages=self.prompt.messages,
                 adapter=self.request.adapter,
             )
-            for choice in self.waiting
+            for row in self.waiting
         ]
 
     def _sampling(self, preset: Preset) -> Sampling:
@@ -245,7 +255,8 @@ class HeldJob:
             message = finished.error or "the row failed"
             return JobStatus.FAILED, JobError(code="generation_failed", message=message)
         if finished.reason is FinishReason.CANCELLED:
-            status = self.end_as or JobStatus.CANCELLED
+            expired = self.state is JobState.EXPIRING
+            status = JobStatus.EXPIRED if expired else JobStatus.CANCELLED
             code, message = _MESSAGES[status]
             return status, JobError(code=code, message=message)
         return JobStatus.SUCCEEDED, None
@@ -262,10 +273,10 @@ def failure(claimed: ClaimedJob, code: str, message: str, request: JobRequest | 
     )
 
 
-def never_run(choice: HeldChoice) -> Finished:
-    """The end of a choice that was cancelled, refused, or taken away, before it became a row."""
+def never_run(row: JobRow) -> Finished:
+    """The end of a row that was cancelled, refused, or taken away, before the engine had it."""
     nothing = RowStats(group_rows=0, batch_rows=0.0)
-    return Finished(choice.row, FinishReason.CANCELLED, "", (), nothing)
+    return Finished(row.row, FinishReason.CANCELLED, "", (), nothing)
 
 
 def _logprobs(finished: Finished, tokenizer: Tokenizer) -> list[GeneratedToken] | None:

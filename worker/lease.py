@@ -1,37 +1,26 @@
-"""Keeps the leases of held jobs alive while the engine works, whatever the engine does.
+"""Keeps the leases of jobs in flight alive while the engine works, whatever the engine does.
 
 Runs on the event loop, never in the engine's thread: a step that takes long costs no lease.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
 
 import structlog
 
 from millpond.errors import QueueUnavailableError
-from millpond.messages import JobStatus
 from millpond.queue import JobQueue
-from worker.held import HeldJob
+from worker.job_state import JobState
+from worker.job_table import JobTable
 
 log = structlog.get_logger("millpond.lease")
 
 
 class LeaseKeeper:
-    """Renews every ``heartbeat_s`` and marks the jobs that are to end, or that are not ours any more.
+    """Renews every ``heartbeat_s``, and tells the table which jobs are to end, or are not ours any more."""
 
-    ``held`` is the Worker's own table, by row; ``on_end`` is called with the rows newly marked.
-    """
-
-    def __init__(
-        self,
-        queue: JobQueue,
-        held: Mapping[str, HeldJob],
-        on_end: Callable[[list[str]], None],
-        heartbeat_s: float,
-    ) -> None:
+    def __init__(self, queue: JobQueue, jobs: JobTable, heartbeat_s: float) -> None:
         self._queue = queue
-        self._held = held
-        self._on_end = on_end
+        self._jobs = jobs
         self._heartbeat_s = heartbeat_s
 
     async def run(self) -> None:
@@ -41,27 +30,25 @@ class LeaseKeeper:
                 await self.renew()
             except QueueUnavailableError as error:
                 # The leases may end meanwhile; the fence keeps late writes harmless.
-                log.warning("renew_failed", error=str(error), held=len(self._held))
+                log.warning("renew_failed", error=str(error), held=len(self._jobs.in_flight))
 
     async def renew(self) -> None:
         """One round. Raises QueueUnavailableError."""
-        held = list(self._held.values())
-        if not held:
+        jobs = self._jobs.in_flight
+        if not jobs:
             return
-        renewal = await self._queue.renew([(job.id, job.claimed.fence) for job in held])
+        renewal = await self._queue.renew([(job.id, job.claimed.fence) for job in jobs])
         ended = []
-        for job in held:
-            if job.ended or job.lost:
-                continue
+        for job in jobs:
             if job.id in renewal.lost:
-                job.lost = True
+                state = JobState.LOST
             elif job.id in renewal.cancelled:
-                job.end_as = JobStatus.CANCELLED
+                state = JobState.CANCELLING
             elif job.id in renewal.expired:
-                job.end_as = JobStatus.EXPIRED
+                state = JobState.EXPIRING
             else:
                 continue
-            ended.append(job.row)
+            if self._jobs.stop(job, state):
+                ended.append(job.row)
         if ended:
             log.info("rows_to_end", rows=ended)
-            self._on_end(ended)

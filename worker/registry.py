@@ -44,6 +44,7 @@ class Registry:
 def worker_state(
     phase: WorkerPhase,
     model: str,
+    model_identity: str | None,
     engine: tuple[EngineInfo, Capacity] | None,
     window: WindowPolicy,
     *,
@@ -56,6 +57,7 @@ def worker_state(
     return WorkerState(
         state=phase,
         model=model,
+        model_identity=model_identity,
         engine=info and info.engine,
         backend=info and info.backend,
         dtype=info and info.dtype,

@@ -26,6 +26,7 @@ from worker.engines.base import Capacity, Engine, EngineInfo, EngineNotReadyErro
 from worker.intake import Intake
 from worker.job_table import JobTable
 from worker.lease import LeaseKeeper
+from worker.preparation import Preparation
 from worker.rates import Rates
 from worker.registry import Registry, worker_state
 from worker.window import WindowPolicy
@@ -49,6 +50,7 @@ class WorkerOptions:
     heartbeat_s: float = 1.0
     grace_s: float = 20.0
     delta_interval_s: float = 0.05
+    model_identity: str | None = None
 
 
 class EngineFailedError(Exception):
@@ -84,13 +86,12 @@ class Worker:
             tokenizer,
             preset,
             worker_id=options.worker_id,
+            group_padded_tokens=options.group_padded_tokens,
             delta_interval_s=options.delta_interval_s,
             engine_info=lambda: self._info,
             rates=self._rates,
         )
-        self._leases = LeaseKeeper(
-            queue, self._jobs.held, self._jobs.to_end.extend, options.heartbeat_s
-        )
+        self._leases = LeaseKeeper(queue, self._jobs, options.heartbeat_s)
         self._registry = Registry(queue, options.worker_id, options.heartbeat_s, self._worker_state)
         self._info: EngineInfo
         self._full: Capacity  # of the engine when it runs nothing
@@ -185,14 +186,11 @@ class Worker:
     def _open_intake(self) -> Intake:
         self._intake = Intake(
             self._queue,
-            self._tokenizer,
-            self._preset,
+            Preparation(self._preset, self._tokenizer, self._full.free_slots),
+            self._jobs,
             worker_id=self._options.worker_id,
             policy=self._options.window,
-            group_padded_tokens=self._options.group_padded_tokens,
             full=self._full,
-            hold=self._jobs.hold,
-            refuse=self._jobs.refuse,
         )
         return self._intake
 
@@ -202,16 +200,15 @@ class Worker:
         """Get jobs for the free slots: a window if nothing runs, else what is there right now."""
         assert self._intake is not None
         if self._jobs.busy:
-            groups = await self._intake.refill(self._jobs.room(self._capacity))
+            await self._intake.refill(self._jobs.room(self._capacity))
         else:
-            groups = await self._intake.next_window()
-        if groups:
-            self._jobs.accept(groups)
+            await self._intake.next_window()
 
     async def _put_down(self, intake: Intake) -> None:
-        """Give back what was claimed ahead, so that another worker need not wait for its turn."""
+        """Give back what the engine has not got, so that other workers need not wait for its turn."""
+        await intake.break_off()
         with contextlib.suppress(QueueUnavailableError):  # then `_wind_down` tries again
-            await self._jobs.release(await intake.put_down())
+            await self._jobs.release_waiting()
             await self._release_unheard(intake)
 
     async def _release_unheard(self, intake: Intake) -> int:
@@ -272,7 +269,7 @@ class Worker:
         """Give everything back; what was claimed unheard last, since that takes another claim."""
         if self._intake is not None:
             await self._intake.break_off()
-        released = await self._jobs.release(self._jobs.held.values())
+        released = await self._jobs.release_all()
         if self._intake is not None:
             released += await self._release_unheard(self._intake)
         return released
@@ -282,10 +279,11 @@ class Worker:
         return worker_state(
             self._phase,
             self._preset.name,
+            self._options.model_identity,
             None if loading else (self._info, self._full),
             self._options.window,
             rows=self._jobs.num_rows,
-            held=len(self._jobs.held),
+            held=len(self._jobs.in_flight),
             rates=self._rates.snapshot(time.monotonic()),
         )
 

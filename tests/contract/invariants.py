@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from millpond.keys import QUEUE_KEYS, Keys
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
 
-KEEPS = {"counts", "dead", "workers", "wake", "weights", "lengths"}
+KEEPS = {"about", "counts", "dead", "workers", "wake", "weights", "lengths"}
 RECORDS = ("job:", "body:", "result:", "events:")
 PREFIXES = (*RECORDS, "lane:", "active:", "idle:")
 

@@ -14,6 +14,7 @@ from millpond.api_keys import ApiKeys, Scope
 from millpond.connection import connect
 from millpond.errors import LimitExceededError, QueueUnavailableError
 from millpond.keys import Keys
+from millpond.membership import Membership, check_queue
 from millpond.messages import (
     EventType,
     FinishReason,
@@ -27,6 +28,7 @@ from millpond.queue import JobQueue, QueueOptions
 from millpond.rate_limits import RateLimiter
 from millpond.results import Results
 from millpond.server import RedisServer, free_port
+from millpond.server_check import check_server
 from millpond.subscriptions import Subscriptions
 from millpond.tenants import Tenants
 from tests.conftest import debian_server, skip_or_fail
@@ -74,6 +76,11 @@ async def run_everything(api_url: str, worker_url: str) -> None:
     results = Results(api, "default", subscriptions)
     running: list[asyncio.Task[list[EventType]]] = []
     try:
+        await check_queue(api, "default", allow_eviction=False)
+        assert await check_server(worker, allow_eviction=False) is not None
+        joining = a_worker(model_identity="files-preset")
+        assert await Membership(worker, "default").join("w", joining) == joining.model
+        await Membership(api, "default").still_agrees()
         id = (await front.submit(JobRequest(prompt="a", deadline_s=60))).id
         listener = asyncio.create_task(_collect(results, id))
         running.append(listener)

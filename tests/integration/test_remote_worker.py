@@ -16,7 +16,7 @@ from millpond.server import RedisServer
 from millpond.settings import Settings
 from millpond.subscriptions import Subscriptions
 from tests.upstream import Behaviour, Upstream, text_for
-from worker.assembly import window_policy, worker_engine
+from worker.assembly import prepare_folder, window_policy, worker_engine
 from worker.worker import Worker, WorkerOptions
 
 OUTPUT_TOKENS = 40
@@ -44,7 +44,9 @@ class Service:
     @contextlib.asynccontextmanager
     async def worker(self) -> AsyncIterator["asyncio.Task[bool]"]:
         preset = self.settings.preset()
-        tokenizer, build = worker_engine(self.settings, preset)
+        tokenizer, build = worker_engine(
+            self.settings, preset, prepare_folder(self.settings, preset)
+        )
         options = WorkerOptions("w1", window_policy(self.settings), heartbeat_s=0.05, grace_s=5.0)
         worker = Worker(self.queue, build, tokenizer, preset, options)
         task = asyncio.create_task(worker.run())

@@ -371,7 +371,7 @@ async def test_an_unreadable_stored_request_fails_alone(bench: Bench) -> None:
 async def test_stop_finishes_what_fits_in_the_grace_time(bench: Bench) -> None:
     async with bench.worker() as (worker, task):
         id = await bench.submit(max_tokens=100, ignore_eos=True)
-        await until(lambda: is_status(bench, id, JobStatus.RUNNING))
+        await until(lambda: is_running(bench, id))
         worker.stop()
         assert await task
     assert await bench.status(id) is JobStatus.SUCCEEDED

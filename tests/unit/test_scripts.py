@@ -46,6 +46,7 @@ def test_the_operations_are_these() -> None:
         "emit",
         "fail",
         "inspect",
+        "join",
         "key_create",
         "key_revoke",
         "reap",
