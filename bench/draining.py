@@ -10,7 +10,7 @@ from bench import rq_peer
 from bench.measure import Figure, alternate, prompts, ratio
 from bench.stage import Stage
 from millpond.messages import JobRequest, JobStatus
-from millpond.presets import find_preset
+from millpond.presets import PRESETS
 from millpond.queue import JobQueue
 from millpond.submission import NewJob
 from millpond.tokenization import ByteTokenizer
@@ -27,7 +27,7 @@ POLL_S = 0.005
 
 def free_worker(queue: JobQueue) -> Worker:
     """A worker like the one that `python -m worker` runs, on the simulated engine without costs."""
-    tokenizer, preset = ByteTokenizer(), find_preset("simulated")
+    tokenizer, preset = ByteTokenizer(), PRESETS["simulated"]
     config = EngineConfig("simulated", None, preset, slots=SLOTS)
     free = SimulatedConfig(costs=SimulatedCosts.free())
     return Worker(

@@ -20,7 +20,7 @@ from rich.table import Table
 from bench.measure import percentile
 from millpond.connection import connect
 from millpond.messages import JobRequest, JobResult
-from millpond.presets import find_preset
+from millpond.presets import PRESETS
 from millpond.queue import JobQueue
 from millpond.results import Results
 from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
@@ -74,7 +74,7 @@ class Outcome:
 async def run(url: str, name: str, policy: WindowPolicy, load: Load) -> Outcome:
     redis = connect(url)
     queue = JobQueue(redis, name)
-    preset, tokenizer = find_preset("simulated"), ByteTokenizer()
+    preset, tokenizer = PRESETS["simulated"], ByteTokenizer()
     config = EngineConfig("simulated", None, preset, slots=SLOTS)
     worker = Worker(
         queue,

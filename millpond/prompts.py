@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from millpond.chat_template import ChatTemplateError
 from millpond.errors import InvalidRequestError, PromptTooLongError
 from millpond.limits import check_limits
 from millpond.messages import JobRequest, Message, Truncation
@@ -58,9 +59,15 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
 
 
 def shared_prefix(preset: Preset, tokenizer: Tokenizer) -> list[int]:
-    """The tokens with which all prompts under the preset's own system prompt begin."""
-    conversations = (_conversation(JobRequest(prompt=p), preset) for p in ("a", "1 = 2"))
-    one, other = (tokenizer.encode_chat(messages) for messages in conversations)
+    """The tokens with which all prompts under the preset's own system prompt begin.
+
+    None, where the model answers no chat, or its template takes no such conversation.
+    """
+    conversations = [_conversation(JobRequest(prompt=p), preset) for p in ("a", "1 = 2")]
+    try:
+        one, other = (tokenizer.encode_chat(messages) for messages in conversations)
+    except ChatTemplateError:
+        return []
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
     return [token for token, _ in alike]
 
@@ -97,15 +104,22 @@ def _conversation(request: JobRequest, preset: Preset) -> tuple[Message, ...]:
 def _encode(
     request: JobRequest, messages: tuple[Message, ...], tokenizer: Tokenizer
 ) -> tuple[str, list[int]]:
+    """The token ids, and the field that they come from."""
     if request.token_ids is not None:
         return "token_ids", list(request.token_ids)
-    if request.messages is not None:
-        return "messages", tokenizer.encode_chat(messages)
-    assert request.prompt is not None
-    token_ids = tokenizer.encode_chat(messages) if messages else tokenizer.encode(request.prompt)
+    field = "prompt" if request.messages is None else "messages"
+    try:
+        token_ids = tokenizer.encode_chat(messages) if messages else _encode_raw(request, tokenizer)
+    except ChatTemplateError as error:
+        raise InvalidRequestError(field, str(error)) from error
     if not token_ids:
-        raise InvalidRequestError("prompt", "encodes to no tokens", limit=1)
-    return "prompt", token_ids
+        raise InvalidRequestError(field, "encodes to no tokens", limit=1)
+    return field, token_ids
+
+
+def _encode_raw(request: JobRequest, tokenizer: Tokenizer) -> list[int]:
+    assert request.prompt is not None
+    return tokenizer.encode(request.prompt)
 
 
 def _check_vocabulary(request: JobRequest, tokenizer: Tokenizer) -> None:

@@ -221,11 +221,11 @@ class Settings(BaseSettings):
         )
 
     def preset(self) -> Preset:
-        """Raises ModelLoadError for a model that is neither preset, folder nor hub name."""
+        """See `find_preset`: asks the hub for a model by hub name. Raises ModelLoadError."""
         if self.engine == "remote" and self.remote_route == "chat":
             preset = chat_preset(self.model_name)
         else:
-            preset = find_preset(self.model_name)
+            preset = find_preset(self.model_name, self.cache_dir)
         return replace(preset, adapters=tuple(sorted(self.adapters)))
 
     def queue_options(self) -> QueueOptions:

@@ -1,23 +1,21 @@
 """Text to token ids and back, without torch: the same code counts at submit and encodes in the worker.
 
 `FolderTokenizer` reads a model folder's ``tokenizer.json`` through the `tokenizers` library and
-renders its chat template with a sandboxed Jinja. `ByteTokenizer` serves the simulated engine.
+renders its chat template (`millpond.chat_template`). `ByteTokenizer` serves the simulated engine.
 """
 
 import codecs
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
-from millpond.errors import InvalidRequestError, ModelLoadError
+from millpond.chat_template import ChatTemplate, ChatTemplateError
+from millpond.errors import ModelLoadError
 from millpond.messages import Message
+from millpond.model_files import read_chat_template, read_json, read_special_tokens
 
 
 class TextStream(Protocol):
@@ -38,7 +36,10 @@ class Tokenizer(Protocol):
         """Token ids of a text that the model is to continue."""
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, ending where the assistant is to speak."""
+        """Token ids of a conversation, ending where the assistant is to speak.
+
+        Raises ChatTemplateError where the model has no chat template, or that refuses.
+        """
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the ids, special tokens left out."""
@@ -95,10 +96,10 @@ class FolderTokenizer:
             raise ModelLoadError(f"{path}: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._config = _read_json(folder / "tokenizer_config.json")
-        self._template = _compile_template(_chat_template(folder, self._config))
+        self._special_tokens = read_special_tokens(folder)
+        self._template = self._find_template(folder)
         self.vocab_size = int(
-            _read_json(folder / "config.json").get("vocab_size") or self._tokenizer.get_vocab_size()
+            read_json(folder / "config.json").get("vocab_size") or self._tokenizer.get_vocab_size()
         )
         self.eos_token_ids = frozenset(self._find_eos(folder))
         self._texts: dict[int, str] = {}  # of single tokens, as they are asked for
@@ -108,18 +109,8 @@ class FolderTokenizer:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         if self._template is None:
-            raise InvalidRequestError(
-                "messages", "this model has no chat template; send prompt with raw, or token_ids"
-            )
-        specials = {k: self._special(k) for k in ("bos_token", "eos_token")}
-        try:
-            text = self._template.render(
-                messages=[{"role": m.role, "content": m.content} for m in messages],
-                add_generation_prompt=True,
-                **specials,
-            )
-        except TemplateError as error:
-            raise InvalidRequestError("messages", f"the chat template refuses: {error}") from error
+            raise ChatTemplateError("this model has no chat template")
+        text = self._template.render(messages)
         return self._encode(text, special_tokens=False)
 
     def _encode(self, text: str, *, special_tokens: bool) -> list[int]:
@@ -140,19 +131,22 @@ class FolderTokenizer:
     def stream(self) -> TextStream:
         return _FolderStream(self._tokenizer)
 
-    def _special(self, name: str) -> str:
-        value = self._config.get(name) or ""
-        return str(value["content"]) if isinstance(value, dict) else str(value)
+    def _find_template(self, folder: Path) -> ChatTemplate | None:
+        source = read_chat_template(folder)
+        try:
+            return None if source is None else ChatTemplate(source, self._special_tokens)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{folder}: {error}") from error
 
     def _find_eos(self, folder: Path) -> set[int]:
         """All ids that end a generation: generation_config's, else config's, and the tokenizer's."""
         found: set[int] = set()
         for name in ("generation_config.json", "config.json"):
-            ids = _read_json(folder / name).get("eos_token_id")
+            ids = read_json(folder / name).get("eos_token_id")
             if ids is not None:
                 found.update(ids if isinstance(ids, list) else [ids])
                 break
-        own = self._tokenizer.token_to_id(self._special("eos_token"))
+        own = self._tokenizer.token_to_id(self._special_tokens.get("eos_token", ""))
         return found if own is None else found | {own}
 
 
@@ -163,36 +157,3 @@ class _FolderStream:
 
     def push(self, token_id: int) -> str:
         return self._stream.step(self._tokenizer, token_id) or ""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    loaded = json.loads(path.read_text(encoding="utf-8"))
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    own_file = folder / "chat_template.jinja"
-    if own_file.is_file():
-        return own_file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        template = next((t["template"] for t in template if t.get("name") == "default"), None)
-    return template
-
-
-def _compile_template(source: str | None) -> Any:
-    """Compile as transformers does, so that both render the same text."""
-    if source is None:
-        return None
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    env.globals["raise_exception"] = raise_exception
-    env.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
-    return env.from_string(source)

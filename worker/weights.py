@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from millpond import hub
 from millpond.errors import ModelLoadError
 from millpond.presets import Preset, is_gguf, model_folder
 
@@ -43,7 +44,7 @@ def prepare_model(preset: Preset, cache_dir: Path) -> Path:
         if not (folder / "config.json").is_file():
             raise ModelLoadError(f"{folder}: a model folder needs a config.json")
         return folder
-    if preset.source.count("/") == 1 and not folder.is_absolute():
+    if hub.is_hub_name(preset.source):
         return _from_hub(preset, cache_dir, _HUB_PATTERNS)
     raise ModelLoadError(f"model {preset.name}: source {preset.source!r} is no folder, no hub name")
 
@@ -63,7 +64,7 @@ def prepare_tokenizer(preset: Preset, cache_dir: Path) -> Path:
                 "read; name a folder with a tokenizer.json"
             )
         return prepare_model(preset, cache_dir)
-    if preset.source.count("/") == 1 and not Path(preset.source).is_absolute():
+    if hub.is_hub_name(preset.source):
         return _from_hub(preset, cache_dir, _TOKENIZER_PATTERNS)
     raise ModelLoadError(f"{folder}: has no tokenizer.json")
 
@@ -175,22 +176,12 @@ def _convert(gguf: Path, target: Path) -> None:
 
 def _from_hub(preset: Preset, cache_dir: Path, patterns: list[str]) -> Path:
     """Download, or find what was downloaded; then show it where the API looks for its tokenizer."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()
+    folder = hub.download(preset.source, cache_dir, patterns)
     try:
-        folder = snapshot_download(
-            preset.source, allow_patterns=patterns, cache_dir=cache_dir.expanduser() / "hub"
-        )
-        _link(model_folder(preset, cache_dir), Path(folder))
-    except Exception as error:  # of the hub, of HTTP, of the file system
-        raise ModelLoadError(
-            f"model {preset.source}: cannot be fetched from the hub "
-            f"({type(error).__name__}: {error}); "
-            "give a local folder instead, or try again when the hub can be reached"
-        ) from error
-    return Path(folder)
+        _link(model_folder(preset, cache_dir), folder)
+    except OSError as error:
+        raise ModelLoadError(f"model {preset.name}: {error}") from error
+    return folder
 
 
 def _link(link: Path, folder: Path) -> None:

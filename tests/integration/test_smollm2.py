@@ -8,7 +8,7 @@ import pytest
 
 from millpond.errors import ModelLoadError
 from millpond.messages import FinishReason, Message
-from millpond.presets import SMOLLM2_WHEEL, Preset, find_preset
+from millpond.presets import PRESETS, SMOLLM2_WHEEL, Preset
 from millpond.tokenization import FolderTokenizer
 from worker.engines import build_engine
 from worker.engines.base import Engine, EngineConfig, Finished, GenerationRequest, Sampling
@@ -16,7 +16,7 @@ from worker.weights import prepare_model
 
 pytestmark = pytest.mark.model
 
-PRESET = find_preset("smollm2-135m")
+PRESET = PRESETS["smollm2-135m"]
 QUESTIONS = [
     "What is the capital of France?",
     "List the first five prime numbers.",

@@ -69,15 +69,18 @@ def test_what_is_no_gguf_is_said(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
-    preset = find_preset(str(write(tmp_path, gguf(*ENTRIES))))
+    preset = find_preset(str(write(tmp_path, gguf(*ENTRIES))), tmp_path)
     assert preset.name == "tiny.Q4_0"
     assert (preset.context_tokens, preset.max_prompt_tokens) == (2048, 1024)
+    assert preset.chat is False
+    template = string("tokenizer.chat_template") + struct.pack("<I", 8) + string("{{ messages }}")
+    assert find_preset(str(write(tmp_path, gguf(*ENTRIES, template))), tmp_path).chat is True
     with pytest.raises(ModelLoadError, match="nowhere"):
-        find_preset(str(tmp_path / "nowhere.gguf"))
+        find_preset(str(tmp_path / "nowhere.gguf"), tmp_path)
 
 
 def test_a_plan_reads_the_head_and_rather_the_converted_copy(tmp_path: Path) -> None:
-    preset = find_preset(str(write(tmp_path, gguf(*ENTRIES))))
+    preset = find_preset(str(write(tmp_path, gguf(*ENTRIES))), tmp_path)
     head = read_model_config(preset, tmp_path)
     assert (head["model_type"], head["max_position_embeddings"]) == ("llama", 2048)
     assert head["tie_word_embeddings"] is True
@@ -91,7 +94,7 @@ def test_files_of_one_name_have_copies_of_their_own(tmp_path: Path) -> None:
     folders = set()
     for place in ("a", "b"):
         (tmp_path / place).mkdir()
-        preset = find_preset(str(write(tmp_path / place, gguf(*ENTRIES))))
+        preset = find_preset(str(write(tmp_path / place, gguf(*ENTRIES))), tmp_path)
         folders.add(model_folder(preset, tmp_path))
     assert len(folders) == 2
     assert all(folder.name.startswith("tiny.Q4_0-") for folder in folders)

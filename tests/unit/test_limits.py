@@ -38,6 +38,27 @@ def test_the_tokenizing_side_says_the_same(
     assert (type(alone.value), str(alone.value)) == (type(whole.value), str(whole.value))
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"prompt": "x"}, "prompt"),
+        ({"prompt": "x", "system": ""}, "prompt"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "messages"),
+    ],
+)
+def test_a_base_model_answers_no_chat(fields: dict[str, Any], field: str) -> None:
+    base = Preset(name="base", source="", chat=False)
+    with pytest.raises(InvalidRequestError, match="base is a base model") as caught:
+        check_limits(JobRequest(**fields), base)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("fields", [{"prompt": "x", "raw": True}, {"token_ids": [1]}])
+def test_a_base_model_continues_what_it_is_given(fields: dict[str, Any]) -> None:
+    base = Preset(name="base", source="", chat=False)
+    assert check_limits(JobRequest(**fields), base) == base.max_tokens
+
+
 def test_what_fits_gets_the_presets_output() -> None:
     assert check_limits(JobRequest(prompt="x"), PRESET) == PRESET.max_tokens
     assert check_limits(JobRequest(prompt="x", max_tokens=7), PRESET) == 7

@@ -1,9 +1,7 @@
 """What fits is told from a config alone."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,8 @@ from millpond.memory_plan import (
     size_engine,
 )
 from millpond.model_config import read_model_config
-from millpond.presets import PRESETS, find_preset
+from millpond.presets import PRESETS
+from tests.fake_hub import fake_hub, point_at
 
 GIB = 1024**3
 CONFIG = {
@@ -71,20 +70,20 @@ def test_the_sources_table_and_why_it_is_not_ours(memory: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - {"simulated"}))
 def test_presets_are_planned_without_their_weights(name: str, tmp_path: Path) -> None:
-    model = Architecture.from_config(read_model_config(find_preset(name), tmp_path))
+    model = Architecture.from_config(read_model_config(PRESETS[name], tmp_path))
     billions = float(name.rsplit("-", 1)[1].rstrip("bm"))
     assert model.parameters is not None
     assert model.parameters == pytest.approx(
         billions * (1e6 if name.endswith("m") else 1e9), rel=0.04
     )
-    assert find_preset(name).context_tokens <= model.context_tokens
+    assert PRESETS[name].context_tokens <= model.context_tokens
 
 
 def test_a_models_own_config_goes_before_the_presets(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "vibethinker-1.5b"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 7}))
-    assert read_model_config(find_preset("vibethinker-1.5b"), tmp_path)["vocab_size"] == 7
+    assert read_model_config(PRESETS["vibethinker-1.5b"], tmp_path)["vocab_size"] == 7
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_what_cannot_be_counted_says_so() -> None:
     with pytest.raises(UnsupportedModelError, match="text alone"):
         Architecture.from_config({"model_type": "gemma3", "text_config": {}})
     with pytest.raises(ModelLoadError, match="no weights"):
-        read_model_config(find_preset("simulated"), Path())
+        read_model_config(PRESETS["simulated"], Path())
 
 
 @pytest.mark.parametrize(
@@ -251,32 +250,15 @@ def test_wrong_input(run: Run, arguments: tuple[str, ...], complaint: str) -> No
     assert complaint in " ".join(err.split())
 
 
-class _Hub(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        known = self.path == "/some/model/resolve/main/config.json"
-        self.send_response(200 if known else 404)
-        self.end_headers()
-        self.wfile.write(json.dumps(CONFIG).encode() if known else b"")
-
-    def log_message(self, *_: Any) -> None:
-        """Quietly."""
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with HTTPServer(("127.0.0.1", 0), _Hub) as server:
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield
-        server.shutdown()
-        thread.join()
-
-
-def test_a_model_of_the_hub(run: Run, hub: None) -> None:
-    code, out, _ = run("--model", "some/model", "--memory", "16GiB")
-    assert code == 0
-    assert "1,543,714,304" in out
-    code, _, err = run("--model", "some/other", "--memory", "16GiB")
+def test_a_model_of_the_hub(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with fake_hub() as hub:
+        monkeypatch.setenv("MILLPOND_CACHE_DIR", str(tmp_path / "cache"))
+        point_at(hub.url, monkeypatch)
+        hub.models["some/model"] = tmp_path
+        code, out, _ = run("--model", "some/model", "--memory", "16GiB")
+        assert code == 0
+        assert "1,543,714,304" in out
+        code, _, err = run("--model", "some/other", "--memory", "16GiB")
     assert code == 2
-    assert "config.json cannot be fetched" in err
+    assert "the hub has no such model" in " ".join(err.split())

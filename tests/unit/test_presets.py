@@ -19,7 +19,7 @@ def folder(path: Path, config: Any, generation: Any = None) -> Path:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_consistent(name: str) -> None:
-    preset = find_preset(name)
+    preset = find_preset(name, Path())
     assert preset.name == name
     assert 1 <= preset.max_tokens <= preset.max_output_tokens
     # Whatever a client may ask for leaves room for a prompt.
@@ -34,7 +34,7 @@ def test_the_presets_that_are_promised() -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    preset = find_preset(str(folder(tmp_path, {"max_position_embeddings": 2048})))
+    preset = find_preset(str(folder(tmp_path, {"max_position_embeddings": 2048})), tmp_path)
     assert (preset.name, preset.source) == (tmp_path.name, str(tmp_path))
     assert (preset.context_tokens, preset.max_prompt_tokens, preset.max_output_tokens) == (
         2048,
@@ -57,26 +57,42 @@ def test_a_folder(tmp_path: Path) -> None:
 def test_a_folders_sampling(
     tmp_path: Path, generation: dict[str, Any], expected: tuple[float, float, int, float]
 ) -> None:
-    preset = find_preset(str(folder(tmp_path, {}, generation)))
+    preset = find_preset(str(folder(tmp_path, {}, generation)), tmp_path)
     found = (preset.temperature, preset.top_p, preset.top_k, preset.repetition_penalty)
     assert found == expected
 
 
 def test_a_small_context_bounds_everything(tmp_path: Path) -> None:
-    preset = find_preset(str(folder(tmp_path, {"max_position_embeddings": 64})))
+    preset = find_preset(str(folder(tmp_path, {"max_position_embeddings": 64})), tmp_path)
     assert preset.max_tokens == 32
     assert preset.max_prompt_tokens + preset.max_tokens <= 64
 
 
-def test_a_hub_name() -> None:
-    preset = find_preset("owner/name")
-    assert (preset.name, preset.source) == ("owner/name", "owner/name")
+TEMPLATE = "{{ messages }}"
+
+
+@pytest.mark.parametrize(
+    ("files", "chat"),
+    [
+        ({}, False),
+        ({"tokenizer_config.json": "{}"}, False),
+        ({"tokenizer_config.json": json.dumps({"chat_template": TEMPLATE})}, True),
+        ({"tokenizer_config.json": json.dumps({"chat_template": [{"name": "rag"}]})}, False),
+        ({"chat_template.jinja": TEMPLATE}, True),
+    ],
+)
+def test_a_folder_without_a_chat_template_is_a_base_model(
+    tmp_path: Path, files: dict[str, str], chat: bool
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert find_preset(str(folder(tmp_path, {})), tmp_path).chat is chat
 
 
 @pytest.mark.parametrize("model", ["nothing", "", "./folder/x", "/no/such", "a/b/c"])
 def test_what_is_no_model(model: str) -> None:
     with pytest.raises(ModelLoadError) as caught:
-        find_preset(model)
+        find_preset(model, Path())
     assert "smollm2-135m" in str(caught.value)
 
 
@@ -84,4 +100,4 @@ def test_what_is_no_model(model: str) -> None:
 def test_a_broken_config_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelLoadError, match=r"config\.json"):
-        find_preset(str(tmp_path))
+        find_preset(str(tmp_path), tmp_path)

@@ -1,5 +1,6 @@
 """From a request to token ids under a preset's limits."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -7,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millpond.chat_template import ChatTemplateError
 from millpond.errors import InvalidRequestError, PromptTooLongError, UnknownModelError
-from millpond.messages import JobRequest, Truncation
+from millpond.messages import JobRequest, Message, Truncation
 from millpond.presets import Preset
-from millpond.prompts import PreparedPrompt, prepare_prompt, truncate
+from millpond.prompts import PreparedPrompt, prepare_prompt, shared_prefix, truncate
 from millpond.tokenization import ByteTokenizer
 
 PRESET = Preset(
@@ -180,3 +182,28 @@ def test_whatever_is_prepared_fits_the_model(tokens: list[int], max_tokens: int)
     assert 1 <= len(prepared.token_ids) <= PRESET.max_prompt_tokens
     assert prepared.budget_tokens <= PRESET.context_tokens
     assert prepared.truncated == (len(prepared.token_ids) < len(tokens))
+
+
+class RefusingTokenizer(ByteTokenizer):
+    """As with a template that raises."""
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        raise ChatTemplateError("the chat template refuses: no")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"), [({"prompt": "a"}, "prompt"), ({"messages": [user("a")]}, "messages")]
+)
+def test_what_the_template_refuses_is_named_by_its_field(
+    fields: dict[str, Any], field: str
+) -> None:
+    request = JobRequest.model_validate(fields)
+    with pytest.raises(InvalidRequestError, match="the chat template refuses: no") as caught:
+        prepare_prompt(request, PRESET, RefusingTokenizer())
+    assert caught.value.field == field
+
+
+def test_the_shared_prefix() -> None:
+    begin = "system: SYS\nuser: "
+    assert TOKENIZER.decode(shared_prefix(WITH_SYSTEM, TOKENIZER)) == begin
+    assert shared_prefix(WITH_SYSTEM, RefusingTokenizer()) == [], "no model is kept from starting"

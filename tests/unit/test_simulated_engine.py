@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from millpond.messages import FinishReason
-from millpond.presets import find_preset
+from millpond.presets import PRESETS
 from millpond.tokenization import ByteTokenizer
 from worker.engines import build_engine
 from worker.engines.base import (
@@ -38,7 +38,7 @@ def build(
         tokens_per_step=tokens_per_step,
         sleep=(slept if slept is not None else []).append,
     )
-    config = EngineConfig("simulated", None, find_preset("simulated"), slots=slots)
+    config = EngineConfig("simulated", None, PRESETS["simulated"], slots=slots)
     return build_engine(config, TOKENIZER, simulated=simulated)
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from millpond.errors import InvalidRequestError, ModelLoadError
+from millpond.chat_template import ChatTemplateError
+from millpond.errors import ModelLoadError
 from millpond.messages import Message
 from millpond.tokenization import ByteTokenizer, FolderTokenizer, Tokenizer
 
@@ -141,23 +142,29 @@ def test_chat(folder_tokenizer: FolderTokenizer) -> None:
 
 
 def test_a_template_that_refuses(folder_tokenizer: FolderTokenizer) -> None:
-    with pytest.raises(InvalidRequestError, match="system must come first") as caught:
+    with pytest.raises(ChatTemplateError, match="refuses: system must come first"):
         folder_tokenizer.encode_chat(chat(("user", "a"), ("system", "b")))
-    assert caught.value.field == "messages"
 
 
 def test_a_template_cannot_reach_out(model_folder: Path, tmp_path: Path) -> None:
     """Chat templates come with models, from strangers: they run in a sandbox."""
     template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     tokenizer = changed(model_folder, tmp_path, tokenizer_config={"chat_template": template})
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(ChatTemplateError, match="unsafe"):
         tokenizer.encode_chat(chat(("user", "a")))
+
+
+def test_a_template_that_cannot_be_compiled_names_its_folder(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelLoadError, match=f"{tmp_path}: the chat template, line 1: "):
+        changed(model_folder, tmp_path, tokenizer_config={"chat_template": "{% nonsense %}"})
 
 
 def test_no_template(model_folder: Path, tmp_path: Path) -> None:
     tokenizer = changed(model_folder, tmp_path, tokenizer_config=None)
     assert tokenizer.encode("a")
-    with pytest.raises(InvalidRequestError, match="no chat template"):
+    with pytest.raises(ChatTemplateError, match="no chat template"):
         tokenizer.encode_chat(chat(("user", "a")))
 
 
