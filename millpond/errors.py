@@ -9,7 +9,6 @@ MillpondError
 │   └── TenantFullError        the tenant has as many unfinished jobs as its key allows
 ├── LimitExceededError         a key has spent its requests or tokens of this minute
 ├── JobNotFoundError           no job of that id, or its result has expired
-├── LeaseLostError             another worker holds the job now; this write was refused
 ├── QueueUnavailableError      Redis is away, loading, read-only or out of memory
 ├── WaitTimeoutError           the job had not finished when the caller's patience ended
 ├── ModelLoadError             a model folder or preset cannot be loaded
@@ -106,15 +105,6 @@ class JobNotFoundError(MillpondError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"no job {job_id!r}: the id is unknown or its result has expired")
-        self.job_id = job_id
-
-
-class LeaseLostError(MillpondError):
-    code = "lease_lost"
-    http_status = 409
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"the lease on job {job_id} is lost; the write was refused")
         self.job_id = job_id
 
 

@@ -31,6 +31,7 @@ CONFIG_VARIABLE = "MILLPOND_CONFIG"
 DEFAULT_CONFIG_FILE = "millpond.toml"
 OPEN_TO_ALL = "off-and-i-know-it-is-open"
 DEFAULT_MODEL = "smollm2-135m"
+HEARTBEATS_A_LEASE = 3
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -107,14 +108,14 @@ class Settings(BaseSettings):
 
     # The queue's promises
     lease_s: Seconds = _PROMISES.lease_s
-    heartbeat_s: Seconds = 1.0
+    heartbeat_s: Seconds = Field(default=1.0, validate_default=True)
     max_attempts: Count = _PROMISES.max_attempts
     max_deaths: Count = Field(
         default=_PROMISES.max_deaths,
         description="Workers that may die while they run a job and nothing else.",
     )
     retry_delay_s: Seconds = _PROMISES.retry_delay_s
-    retry_delay_max_s: Seconds = _PROMISES.retry_delay_max_s
+    retry_delay_max_s: Seconds = Field(default=_PROMISES.retry_delay_max_s, validate_default=True)
     result_ttl_s: Seconds = _PROMISES.result_ttl_s
     event_ttl_s: Seconds = _PROMISES.event_ttl_s
     event_maxlen: Count = _PROMISES.event_maxlen
@@ -175,6 +176,25 @@ class Settings(BaseSettings):
         if url is not None and not url.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
         return url
+
+    @field_validator("heartbeat_s")
+    @classmethod
+    def _three_in_a_lease(cls, heartbeat_s: float, info: ValidationInfo) -> float:
+        lease_s = info.data.get("lease_s", heartbeat_s * HEARTBEATS_A_LEASE)
+        if heartbeat_s * HEARTBEATS_A_LEASE > lease_s:
+            raise ValueError(
+                f"{heartbeat_s:g} is more than a third of lease_s, which is {lease_s:g}; "
+                "a lease must outlive two renewals that fail"
+            )
+        return heartbeat_s
+
+    @field_validator("retry_delay_max_s")
+    @classmethod
+    def _no_less_than_the_first(cls, max_s: float, info: ValidationInfo) -> float:
+        first_s = info.data.get("retry_delay_s", max_s)
+        if max_s < first_s:
+            raise ValueError(f"{max_s:g} is less than retry_delay_s, which is {first_s:g}")
+        return max_s
 
     @field_validator("auth")
     @classmethod

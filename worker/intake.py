@@ -28,7 +28,8 @@ log = structlog.get_logger("millpond.intake")
 # Wake-ups are a hint: an idle worker looks for itself at least this often.
 IDLE_LOOK_S = 1.0
 REDIS_RETRY_S = 0.25
-# So long a free slot waits for a claim that is under way: a round trip, not a server that hangs.
+# So long one turn waits for a claim that is under way: for a round trip, not for a server that hangs
+# or for long prompts.
 REFILL_PATIENCE_S = 0.02
 # Jobs claimed ahead: at most one for so many slots, and no more than lately ended in so many turns.
 # A job held back here while another worker idles would wait for nothing.
@@ -69,6 +70,7 @@ class Intake:
         self._alone = False  # what was claimed last is to run with nothing beside it
         self._underway: str | None = None  # the nonce of a claim whose jobs are not here yet
         self._claiming: asyncio.Task[None] | None = None
+        self._waited = False  # a turn has waited for it
         self._recently_ended: deque[int] = deque(maxlen=RECENT_TURNS)
 
     async def listen(self) -> None:
@@ -133,7 +135,8 @@ class Intake:
         self._wanted.set()
         if not self._is_claiming() and self._work.is_set() and room.free_tokens > 0:
             self._start_claim(min(self._policy.max_jobs, room.free_slots), room)
-        if self._claiming is not None:
+        if self._claiming is not None and not self._waited:
+            self._waited = True
             await asyncio.wait({self._claiming}, timeout=REFILL_PATIENCE_S)
 
     def look_ahead(self, num_ended: int) -> None:
@@ -184,6 +187,7 @@ class Intake:
     def _start_claim(self, count: int, capacity: Capacity) -> None:
         if not self._closed:
             self._work.clear()
+            self._waited = False
             self._claiming = asyncio.create_task(self._claim(count, capacity), name="claim")
 
     async def _claim(self, count: int, capacity: Capacity) -> None:

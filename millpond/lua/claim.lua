@@ -17,9 +17,11 @@
 -- whose priority has no job goes to the highest that has.
 local TURNS = 'iiiniiiiniiiinib'
 local PRIORITIES = { i = 'interactive', n = 'normal', b = 'batch' }
--- Both bound the time of one call: jobs claimed, and jobs ended because they are not worth claiming.
+-- These bound the time of one call: jobs claimed, and jobs ended because they are not worth claiming.
 local CLAIMED_A_CALL = 1000
 local ENDED_A_CALL = 100
+-- What one call hands out at most, unless a single body is longer: about half a second of tokenizing.
+local BYTES_A_CALL = 1048576
 
 local worker, nonce, budget = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local count = math.min(tonumber(ARGV[3]), CLAIMED_A_CALL)
@@ -43,7 +45,7 @@ sweep(now, tonumber(ARGV[7]))
 local counts = redis.call('HMGET', K.counts, 'turn', 'fence')
 -- Fences keep up with the clock, so that they grow even when the server has lost its last second.
 local turn, fence = tonumber(counts[1] or 0), math.max(tonumber(counts[2] or 0), now * 1000)
-local rows, claimed, leases, taken = 0, {}, {}, { interactive = 0, normal = 0, batch = 0 }
+local rows, bytes, claimed, leases, taken = 0, 0, {}, {}, { interactive = 0, normal = 0, batch = 0 }
 
 -- The active tenants of a priority, the least counter foremost: as many as one call can come to.
 local lines, emptied = {}, {}
@@ -136,10 +138,10 @@ local function claim(id, line)
   local prompt, tokens, n = tonumber(record[10]), tonumber(record[2]), tonumber(record[13] or 1)
   local likely, high = predict(record[11], record[12], n)
   local need = math.min(high and prompt + n * high or tokens, capacity)
-  if need > budget or (rows > 0 and rows + n > count) then
+  if need > budget or (rows > 0 and (rows + n > count or bytes + #body > BYTES_A_CALL)) then
     return 'full'
   end
-  budget, rows = budget - need, rows + n
+  budget, rows, bytes = budget - need, rows + n, bytes + #body
   fence = fence + 1
   local attempt = tonumber(record[4]) + 1
   local expected = likely and prompt + n * likely or tokens

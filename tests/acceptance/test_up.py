@@ -31,7 +31,9 @@ async def test_a_job_over_http_and_everything_gone_after_ctrl_c(up: Start) -> No
 
 
 async def test_children_that_are_killed_come_back_and_nothing_is_lost(up: Start) -> None:
-    stack = await up(*SIMULATED, "--set", "lease_s=1", "--fsync", "always")
+    stack = await up(
+        *SIMULATED, "--set", "lease_s=1", "--set", "heartbeat_s=0.3", "--fsync", "always"
+    )
     async with httpx.AsyncClient(base_url=stack.about.api_url, timeout=30) as http:
         ids = []
         for i in range(60):

@@ -230,3 +230,13 @@ async def test_a_waiting_retry_keeps_nobody_awake(queue: JobQueue, redis: Redis)
     await slow.fail(job.fence, job.attempt, failed("a"))
     assert await take(slow) == []
     assert await slow.wait_for_work(0.02) is False
+
+
+async def test_a_claim_takes_so_many_bytes_and_leaves_the_rest(queue: JobQueue) -> None:
+    """Long prompts: what one claim gives can be tokenized long before its leases end."""
+    await put(queue, "a", "b", "c", prompt="x" * 400_000)
+    await put(queue, "d", prompt="é" * 1_000_000)
+    first = await queue.claim("w", 64, budget_tokens=10_000, capacity_tokens=10_000)
+    assert (ids(first.jobs), first.left) == (["a", "b"], 2)
+    assert ids(await take(queue)) == ["c"]
+    assert ids(await take(queue)) == ["d"], "one body may be longer than that"

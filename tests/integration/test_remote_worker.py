@@ -35,6 +35,7 @@ class Service:
             remote_api_key_file=key_file,
             slots=16,
             lease_s=1.0,
+            heartbeat_s=0.3,
         )
         self.redis = connect(redis_url)
         self.subscriptions = Subscriptions(self.redis)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,7 @@ from worker.engines.simulated import (
     SimulatedEngine,
     SimulatedFaults,
 )
+from worker.intake import INLINE_BYTES
 from worker.window import WindowPolicy
 from worker.worker import EngineFailedError, Worker, WorkerOptions
 
@@ -61,9 +63,10 @@ class Bench:
         rebuilt: SimulatedConfig | None = None,
         slots: int = SLOTS,
         options: dict[str, Any] | None = None,
+        tokenizer: ByteTokenizer | None = None,
     ) -> AsyncIterator[tuple[Worker, "asyncio.Task[bool]"]]:
         preset = PRESETS["simulated"]
-        tokenizer = ByteTokenizer()
+        tokenizer = tokenizer or ByteTokenizer()
         config = EngineConfig("simulated", None, preset, slots=slots)
         simulated = simulated or SimulatedConfig(costs=PACED)
         builds = itertools.chain([simulated], itertools.repeat(rebuilt or simulated))
@@ -541,6 +544,31 @@ async def test_a_blocked_engine_thread_costs_no_lease(bench: Bench) -> None:
             view = await bench.results.wait(id, 10.0)
     assert view.status is JobStatus.SUCCEEDED
     assert (view.attempts, view.worker) == (1, "w1")
+
+
+class SlowTokenizer(ByteTokenizer):
+    """Takes longer for a long prompt than a lease lasts."""
+
+    def encode(self, text: str) -> list[int]:
+        if len(text) > INLINE_BYTES:
+            time.sleep(0.7)
+        return super().encode(text)
+
+
+async def test_slow_tokenizing_costs_no_lease_and_holds_up_no_row(bench: Bench) -> None:
+    """A claim was renewed only once all of it was tokenized, and no step was taken meanwhile."""
+    async with bench.worker(tokenizer=SlowTokenizer(), options={"heartbeat_s": 0.1}):
+        running = await bench.submit(max_tokens=200, ignore_eos=True)
+        await until(lambda: is_running(bench, running))
+        long = [await bench.submit("x" * (INLINE_BYTES + 1 + i)) for i in range(2)]
+        await until(lambda: is_status(bench, long[-1], JobStatus.RUNNING))
+        assert await bench.ended(running) is JobStatus.SUCCEEDED
+        assert not (await bench.results.get(long[-1])).status.terminal
+        for id in long:
+            view = await bench.results.wait(id, 10.0)
+            assert (view.status, view.attempts) == (JobStatus.SUCCEEDED, 1)
+            events = [event.type async for event in bench.results.subscribe(id)]
+            assert EventType.RESET not in events
 
 
 async def test_a_server_restart_loses_nothing(bench: Bench) -> None:

@@ -163,6 +163,8 @@ async def test_a_claim_that_has_not_answered_holds_up_no_turn() -> None:
     assert await asyncio.wait_for(busy.refill(NO_SLOT), 5) == []
     assert await asyncio.wait_for(busy.refill(Capacity(1, 1000)), 5) == []
     queue.answering.set()
+    assert busy.intake._claiming is not None
+    await busy.intake._claiming
     assert await busy.refill(Capacity(1, 1000)) == ["j64"]
 
 

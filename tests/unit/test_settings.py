@@ -31,16 +31,16 @@ def test_defaults() -> None:
 
 
 def test_flag_over_variable_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "millpond.toml").write_text("lease_s = 1\nslots = 1\nport = 1\n")
-    monkeypatch.setenv("MILLPOND_LEASE_S", "2")
+    (tmp_path / "millpond.toml").write_text("lease_s = 3.5\nslots = 1\nport = 1\n")
+    monkeypatch.setenv("MILLPOND_LEASE_S", "4")
     monkeypatch.setenv("MILLPOND_SLOTS", "2")
     settings = load_settings(lease_s=3.0)
     assert (settings.lease_s, settings.slots, settings.port) == (3.0, 2, 1)
 
 
 def test_a_flag_of_none_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MILLPOND_LEASE_S", "2")
-    assert load_settings(lease_s=None).lease_s == 2.0
+    monkeypatch.setenv("MILLPOND_LEASE_S", "4")
+    assert load_settings(lease_s=None).lease_s == 4.0
 
 
 def test_the_file_that_the_variable_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +74,27 @@ def test_errors_name_the_setting(monkeypatch: pytest.MonkeyPatch, name: str, val
     with pytest.raises(InvalidRequestError) as caught:
         load_settings()
     assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fine"),
+    [
+        ({"lease_s": 15, "heartbeat_s": 5.1}, {"lease_s": 15, "heartbeat_s": 5}),
+        ({"lease_s": 2.9}, {"lease_s": 2.9, "heartbeat_s": 0.5}),
+        ({"retry_delay_s": 61}, {"retry_delay_s": 61, "retry_delay_max_s": 61}),
+    ],
+)
+def test_settings_that_cannot_go_together_are_both_named(
+    wrong: dict[str, float], fine: dict[str, float]
+) -> None:
+    load_settings(**fine)
+    with pytest.raises(InvalidRequestError) as caught:
+        load_settings(**wrong)
+    [given, other] = (
+        ("heartbeat_s", "lease_s") if "lease_s" in wrong else ("retry_delay_max_s", "retry_delay_s")
+    )
+    assert caught.value.field == given
+    assert other in caught.value.message
 
 
 def test_an_unknown_flag() -> None:
