@@ -5,9 +5,12 @@ from typing import Any
 
 import hiredis
 from redis.asyncio import BlockingConnectionPool, Connection, Redis
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError
+
+from millpond.errors import InvalidRequestError
 
 # Longer than any blocking call (see MAX_BLOCK_S), short enough to notice a server that hangs.
 SOCKET_TIMEOUT_S = 10.0
@@ -38,7 +41,12 @@ def connect(url: str) -> Redis:
     """A client whose commands are tried again on a broken connection: every script is safe to repeat.
 
     Does not touch the network yet. Callers past `MAX_CONNECTIONS` wait for a free connection.
+    Raises InvalidRequestError for what is no Redis URL.
     """
+    try:
+        parse_url(url)
+    except ValueError as error:
+        raise InvalidRequestError("redis_url", str(error)) from error
     pool = BlockingConnectionPool.from_url(
         url,
         connection_class=PackingConnection,  # rediss:// and unix:// bring their own

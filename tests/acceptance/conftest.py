@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from millpond.stack import StackFile
+from millpond.stack_file import StackFile
 
 MILLPOND = Path(sys.executable).parent / "millpond"
 

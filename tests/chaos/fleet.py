@@ -16,6 +16,7 @@ import httpx
 import orjson
 from redis.asyncio import Redis
 
+from millpond.child import Child
 from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, JobRequest, JobResult, JobStatus, seed_from_id
@@ -25,7 +26,6 @@ from millpond.queue import JobQueue, QueueOptions
 from millpond.results import Results
 from millpond.server import RedisServer
 from millpond.settings import Settings, load_settings
-from millpond.stack import Child
 from millpond.submission import DEFAULT_TENANT, NewJob, Submission
 from millpond.subscriptions import GAP, Subscriptions
 from millpond.tokenization import ByteTokenizer
@@ -263,21 +263,20 @@ async def ledger_on(server: RedisServer, options: QueueOptions) -> AsyncIterator
 @contextlib.asynccontextmanager
 async def running_api(settings: Settings, log: Path) -> AsyncIterator[Child]:
     """An API process on the settings' port, started again should it die."""
-    with log.open("ab") as sink:
-        api = Child(
-            *("api", [sys.executable, "-m", "api"], settings.environment()),
-            stop_s=5.0,
-            say=lambda _: None,
-            log=sink,
-        )
-        await api.start()
-        try:
-            async with asyncio.timeout(30), httpx.AsyncClient(base_url=api_url(settings)) as http:
-                while not await _healthy(http):
-                    await asyncio.sleep(0.02)
-            yield api
-        finally:
-            await api.stop()
+    api = Child(
+        *("api", [sys.executable, "-m", "api"], settings.environment()),
+        stop_s=5.0,
+        say=lambda _: None,
+        log=log,
+    )
+    await api.start()
+    try:
+        async with asyncio.timeout(30), httpx.AsyncClient(base_url=api_url(settings)) as http:
+            while not await _healthy(http):
+                await asyncio.sleep(0.02)
+        yield api
+    finally:
+        await api.stop()
 
 
 def api_url(settings: Settings) -> str:

@@ -1,0 +1,22 @@
+"""What happens to a stack, in words for the person who runs it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["info", "good", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class StackEvent:
+    """``source`` is the process that it happened to, or ``stack``."""
+
+    source: str
+    message: str
+    level: Level = "info"
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.message}"
+
+
+Say = Callable[[StackEvent], None]
