@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from millpond.keys import Keys
+
 _ID = "k3vq2c7yl5mh4tzzw6bx3a2d"
 _LINKS = {"self": f"/v1/jobs/{_ID}", "events": f"/v1/jobs/{_ID}/events"}
 _RECEIPT = {
@@ -26,7 +28,7 @@ ACCEPTED: dict[str, Any] = {
     "id": _ID,
     "status": "queued",
     "links": _LINKS,
-    "channel": f"mp:{{default}}:events:{_ID}",
+    "channel": Keys("default").events(_ID),
 }
 STATES: dict[str, Any] = {
     "queued": {

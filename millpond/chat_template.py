@@ -32,7 +32,9 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError as error:
-            raise ModelLoadError(f"the chat template, line {error.lineno}: {error}") from error
+            raise ModelLoadError(
+                f"the chat template, line {error.lineno}: {error.message}"
+            ) from error
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[Message]) -> str:

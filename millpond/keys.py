@@ -1,4 +1,4 @@
-"""Every Redis key and channel of a queue. Nothing else in the project spells one.
+"""Every Redis key and channel. Nothing else in the project spells one.
 
 All carry the hash tag ``{queue}``, so one queue lives in one slot of a Redis Cluster and each script
 touches one slot only. Scripts get these names through ``KEYS`` (see `millpond.scripts`); where a name
@@ -65,6 +65,9 @@ QUEUE_KEYS: dict[str, str] = {
     # name carries the same events as they happen.
     "events": "events:",
 }
+
+# A channel that nobody publishes to, of no queue: it keeps a connection in pub/sub mode.
+IDLE_CHANNEL = "mp:idle"
 
 
 class Keys:

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from millpond.keys import IDLE_CHANNEL
 from millpond.tasks import end_tasks
 
 GAP: Final = b""
@@ -72,8 +73,8 @@ class Subscriptions:
     async def _read_until_broken(self) -> None:
         pubsub = self._redis.pubsub()
         try:
-            # A channel of our own keeps the connection in pub/sub mode with no listeners.
-            await pubsub.subscribe("mp:idle", *self._listeners)
+            # Also without listeners the connection is to be in pub/sub mode.
+            await pubsub.subscribe(IDLE_CHANNEL, *self._listeners)
             self._pubsub = pubsub
             # Those who began to listen while the connection was being made.
             if missed := [c for c in self._listeners if c.encode() not in pubsub.channels]:

@@ -1,5 +1,8 @@
 """The names of a queue's keys, and the ids that go into them."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from millpond.errors import InvalidRequestError
@@ -48,3 +51,13 @@ def test_good_ids(id: str) -> None:
 @pytest.mark.parametrize("id", ["", ":a", "-a", "a/b", "a b", "a\n", 'a"', "a\\", "ä", "a" * 65])
 def test_bad_ids(id: str) -> None:
     assert not JOB_ID.fullmatch(id)
+
+
+def test_nothing_else_spells_a_key() -> None:
+    root = Path(__file__).parents[2]
+    sources = [
+        path for part in ("millpond", "api", "worker") for path in root.glob(f"{part}/**/*.py")
+    ]
+    spelled = re.compile(r"""["']mp:""")
+    found = {path.name for path in sources if spelled.search(path.read_text())}
+    assert found == {"keys.py"}
