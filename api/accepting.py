@@ -7,9 +7,10 @@ from typing import Annotated
 
 from fastapi import Header, Request
 
-from api.errors import Fault, InvalidBodyError
+from api.errors import InvalidBodyError
 from api.gate import Caller
 from api.payment import give_back, pay
+from api.problems import Fault
 from api.services import Services
 from api.submissions import new_job
 from millpond.errors import MillpondError, QueueFullError

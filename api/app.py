@@ -4,9 +4,13 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from api.body_limit import BodyLimitMiddleware
+from api.cors import cors_options
 from api.errors import install_error_handlers
+from api.head import HeadMiddleware
+from api.hosts import HostMiddleware, Hosts
 from api.metrics import Metrics
 from api.observer import ObserverMiddleware
 from api.openapi import DESCRIPTION, KEY_PROBLEMS, TITLE, install_openapi, problems
@@ -54,5 +58,9 @@ def create_app(settings: Settings) -> FastAPI:
         limits={bulk.BULK_PATH: max(bulk.MAX_BULK_BYTES, settings.max_body_bytes)},
     )
     app.add_middleware(RateHeadersMiddleware)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors_options(settings))
+    app.add_middleware(HostMiddleware, hosts=Hosts(settings))
     app.add_middleware(ObserverMiddleware, metrics=counted)
+    app.add_middleware(HeadMiddleware)
     return app

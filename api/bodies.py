@@ -8,7 +8,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, Field, ValidationError
 
-from api.errors import Fault, InvalidBodyError, InvalidJsonError, UnsupportedMediaTypeError
+from api.errors import InvalidBodyError, InvalidJsonError, UnsupportedMediaTypeError
+from api.problems import Fault
 from millpond.fields import Frozen
 from millpond.messages import JobRequest
 

@@ -10,9 +10,9 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.errors import STOPPING_PROBLEM
 from api.hangup import until_hangup
 from api.openai_errors import JobFailedError, error_of
+from api.problems import STOPPING_PROBLEM
 from api.services import Services
 from millpond.errors import MillpondError
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus

@@ -1,4 +1,4 @@
-"""Errors to RFC 9457 ``application/problem+json``.
+"""From errors to the problems that clients are shown.
 
 `millpond.errors` owns the code and the status of each error; here are the few that only HTTP knows,
 and the one place where any of them becomes a response. Nothing of a request's content is repeated.
@@ -6,10 +6,8 @@ and the one place where any of them becomes a response. Nothing of a request's c
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import orjson
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from api.problems import INTERNAL_PROBLEM, UNAVAILABLE_RETRY_S, Fault, Problem
 from millpond.errors import (
     InvalidRequestError,
     JobNotFoundError,
@@ -28,13 +27,9 @@ from millpond.errors import (
     TenantFullError,
 )
 
-PROBLEM_TYPE = "urn:millpond:problem:"
-PROBLEM_MEDIA_TYPE = "application/problem+json"
-MAX_FAULTS_SHOWN = 20
 # Above this many, listing them would hold up every other request.
 MAX_FAULTS_READ = 5_000
 MAX_FIELD_CHARS = 100
-UNAVAILABLE_RETRY_S = 2
 MODEL_RETRY_S = 5
 CHALLENGE = 'Bearer realm="millpond"'
 
@@ -43,21 +38,6 @@ _LIMITS = ("le", "lt", "ge", "gt", "max_length", "min_length")
 _NAMED_FIELD = re.compile(r"([a-z_]+): (.+)", re.DOTALL)
 
 log = structlog.get_logger("millpond.api")
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing that is wrong: where, what, and the bound that was passed, if any."""
-
-    field: str
-    message: str
-    limit: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"field": self.field, "message": self.message}
-        if self.limit is not None:
-            found["limit"] = self.limit
-        return found
 
 
 class InvalidBodyError(MillpondError):
@@ -127,7 +107,7 @@ class ForbiddenError(MillpondError):
     http_status = 403
 
     def __init__(self, scope: str) -> None:
-        super().__init__(f"this key lacks the scope {scope!r}, which this route needs")
+        super().__init__(f"this key lacks the scope '{scope}', which this route needs")
         self.scope = scope
 
 
@@ -139,50 +119,6 @@ class ModelNotReadyError(MillpondError):
 
     def __init__(self) -> None:
         super().__init__("the model's files are not ready yet; a worker is still fetching them")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What goes over the wire for one error."""
-
-    status: int
-    code: str
-    detail: str
-    faults: tuple[Fault, ...] = ()
-    retry_after_s: int | None = None
-    violated_policies: tuple[str, ...] = ()
-    challenge: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "type": PROBLEM_TYPE + self.code,
-            "title": self.code.replace("_", " ").capitalize(),
-            "status": self.status,
-            "detail": self.detail,
-            "code": self.code,
-        }
-        if self.faults:
-            body["errors"] = [fault.as_dict() for fault in self.faults[:MAX_FAULTS_SHOWN]]
-        if self.retry_after_s is not None:
-            body["retry_after_s"] = self.retry_after_s
-        if self.violated_policies:
-            body["violated-policies"] = list(self.violated_policies)
-        return body
-
-    def response(self, headers: Mapping[str, str] | None = None) -> Response:
-        extra = dict(headers or {})
-        if self.retry_after_s is not None:
-            extra["Retry-After"] = str(self.retry_after_s)
-        if self.challenge is not None:
-            extra["WWW-Authenticate"] = self.challenge
-        body = orjson.dumps(self.as_dict())
-        return Response(body, self.status, extra, media_type=PROBLEM_MEDIA_TYPE)
-
-
-INTERNAL_PROBLEM = Problem(500, "internal_error", "something went wrong on this side")
-STOPPING_PROBLEM = Problem(
-    503, "stopping", "this process is stopping; try again", retry_after_s=UNAVAILABLE_RETRY_S
-)
 
 
 def problem_of(error: MillpondError) -> Problem:
@@ -269,14 +205,15 @@ def _methods(request: Request) -> list[str]:
     ]
     # A path that is spelled out comes before one with a parameter that it would fit into.
     same = [route.methods for route in matching if route.path == matching[0].path]
-    return sorted(set().union(*same))
+    methods: set[str] = set().union(*same)
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 def _faults(found: Iterable[Mapping[str, Any]]) -> Iterable[Fault]:
     for error in found:
         # Names of unknown fields are the client's, half characters and all.
         field = ".".join(map(str, error["loc"])).encode(errors="replace").decode()
-        message = str(error["msg"]).removeprefix("Value error, ")
+        message = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
         if not field and (named := _NAMED_FIELD.fullmatch(message)):
             field, message = named.groups()
         context = error.get("ctx") or {}

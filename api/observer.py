@@ -7,8 +7,8 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import INTERNAL_PROBLEM, STOPPING_PROBLEM
 from api.metrics import Metrics
+from api.problems import INTERNAL_PROBLEM, STOPPING_PROBLEM
 from millpond.logs import outline
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -1,6 +1,7 @@
 """Errors in OpenAI's shape, with the statuses by which its clients tell them apart."""
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -9,7 +10,8 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from api.errors import InvalidBodyError, Problem, problem_of
+from api.errors import InvalidBodyError, problem_of
+from api.problems import Problem
 from millpond.errors import (
     MillpondError,
 )
@@ -17,15 +19,6 @@ from millpond.messages import JobError, JobResult
 from millpond.openai.responses import ChangedTextError
 
 log = structlog.get_logger("millpond.api")
-
-_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    409: "conflict_error",
-    429: "rate_limit_error",
-}
-
 
 # Where OpenAI's API has another status or name for what a problem's code says.
 _STATUS_AND_CODE = {
@@ -92,20 +85,15 @@ def error_of(error: MillpondError) -> dict[str, Any]:
 def openai_shape(problem: Problem) -> tuple[int, dict[str, Any]]:
     """The status and the body by which a problem is answered here."""
     status, code = _STATUS_AND_CODE.get(problem.code, (problem.status, problem.code))
-    param = problem.faults[0].field if problem.faults else None
-    return status, _body(status, code, problem.detail, param)
+    return status, {"error": replace(problem, status=status, code=code).openai_error()}
 
 
 def _status_and_body(error: MillpondError, problem: Problem) -> tuple[int, dict[str, Any]]:
     match error:
         case JobFailedError():
-            return error.status, _body(error.status, error.job_code, str(error), None)
+            problem = Problem(error.status, error.job_code, str(error))
         case ChangedTextError():
-            return 500, _body(500, error.code, str(error), None)
+            problem = Problem(500, error.code, str(error))
         case _:
             return openai_shape(problem)
-
-
-def _body(status: int, code: str, message: str, param: str | None) -> dict[str, Any]:
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return problem.status, {"error": problem.openai_error()}

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from api.bodies import MAX_BULK_JOBS
-from api.errors import PROBLEM_MEDIA_TYPE, PROBLEM_TYPE, Problem
 from api.openai_errors import openai_shape
+from api.problems import PROBLEM_MEDIA_TYPE, Fault, Problem
 from api.schemas import OpenAIErrorBody, ProblemBody
 from millpond.messages import JobRequest
 from millpond.openai.requests import ChatRequest, CompletionRequest
@@ -20,7 +20,9 @@ DESCRIPTION = """
 A durable queue in front of a batching LLM worker. `POST /v1/jobs` answers at once with an id; poll
 it, long-poll it with `?wait=`, follow it live under `/events`, or listen on its Redis channel.
 
-Errors are RFC 9457 problems with a stable `code`; a 422 names each field and its limit.
+Errors are RFC 9457 problems with a stable `code`; a 422 names each field and its limit. Their `error` is
+what OpenAI's clients look for. Every GET has a HEAD. What never gets to a route is refused with 400, 408,
+414, 421, 431 or 503.
 """
 
 _FIELD_PROBLEM = {
@@ -121,11 +123,13 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     for code in codes:
         status, fields = _EXAMPLES[code]
         title = code.replace("_", " ").capitalize()
-        example = {"type": PROBLEM_TYPE + code, "title": title, "status": status, "code": code}
+        faults = tuple(Fault(**fault) for fault in fields.get("errors", ()))
+        problem = Problem(status, code, fields["detail"], faults)
+        example = problem.as_dict() | fields | {"error": problem.openai_error()}
         entry = by_status.setdefault(status, _empty_problem(status))
         entry["description"] = f"{entry['description']}, {title}".lstrip(", ")
         content = entry["content"][PROBLEM_MEDIA_TYPE]
-        content["examples"][code] = {"summary": title, "value": example | fields}
+        content["examples"][code] = {"summary": title, "value": example}
     return by_status
 
 

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from api.connections import Connections
-from api.errors import UNAVAILABLE_RETRY_S, Problem
+from api.problems import UNAVAILABLE_RETRY_S, Problem
 
 # Requests that may wait on one connection for the answers to those before them.
 MAX_PIPELINED = 32

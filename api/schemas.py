@@ -20,8 +20,15 @@ class ProblemFault(Answer):
     limit: float | None = Field(default=None, description="The bound that was passed.")
 
 
+class OpenAIFault(Answer):
+    message: str
+    type: str
+    param: str | None = Field(default=None, description="The field that is wrong.")
+    code: str = Field(description="Stable and machine-readable.")
+
+
 class ProblemBody(Answer):
-    """RFC 9457 problem details."""
+    """RFC 9457 problem details, and OpenAI's `error` beside them."""
 
     type: str
     title: str
@@ -35,13 +42,9 @@ class ProblemBody(Answer):
         alias="violated-policies",
         description="The limits of the key that were passed.",
     )
-
-
-class OpenAIFault(Answer):
-    message: str
-    type: str
-    param: str | None = Field(default=None, description="The field that is wrong.")
-    code: str = Field(description="Stable and machine-readable.")
+    error: OpenAIFault | None = Field(
+        default=None, description="The same as OpenAI's clients look for it; not in a bulk's items."
+    )
 
 
 class OpenAIErrorBody(Answer):

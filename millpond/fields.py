@@ -15,7 +15,8 @@ def _check_characters(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_check_characters)]
+# Comes behind the length in a field's annotation: lengths are then told in characters.
+CHECKED = AfterValidator(_check_characters)
 TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 
 

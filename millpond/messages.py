@@ -9,10 +9,12 @@ import hashlib
 import os
 import re
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import orjson
 from pydantic import (
+    BeforeValidator,
+    ConfigDict,
     FailFast,
     Field,
     StrictBool,
@@ -21,7 +23,7 @@ from pydantic import (
 )
 from typing_extensions import TypeAliasType
 
-from millpond.fields import Frozen, Stored, Text, TokenId
+from millpond.fields import CHECKED, Frozen, Stored, TokenId
 from millpond.sampling_params import MAX_SEED, SamplingParams
 
 PROTOCOL_VERSION = 1
@@ -111,9 +113,49 @@ PromptTokenIds = TypeAliasType(
 )
 
 
+class TextPart(Frozen):
+    """A piece of a message's content, as OpenAI's clients send it."""
+
+    type: Literal["text"]
+    text: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+
+
+def _join_parts(content: Any) -> Any:
+    """Parts are put together as they are; anything but text is refused."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for i, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise ValueError(f'part {i} must have the type "text"; nothing else is read here')
+        if part.keys() != TextPart.model_fields.keys() or not isinstance(part["text"], str):
+            raise ValueError(f"part {i} must have a text, and nothing but type and text")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
 class Message(Frozen):
     role: Literal["system", "user", "assistant"]
-    content: Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)]
+    content: Annotated[
+        str,
+        Field(max_length=MAX_PROMPT_CHARS),
+        CHECKED,
+        BeforeValidator(
+            _join_parts,
+            json_schema_input_type=Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+            | list[TextPart],
+        ),
+    ] = Field(description="A text, or a list of text parts, which are joined.")
+
+
+def _one_of(types: dict[str, str]) -> dict[str, Any]:
+    """JSON Schema for: one of these fields is given, and is not null."""
+    return {
+        "oneOf": [
+            {"required": [name], "properties": {name: {"type": type}}}
+            for name, type in types.items()
+        ]
+    }
 
 
 class JobRequest(SamplingParams):
@@ -123,12 +165,16 @@ class JobRequest(SamplingParams):
     ``raw`` says that the model is to continue the text as it stands.
     """
 
-    model: Annotated[Text, Field(min_length=1, max_length=128)] | None = None
-    prompt: Annotated[Text, Field(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = None
+    model_config = ConfigDict(
+        json_schema_extra=_one_of({"prompt": "string", "messages": "array", "token_ids": "array"})
+    )
+
+    model: Annotated[str, Field(min_length=1, max_length=128), CHECKED] | None = None
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS), CHECKED] | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     token_ids: PromptTokenIds | None = None
     raw: StrictBool = False
-    system: Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)] | None = Field(
+    system: Annotated[str, Field(max_length=MAX_PROMPT_CHARS), CHECKED] | None = Field(
         default=None, description="Overrides the preset's system prompt; empty means none."
     )
     truncate: Truncation = Truncation.ERROR
@@ -138,8 +184,8 @@ class JobRequest(SamplingParams):
     )
     metadata: Annotated[
         dict[
-            Annotated[Text, Field(min_length=1, max_length=64)],
-            Annotated[Text, Field(max_length=MAX_METADATA_VALUE_CHARS)],
+            Annotated[str, Field(min_length=1, max_length=64), CHECKED],
+            Annotated[str, Field(max_length=MAX_METADATA_VALUE_CHARS), CHECKED],
         ],
         Field(max_length=MAX_METADATA_ITEMS),
     ] = Field(default_factory=dict)

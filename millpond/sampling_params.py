@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
-from millpond.fields import Frozen, Text, TokenId
+from millpond.fields import CHECKED, Frozen, TokenId
 
 MAX_OUTPUT_TOKENS = 131_072
 MAX_STOP_STRINGS = 16
@@ -28,7 +28,7 @@ def _from_key(value: Any) -> Any:
     return int(value) if digits and len(value) <= MAX_KEY_DIGITS else value
 
 
-StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS), CHECKED]
 TokenIdKey = Annotated[
     TokenId,
     BeforeValidator(
@@ -72,7 +72,7 @@ class SamplingParams(Frozen):
     )
     seed: Annotated[StrictInt, Field(ge=0, le=MAX_SEED)] | None = None
     stop: Annotated[
-        list[StopString], BeforeValidator(_as_list), Field(max_length=MAX_STOP_STRINGS)
+        list[StopString], Field(max_length=MAX_STOP_STRINGS), BeforeValidator(_as_list)
     ] = Field(default_factory=list)
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(
         default_factory=list
@@ -88,7 +88,7 @@ class SamplingParams(Frozen):
         description="Give the log-probability of each generated token, and those of so many likeliest "
         "ones, as the model has them before temperature, penalties and filters.",
     )
-    adapter: Annotated[Text, Field(min_length=1, max_length=64)] | None = Field(
+    adapter: Annotated[str, Field(min_length=1, max_length=64), CHECKED] | None = Field(
         default=None, description="One of the model's adapters; without it the model as it is."
     )
     return_token_ids: StrictBool = False

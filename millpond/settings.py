@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -36,6 +37,8 @@ HEARTBEATS_A_LEASE = 3
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+# Texts without commas: a list in the file, with commas between them in a flag or a variable.
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode]
 
 
 _SERVES = {
@@ -149,6 +152,13 @@ class Settings(BaseSettings):
     auth: Literal["auto", "on", "off", "off-and-i-know-it-is-open"] = Field(
         default="auto", description="Whether the API asks for keys; auto: unless on loopback."
     )
+    allowed_hosts: Names = Field(
+        default=(),
+        description="Names in a request's Host header; none: loopback's if no keys are asked for there.",
+    )
+    cors_origins: Names = Field(
+        default=(), description="Origins whose web pages may use the API, as https://example.org."
+    )
     max_body_bytes: Count = 2 * 1024 * 1024
     max_wait_s: Seconds = 60.0
     max_header_bytes: Annotated[int, Field(ge=1024)] = Field(
@@ -183,6 +193,23 @@ class Settings(BaseSettings):
     def _can_be_connected_to(cls, url: str) -> str:
         parse_url(url)
         return url
+
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @classmethod
+    def _flags_have_commas(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return [name.strip() for name in value.split(",")] if value.strip() else []
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _any_origin_only_with_keys(
+        cls, origins: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
+        host, auth = info.data.get("host", ""), info.data.get("auth")
+        if "*" in origins and not (auth == "on" or (auth == "auto" and not is_loopback(host))):
+            raise ValueError("without keys, * lets every web page use the API; name the origins")
+        return origins
 
     @field_validator("remote_url")
     @classmethod
@@ -287,7 +314,7 @@ class Settings(BaseSettings):
             if isinstance(value, SecretStr)
         }
         return secrets | {
-            _variable(name): json.dumps(value) if isinstance(value, dict) else str(value)
+            _variable(name): _as_text(value)
             for name, value in self.model_dump(mode="json").items()
             if value is not None and _variable(name) not in secrets
         }
@@ -330,6 +357,12 @@ def _check_variables() -> None:
 def _no_such_setting(name: str, show: Callable[[str], str] = str) -> str:
     near = difflib.get_close_matches(name, Settings.model_fields, n=1)
     return "there is no such setting" + (f"; did you mean {show(near[0])}?" if near else "")
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def _variable(name: str) -> str:

@@ -197,7 +197,7 @@ def _wrong_default(name: str, shown: str) -> Iterator[str]:
     default = field.get_default(call_default_factory=True)
     if name == "model":
         default = DEFAULT_MODEL
-    if default is None:
+    if default in (None, ()):
         if "`" in shown or re.search(r"\d", shown):
             yield f"{name} has no default, the README says {shown}"
         return

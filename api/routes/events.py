@@ -6,8 +6,9 @@ from typing import Annotated, cast
 
 from fastapi import APIRouter, Header, Query, Response
 
-from api.errors import Fault, InvalidBodyError
+from api.errors import InvalidBodyError
 from api.openapi import problems
+from api.problems import Fault
 from api.routes.jobs import check_id
 from api.services import Api
 from api.sse import EventStream

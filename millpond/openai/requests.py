@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
 from millpond import openai_logprobs
-from millpond.fields import Frozen, Text
+from millpond.fields import CHECKED, Frozen
 from millpond.messages import (
     MAX_METADATA_VALUE_CHARS,
     JobRequest,
@@ -85,10 +85,10 @@ def _message(fields: Any) -> Any:
 
 
 class _Body(SamplingParams):
-    model: Annotated[Text, Field(min_length=1, max_length=128)] | None = None
-    user: Annotated[Text, Field(min_length=1, max_length=MAX_METADATA_VALUE_CHARS)] | None = Field(
-        default=None, description="Kept in the job's metadata, as `user`."
-    )
+    model: Annotated[str, Field(min_length=1, max_length=128), CHECKED] | None = None
+    user: (
+        Annotated[str, Field(min_length=1, max_length=MAX_METADATA_VALUE_CHARS), CHECKED] | None
+    ) = Field(default=None, description="Kept in the job's metadata, as `user`.")
 
     @model_validator(mode="before")
     @classmethod
@@ -124,7 +124,7 @@ class ChatBody(_Body):
 
 
 class CompletionBody(_Body):
-    prompt: Annotated[Text, Field(min_length=1)] | PromptTokenIds
+    prompt: Annotated[str, Field(min_length=1), CHECKED] | PromptTokenIds
 
     @field_validator("prompt", mode="before")
     @classmethod

@@ -15,6 +15,8 @@ BODY = {"prompt": "a"}
 ROUTES = [
     ("POST", "/v1/jobs", Scope.SUBMIT, 415),
     ("POST", "/v1/jobs/bulk", Scope.SUBMIT, 415),
+    ("POST", "/v1/chat/completions", Scope.SUBMIT, 415),
+    ("POST", "/v1/completions", Scope.SUBMIT, 415),
     ("GET", "/v1/jobs/nothing", Scope.READ, 404),
     ("GET", "/v1/jobs/nothing/events", Scope.READ, 404),
     ("DELETE", "/v1/jobs/nothing", Scope.SUBMIT, 404),
@@ -49,8 +51,9 @@ async def test_each_route_needs_its_scope_and_no_more(keyed_api: RunningApi) -> 
             if scope is needed:
                 assert answer.status_code == status, (method, path)
                 continue
-            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), (path, scope)
-            assert f"'{needed}'" in answer.json()["detail"]
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (403, "forbidden"), (path, scope)
+            assert f"the scope '{needed}'" in error["message"]
             assert f'scope="{needed}"' in answer.headers["www-authenticate"]
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 from referencing import Registry, Resource
 
 from api.app import create_app
-from api.errors import PROBLEM_MEDIA_TYPE
+from api.problems import PROBLEM_MEDIA_TYPE
+from millpond.messages import JobRequest
 from millpond.settings import Settings
 
 ROOT = "urn:openapi"
@@ -107,3 +109,29 @@ def test_every_error_is_a_problem_with_an_example(described: dict[str, Any]) -> 
                 assert answer["content"][shape]["examples"], (name, status)
         if "/v1/" in name:
             assert "503" in operation["responses"], name
+
+
+@pytest.mark.parametrize(
+    ("body", "good"),
+    [
+        ({}, False),
+        ({"prompt": "a"}, True),
+        ({"prompt": None}, False),
+        ({"prompt": "a", "messages": None}, True),
+        ({"prompt": "a", "token_ids": [1]}, False),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, True),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, False),
+        ({"token_ids": [1]}, True),
+    ],
+)
+def test_the_schema_says_what_is_required(
+    described: dict[str, Any], body: dict[str, Any], good: bool
+) -> None:
+    schema = {"$ref": "#/components/schemas/JobRequest"}
+    assert validator(described, schema).is_valid(body) is good
+    try:
+        JobRequest.model_validate(body)
+    except ValidationError:
+        assert not good
+    else:
+        assert good

@@ -245,3 +245,19 @@ def test_an_unknown_name_in_the_file_is_found_in_the_file(tmp_path: Path) -> Non
     (tmp_path / "millpond.toml").write_text('auth_ = "on"')
     with pytest.raises(InvalidRequestError, match=r"\(in millpond\.toml\)"):
         load_settings()
+
+
+def test_names_have_commas_in_flags_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings({"allowed_hosts": "a.lan, b.lan", "cors_origins": ""})
+    assert (settings.allowed_hosts, settings.cors_origins) == (("a.lan", "b.lan"), ())
+    monkeypatch.setenv("MILLPOND_ALLOWED_HOSTS", settings.environment()["MILLPOND_ALLOWED_HOSTS"])
+    assert load_settings().allowed_hosts == ("a.lan", "b.lan")
+    with pytest.raises(InvalidRequestError, match="allowed_hosts"):
+        load_settings({"allowed_hosts": "a,,b"})
+
+
+def test_any_origin_needs_keys() -> None:
+    assert load_settings(auth="on", cors_origins="*").cors_origins == ("*",)
+    for open in ({}, {"auth": "off-and-i-know-it-is-open", "host": "0.0.0.0"}):
+        with pytest.raises(InvalidRequestError, match="cors_origins: without keys"):
+            load_settings(cors_origins="*", **open)
