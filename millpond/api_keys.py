@@ -1,7 +1,7 @@
-"""API keys: who may ask for what over HTTP. They live in Redis beside the queue that they open.
+"""API keys: who may do what over HTTP. They are stored in Redis, beside the queue that they open.
 
-A key is ``mp_ID_SECRET``. The secret has 240 random bits, so its plain SHA-256 can be stored: there is
-nothing to guess. The key itself is shown once, when it is made, and stored nowhere.
+A key is ``mp_ID_SECRET``. The secret has 240 random bits, which nobody can guess, so a plain SHA-256 of
+it is stored. The key itself is shown once, when it is created, and stored nowhere.
 """
 
 import base64
@@ -29,12 +29,12 @@ _TOKEN = re.compile(
     rf"{PREFIX}_([a-z2-7]{{{ID_BYTES * 8 // 5}}})_[a-z2-7]{{{SECRET_BYTES * 8 // 5}}}"
 )
 _KEY_ID = re.compile(rf"[a-z2-7]{{{ID_BYTES * 8 // 5}}}")
-# Compared with where no key is found, so that this takes as long as a wrong secret.
+# Compared with when no key is found, so that an unknown key takes as long as a wrong secret.
 _NO_DIGEST = "0" * 64
 
 
 class Scope(StrEnum):
-    """None of them contains another: a key that scrapes metrics cannot read anyone's results."""
+    """No scope includes another: a key that scrapes metrics cannot read anyone's results."""
 
     SUBMIT = "submit"
     READ = "read"
@@ -52,7 +52,7 @@ class KeyLimits:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key; nothing here opens anything."""
+    """What is stored about a key. It holds no secret."""
 
     id: str
     name: str
@@ -79,7 +79,7 @@ class ApiKeys:
         name: str = "",
         limits: KeyLimits | None = None,
     ) -> tuple[ApiKey, str]:
-        """The new key, and the text that opens it: the one time that this is to be had.
+        """Create a key. Returns it with its text, which is shown this one time only.
 
         Raises InvalidRequestError naming the field.
         """
@@ -102,11 +102,11 @@ class ApiKeys:
         return ApiKey(id, name, tenant, frozenset(scopes), limits, int(created), None), token
 
     async def revoke(self, id: str) -> bool:
-        """Close the key for ever; harmless when repeated. False: there is no such key."""
+        """Revoke the key for good; safe to repeat. False: there is no such key."""
         return bool(_KEY_ID.fullmatch(id)) and bool(await self._scripts.run("key_revoke", id))
 
     async def list(self) -> list[ApiKey]:
-        """All keys, revoked ones too, the oldest first."""
+        """All keys, oldest first, revoked ones included."""
         with raising_unavailable():
             members: Any = await self._redis.smembers(self._keys["api_keys"])
             ids = [id.decode() for id in members]
@@ -118,7 +118,7 @@ class ApiKeys:
         return sorted(found, key=lambda key: (key.created_ms, key.id))
 
     async def look_up(self, id: str) -> "KnownKey | None":
-        """The key that is to be opened; None for one that is unknown or revoked."""
+        """The key that this text names; None if it is unknown or revoked."""
         with raising_unavailable():
             record: Any = await self._redis.hgetall(self._keys.api_key(id))
         if not record or b"revoked" in record:
@@ -133,13 +133,13 @@ class KnownKey:
 
 
 def key_id(token: str) -> str | None:
-    """The id inside the text of a key; None for what is no key."""
+    """The id inside a key's text; None if the text is not a key."""
     found = _TOKEN.fullmatch(token)
     return None if found is None else found.group(1)
 
 
 def opens(token: str, known: KnownKey | None) -> bool:
-    """Whether this text is that key, in a time that depends on neither."""
+    """Whether this text is that key, compared in constant time."""
     digest = _NO_DIGEST if known is None else known.digest
     return hmac.compare_digest(_digest(token), digest) and known is not None
 

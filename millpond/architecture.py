@@ -22,10 +22,10 @@ Bias = Literal["none", "always", "by setting"]
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """How a family's layers differ from a plain Llama's, as far as parameters are concerned.
+    """How the parameters of a family's layers differ from those of a plain Llama.
 
-    "by setting": ``attention_bias`` or ``mlp_bias`` in the config decides. ``tied`` is what an absent
-    ``tie_word_embeddings`` means, ``head_dim`` and ``kv_heads`` what those absent mean.
+    "by setting": ``attention_bias`` or ``mlp_bias`` in the config decides. ``tied``, ``head_dim`` and
+    ``kv_heads`` are the family's defaults for a config that does not have them.
     """
 
     qkv_bias: Bias = "by setting"
@@ -66,8 +66,8 @@ _FAMILIES = {
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Sizes of a decoder-only transformer. ``parameters`` counts tied embeddings once; None where
-    the family's arithmetic is not known here."""
+    """Sizes of a decoder-only transformer. ``parameters`` counts tied embeddings once; None for
+    families whose parameters cannot be counted here."""
 
     model_type: str
     num_layers: int
@@ -82,11 +82,11 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
-        """From what config.json holds. Raises InvalidRequestError naming the field that is missing or
-        wrong, and UnsupportedModelError for what is no model of text alone."""
+        """Read the fields of a config.json. Raises InvalidRequestError naming a missing or wrong field,
+        and UnsupportedModelError for anything but a decoder-only text model."""
         if "text_config" in config or config.get("is_encoder_decoder"):
             raise UnsupportedModelError(
-                f"{config.get('model_type')}: only decoder-only models of text alone are planned for"
+                f"{config.get('model_type')}: only decoder-only text models can be planned"
             )
         model_type = config.get("model_type")
         if not isinstance(model_type, str):
@@ -158,5 +158,5 @@ def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> i
     if value is None:
         raise InvalidRequestError(f"config.json: {name}", "is missing")
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidRequestError(f"config.json: {name}", f"{value!r} is no positive whole number")
+        raise InvalidRequestError(f"config.json: {name}", f"{value!r} is not a positive integer")
     return value

@@ -71,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """One line that cannot become a job; ``custom_id`` where it could still be read."""
+    """A line that cannot become a job; ``custom_id`` if it could still be read."""
 
     line_number: int
     custom_id: str | None
@@ -142,7 +142,7 @@ def first_error(error: ValidationError) -> str:
 
 
 def output_line(row: Row, result: JobResult, model: str) -> bytes:
-    """The line for a row that ended. Failed ones have ``response`` null and an ``error``."""
+    """The output line of a finished row. A failed one has ``response`` null and an ``error``."""
     if result.status is not JobStatus.SUCCEEDED:
         code = result.error.code if result.error else str(result.status)
         message = result.error.message if result.error else f"the job is {result.status}"
@@ -169,7 +169,7 @@ def output_line(row: Row, result: JobResult, model: str) -> bytes:
 
 
 def _only(result: JobResult) -> Choice:
-    """The one text of a job that asked for one."""
+    """The single text of a job that asked for one."""
     return Choice(
         index=0,
         finish_reason=result.finish_reason,
@@ -223,7 +223,7 @@ def _line(
 def keep_finished(path: Path) -> set[str]:
     """Rewrite an output file of an earlier run to its good lines, and return their custom ids.
 
-    Error lines and a last line torn by a kill go: those rows are to be done again.
+    Error lines, and a last line cut off by a kill, are dropped: those rows run again.
     """
     if not path.exists():
         return set()

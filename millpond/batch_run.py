@@ -1,4 +1,4 @@
-"""Runs the rows of a batch file through the queue and hands each result over as its row ends."""
+"""Runs the rows of a batch file through the queue and yields each result as its row ends."""
 
 import asyncio
 import itertools
@@ -13,7 +13,7 @@ from millpond.results import Results
 from millpond.submission import DEFAULT_TENANT, NewJob
 from millpond.subscriptions import GAP, Subscriptions
 
-# Rows in the queue at once: enough to sort lengths and keep every slot busy, little enough to hold.
+# Rows in the queue at once: enough to group by length and keep every slot busy, few enough for memory.
 OUTSTANDING = 2_000
 SUBMIT_CHUNK = 200
 # Pub/sub is a hint: look at the stored results at least this often.
@@ -67,7 +67,7 @@ class BatchRun:
         return job_id_from_key(DEFAULT_TENANT, f"{self._run_id}/{row.custom_id}")
 
     async def results(self, rows: Iterable[Row]) -> AsyncIterator[tuple[Row, JobResult]]:
-        """Each row with its result, in the order in which they end. Raises QueueUnavailableError."""
+        """Each row with its result, in order of completion. Raises QueueUnavailableError."""
         source = iter(rows)
         waiting: dict[str, Row] = {}
         async with self._subscriptions.listen(self._queue.keys.channel) as inbox:
@@ -106,7 +106,7 @@ class BatchRun:
     async def _ended(
         self, inbox: "asyncio.Queue[bytes]", waiting: dict[str, Row]
     ) -> list[tuple[Row, JobResult]]:
-        """Wait for news, then read the results of those rows that may have ended."""
+        """Wait for a message, then read the results of the rows that may have ended."""
         ids = await _ids_with_news(inbox, waiting)
         ended = []
         for id, result in (await self._results.get_results(ids)).items():
@@ -115,7 +115,7 @@ class BatchRun:
 
 
 async def _ids_with_news(inbox: "asyncio.Queue[bytes]", waiting: dict[str, Row]) -> list[str]:
-    """Ids named by finished messages; all of them when some messages may be missing."""
+    """Ids named by finished messages; all outstanding ids when messages may have been lost."""
     try:
         messages = [await asyncio.wait_for(inbox.get(), LOOK_AGAIN_S)]
     except TimeoutError:

@@ -1,7 +1,7 @@
 """A model's chat template, rendered as transformers renders it, without transformers.
 
-Templates come with models, from strangers: they run in Jinja's sandbox, and whatever one raises is a
-`ChatTemplateError`.
+Templates come with models and are not trusted: they run in Jinja's sandbox, and whatever they raise
+becomes a `ChatTemplateError`.
 """
 
 import json
@@ -22,11 +22,11 @@ from millpond.messages import Message
 
 
 class ChatTemplateError(Exception):
-    """The template refuses the conversation, or fails on it. The message is for the client."""
+    """The template refuses the conversation or fails on it. The message is for the client."""
 
 
 class ChatTemplate:
-    """Raises ModelLoadError for a source that is no Jinja template."""
+    """A compiled template. Raises ModelLoadError if the source is not a Jinja template."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         try:
@@ -38,7 +38,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation, ending where the assistant is to speak. Raises ChatTemplateError."""
+        """The conversation, up to where the assistant's answer begins. Raises ChatTemplateError."""
         try:
             return self._template.render(
                 messages=[{"role": m.role, "content": m.content} for m in messages],
@@ -49,14 +49,14 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise ChatTemplateError(f"the chat template refuses: {error}") from error
-        except Exception as error:  # a stranger's program
+        except Exception as error:  # the template may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ChatTemplateError(f"the chat template fails: {reason}") from error
 
 
 class _GenerationTag(Extension):
-    """``{% generation %} ... {% endgeneration %}`` marks the assistant's words for training. Here they
-    are rendered like any others; a block of its own, since what is set inside stays inside."""
+    """``{% generation %} ... {% endgeneration %}`` marks the assistant's text for training. Here it is
+    rendered like any other text, as a block, so that variables set inside stay inside."""
 
     tags = {"generation"}  # noqa: RUF012, as Jinja declares it
 
@@ -70,7 +70,7 @@ class _GenerationTag(Extension):
 
 
 class _Dict:
-    """Makes dicts, and has no other attribute of `dict` that a template might abuse."""
+    """Builds dicts, without the attributes of `dict` that a template could abuse."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -80,7 +80,7 @@ class _Dict:
 
 
 class _SafeNamespace(Namespace):
-    """Holds no name that begins with an underscore."""
+    """Refuses names that begin with an underscore."""
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -126,7 +126,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes what HTML would misread."""
+    """Jinja's own filter would escape characters for HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

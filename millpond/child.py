@@ -1,4 +1,4 @@
-"""One process of a stack: started, started again when it dies, stopped."""
+"""One process of a stack: started, restarted when it dies, stopped."""
 
 import asyncio
 import contextlib
@@ -15,18 +15,18 @@ from millpond.tasks import end_tasks
 
 RESTART_DELAY_S = 0.2
 RESTART_DELAY_MAX_S = 10.0
-# What a process that is told twice to stop may still take.
+# Time left to a process that was told twice to stop.
 HURRY_S = 3.0
 PR_SET_PDEATHSIG = 1
 
 
 def restart_delay_s(fruitless_deaths: int) -> float:
-    """The pause before a new start, after so many deaths in a row without being ready in between."""
+    """The delay before a restart, after so many deaths in a row without becoming ready."""
     return float(min(RESTART_DELAY_MAX_S, RESTART_DELAY_S * 2 ** min(fruitless_deaths, 16)))
 
 
 class Child:
-    """One process that is to stay up. ``say`` hears of each death and each return.
+    """A process that should stay up. ``say`` is told of each death and each return.
 
     Whoever watches it calls `mark_ready` when it does its work: a death after that costs no delay to
     speak of, while deaths without it wait ever longer.

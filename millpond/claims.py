@@ -1,4 +1,4 @@
-"""What a worker has in its hands: claimed jobs, and what becomes of its leases and its writes."""
+"""What a worker gets from the queue: claimed jobs, and the outcome of its renewals and writes."""
 
 import uuid
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """One job in a worker's hands, for as long as its lease lasts. ``body`` is a stored JobRequest.
+    """An in-flight job, held for as long as its lease lasts. ``body`` is a stored JobRequest.
 
-    ``predicted_tokens`` is output that will be enough in nine of ten such jobs; None: nothing is known.
+    ``predicted_tokens`` is the 90th percentile of such jobs' output; None: nothing is known yet.
     """
 
     id: str
@@ -22,15 +22,15 @@ class ClaimedJob:
 
     @property
     def row(self) -> str:
-        """A name for this very claim: a job that comes back is another row."""
+        """Names this claim of the job: a later claim of the same job is another row."""
         return f"{self.id}/{self.fence}"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A window's worth of jobs, and how many were left that a claim could take.
+    """The jobs of one claim, and how many claimable ones were left.
 
-    ``alone``: they are suspects, so run nothing beside them.
+    ``alone``: these are suspects; run nothing beside them.
     """
 
     jobs: list[ClaimedJob]
@@ -39,13 +39,13 @@ class Claim:
 
 
 def new_nonce() -> str:
-    """A name for one claim."""
+    """Identifies one claim, so that it can be repeated."""
     return uuid.uuid4().hex
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What became of held leases: ids that are no longer ours, and ids that are to be ended."""
+    """The outcome of a renewal: ids whose lease is lost, and ids to cancel."""
 
     lost: frozenset[str]
     cancelled: frozenset[str]
@@ -53,7 +53,7 @@ class Renewal:
 
 
 class Commit(StrEnum):
-    """What came of a fenced write. LOST: another holder has the job, and nothing was written."""
+    """The outcome of a fenced write. LOST: another worker holds the job; nothing was written."""
 
     STORED = "stored"
     KNOWN = "known"

@@ -1,4 +1,4 @@
-"""For people's own programs: submit jobs and read them, over Redis, without HTTP.
+"""The client library: submit jobs and read their results over Redis, without HTTP.
 
 `Client` is async. `BlockingClient` is the same client behind a thread's event loop: its methods are
 made from the async ones, so there is one implementation and one set of docstrings.
@@ -37,9 +37,9 @@ class Client:
     """One queue on one server. Use it as ``async with Client(url) as client``.
 
     Every method raises QueueUnavailableError when Redis cannot serve. ``options`` matter to submit
-    and cancel; use those of the deployment if they are not the defaults. ``preset`` is the model that is
-    served, if it is known here: a job that breaks its limits is then refused at submit, as over HTTP,
-    where it would else be queued and fail.
+    and cancel; use those of the deployment if they are not the defaults. ``preset`` is the served model, if
+    known: a job that breaks its limits is then refused at submit, as over HTTP. Without it such a job is
+    queued and fails.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Client:
         ``params`` are the fields of JobRequest, such as ``max_tokens=64``. Choose the ``id`` yourself
         to subscribe before submitting; a repeated id or key with the same request is harmless.
         Raises pydantic.ValidationError for bad fields, InvalidRequestError for ``params`` beside a whole
-        JobRequest, for both an id and a key, and for what breaks the model's limits if the client knows
-        them, and what `JobQueue.submit` raises.
+        JobRequest, for both an id and a key, and for a job that breaks the model's limits, if the client
+        knows them, and what `JobQueue.submit` raises.
         """
         if id is not None and idempotency_key is not None:
             raise InvalidRequestError("id", "give an id or an idempotency_key, not both")
@@ -101,11 +101,11 @@ class Client:
         return await self._queue.submit_many(jobs)
 
     async def get(self, id: str) -> JobView:
-        """The job as it stands. Raises JobNotFoundError."""
+        """The job's current state. Raises JobNotFoundError."""
         return await self._results.get(id, tenant=self._tenant)
 
     async def result(self, id: str, timeout_s: float = 600.0) -> JobResult:
-        """Wait for the job's end. Raises WaitTimeoutError, JobNotFoundError."""
+        """Wait until the job has ended. Raises WaitTimeoutError, JobNotFoundError."""
         view = await self._results.wait(id, timeout_s, tenant=self._tenant)
         if view.result is None:
             raise WaitTimeoutError(f"job {id} is still {view.status} after {timeout_s:g} s")
@@ -114,16 +114,16 @@ class Client:
     async def generate(
         self, prompt: str | JobRequest, /, *, timeout_s: float = 600.0, **params: Any
     ) -> JobResult:
-        """Submit and wait: the shortest way from a prompt to its result."""
+        """Submit a job and wait for its result."""
         return await self.result(await self.submit(prompt, **params), timeout_s)
 
     async def watch(self, id: str, after: str = "0") -> AsyncGenerator[JobEvent, None]:
-        """The job's events, old ones first, to the finished one. ``after`` is an ``event_id``."""
+        """The job's events, oldest first, up to ``finished``. ``after`` is an ``event_id`` to resume from."""
         async for event in self._results.subscribe(id, after, tenant=self._tenant):
             yield event
 
     async def cancel(self, id: str) -> JobStatus:
-        """End a queued job at once and a running one soon. Raises JobNotFoundError."""
+        """Cancel the job: at once if queued, within a heartbeat if running. Raises JobNotFoundError."""
         status = await self._queue.cancel(id, tenant=self._tenant)
         if status is None:
             raise JobNotFoundError(id)

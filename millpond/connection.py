@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError
 
 from millpond.errors import InvalidRequestError
 
-# Longer than any blocking call (see MAX_BLOCK_S), short enough to notice a server that hangs.
+# Longer than any blocking call (MAX_BLOCK_S), short enough to notice a server that hangs.
 SOCKET_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 3.0
 MAX_BLOCK_S = 5.0
@@ -21,7 +21,7 @@ RETRIES = 2
 
 
 class PackingConnection(Connection):
-    """Writes commands with hiredis, as redis-py's blocking client does: ten times faster for scripts."""
+    """Encodes commands with hiredis, as redis-py's blocking client does: ten times faster for scripts."""
 
     def pack_command(self, *args: Any) -> list[bytes]:
         name = args[0]
@@ -30,7 +30,7 @@ class PackingConnection(Connection):
         return [hiredis.pack_command(args)]
 
     async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
-        """A transport that uvloop has closed raises RuntimeError, which nobody would try again."""
+        """uvloop raises RuntimeError on a closed transport, which redis-py would not retry."""
         try:
             await super().send_packed_command(*args, **kwargs)
         except RuntimeError as error:
@@ -38,10 +38,10 @@ class PackingConnection(Connection):
 
 
 def connect(url: str) -> Redis:
-    """A client whose commands are tried again on a broken connection: every script is safe to repeat.
+    """A client that retries commands on a broken connection: every script is safe to repeat.
 
-    Does not touch the network yet. Callers past `MAX_CONNECTIONS` wait for a free connection.
-    Raises InvalidRequestError for what is no Redis URL.
+    Opens no connection yet. Beyond `MAX_CONNECTIONS`, callers wait for a free one. Raises
+    InvalidRequestError if the URL is not a Redis URL.
     """
     try:
         parse_url(url)
@@ -62,5 +62,5 @@ def connect(url: str) -> Redis:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
+    """The URL without its password, for display."""
     return re.sub(r"(?<=://)([^/@:]*):[^@]*@", r"\1:***@", url)

@@ -8,9 +8,9 @@ MillpondError
 ├── QueueFullError             the depth limit is reached; try again later
 │   └── TenantFullError        the tenant has as many unfinished jobs as its key allows
 ├── LimitExceededError         a key has spent its requests or tokens of this minute
-├── JobNotFoundError           no job of that id, or its result has expired
+├── JobNotFoundError           no job has that id, or its result has expired
 ├── QueueUnavailableError      Redis is away, loading, read-only or out of memory
-├── WaitTimeoutError           the job had not finished when the caller's patience ended
+├── WaitTimeoutError           the job did not finish within the caller's timeout
 ├── ModelLoadError             a model folder or preset cannot be loaded
 │   └── UnsupportedModelError  the engine cannot serve this architecture correctly
 └── ServerNotFoundError        no Redis-protocol server can be started on this machine
@@ -21,14 +21,14 @@ from typing import Any, ClassVar
 
 
 class MillpondError(Exception):
-    """Base of all. ``code`` is stable and machine-readable, ``http_status`` is what the API answers."""
+    """The base class. ``code`` is stable and machine-readable; ``http_status`` is the API's answer."""
 
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
 
 
 class InvalidRequestError(MillpondError):
-    """``field`` is the JSON path of what is wrong; ``limit`` is the bound that was passed, if any."""
+    """``field`` is the JSON path of the wrong value; ``limit`` is the limit it exceeds, if any."""
 
     code = "invalid_request"
     http_status = 422
@@ -61,7 +61,7 @@ class IdempotencyConflictError(MillpondError):
 
 
 class QueueFullError(MillpondError):
-    """``retry_after_s`` is a guess from the queue's recent drain rate, at least 1."""
+    """``retry_after_s`` is estimated from the queue's recent drain rate; at least 1."""
 
     code = "queue_full"
     http_status = 429
@@ -74,7 +74,7 @@ class QueueFullError(MillpondError):
 
 
 class TenantFullError(QueueFullError):
-    """Here ``depth`` and ``limit`` are of the tenant's queued and running jobs."""
+    """``depth`` and ``limit`` count the tenant's queued and running jobs."""
 
     code = "tenant_full"
 
@@ -84,7 +84,7 @@ class TenantFullError(QueueFullError):
 
 
 class LimitExceededError(MillpondError):
-    """``name`` is the limit that was passed, ``budgets`` what is left of each (`Budget`)."""
+    """``name`` is the limit that was exceeded; ``budgets`` says what is left of each (`Budget`)."""
 
     code = "limit_exceeded"
     http_status = 429

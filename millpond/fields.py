@@ -1,4 +1,4 @@
-"""What the messages are made of: their two bases and the fields that several of them share."""
+"""The base classes of the messages, and field types that several of them share."""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 
 
 class Frozen(BaseModel):
-    """Base of what this side writes or accepts from people: immutable, strict about its fields."""
+    """Base of messages that this side writes or accepts from clients: immutable, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

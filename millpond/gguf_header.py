@@ -1,4 +1,4 @@
-"""The metadata and the tensors' names at the head of a GGUF file, read without loading a weight."""
+"""The metadata and tensor names in the header of a GGUF file, read without loading the weights."""
 
 import struct
 from collections.abc import Callable, Collection
@@ -31,15 +31,15 @@ _MAX_STRING_BYTES = 64 * 1024 * 1024
 
 
 def read_gguf_header(path: Path, wanted: Collection[str]) -> dict[str, Any]:
-    """The entries whose key ends with one of ``wanted``; of an array, how many elements it has.
+    """The metadata entries whose key ends with one of ``wanted``; for an array, its length.
 
-    Stops once each has been found. Raises ModelLoadError for what is no readable GGUF file.
+    Stops once each has been found. Raises ModelLoadError if the file is not a readable GGUF file.
     """
     return _reading(path, lambda file: _find(file, set(wanted)))
 
 
 def read_gguf_tensor_names(path: Path) -> set[str]:
-    """Raises ModelLoadError for what is no readable GGUF file."""
+    """Raises ModelLoadError if the file is not a readable GGUF file."""
     return _reading(path, _tensor_names)
 
 
@@ -48,13 +48,13 @@ def _reading(path: Path, read: Callable[[BinaryIO], T]) -> T:
         with path.open("rb") as file:
             return read(file)
     except (OSError, EOFError, struct.error, UnicodeDecodeError, ValueError) as error:
-        raise ModelLoadError(f"{path}: is no readable GGUF file ({error})") from error
+        raise ModelLoadError(f"{path}: is not a readable GGUF file ({error})") from error
 
 
 def _counts(file: BinaryIO) -> tuple[int, int]:
-    """The numbers of tensors and of entries, from the file's beginning."""
+    """The number of tensors and of metadata entries, from the start of the file."""
     if file.read(4) != _MAGIC:
-        raise ValueError("it does not begin as one")
+        raise ValueError("wrong magic number")
     version, num_tensors, num_entries = _unpack(file, "<IQQ")
     if version not in _VERSIONS or max(num_tensors, num_entries) > _MAX_ENTRIES:
         raise ValueError(f"version {version} with {num_entries} entries, {num_tensors} tensors")
@@ -83,7 +83,7 @@ def _tensor_names(file: BinaryIO) -> set[str]:
     for _ in range(num_tensors):
         names.add(_string(file))
         (dimensions,) = _unpack(file, "<I")
-        # The dimensions, the type, the place of the data.
+        # Skip the dimensions, the type and the offset of the data.
         _exactly(file, 8 * dimensions + 4 + 8)
     return names
 
@@ -97,7 +97,7 @@ def _entry(file: BinaryIO) -> tuple[str, Any]:
 
 
 def _skip_array(file: BinaryIO) -> int:
-    """How many elements it has."""
+    """Returns its length."""
     kind, count = _unpack(file, "<IQ")
     if kind == _STRING:
         for _ in range(count):
@@ -132,5 +132,5 @@ def _unpack(file: BinaryIO, layout: str) -> tuple[Any, ...]:
 def _exactly(file: BinaryIO, length: int) -> bytes:
     data = file.read(length)
     if len(data) != length:
-        raise EOFError("it is cut off")
+        raise EOFError("unexpected end of file")
     return data

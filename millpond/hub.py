@@ -1,4 +1,4 @@
-"""Files of a model on the hub: downloaded once by `huggingface_hub`, and why they cannot be had."""
+"""Downloads a model's files from the hub with `huggingface_hub`, and says why that failed."""
 
 import errno
 import logging
@@ -17,17 +17,17 @@ def is_hub_name(source: str) -> bool:
 
 
 def download(name: str, cache_dir: Path, patterns: Sequence[str]) -> Path:
-    """The folder with the model's files of these patterns; those that are there are not fetched again.
+    """A folder with the model's files that match the patterns. Each file is downloaded once.
 
-    Without a connection a complete earlier download is used. ``HF_ENDPOINT``, ``HF_TOKEN`` and
-    ``HF_HUB_OFFLINE`` are heeded. Raises ModelLoadError with the reason in one line.
+    Without a connection a complete earlier download is used. Respects ``HF_ENDPOINT``, ``HF_TOKEN`` and
+    ``HF_HUB_OFFLINE``. Raises ModelLoadError with the reason in one line.
     """
-    # Here, since it takes a tenth of a second, and most models are on disk.
+    # Imported here, since it takes a tenth of a second and most models are on disk.
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    # It would write plain text between the logs' JSON lines.
+    # It would write plain text between the JSON lines of the logs.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     folder = cache_dir.expanduser() / "hub"
     try:
@@ -46,20 +46,22 @@ def _reason(error: BaseException, folder: Path) -> str:
     for cause in causes:
         match cause:
             case errors.GatedRepoError():
-                return "access to it must be asked for on its page at the hub; then set HF_TOKEN"
+                return "it is gated: request access on its page on the hub, then set HF_TOKEN"
             case errors.RepositoryNotFoundError():
                 return _NOT_FOUND
             case errors.HFValidationError():
-                return "this is no name of a model on the hub"
+                return "this is not a valid model name on the hub"
             case errors.OfflineModeIsEnabled():
-                return "it was not downloaded before, and HF_HUB_OFFLINE forbids to fetch it"
+                return "it has not been downloaded yet, and HF_HUB_OFFLINE forbids fetching it"
             case errors.HfHubHTTPError() if cause.response is not None:
                 status = cause.response.status_code
-                if status == HTTPStatus.UNAUTHORIZED:  # to strangers, also for what does not exist
+                if (
+                    status == HTTPStatus.UNAUTHORIZED
+                ):  # also the answer to anonymous requests for models that do not exist
                     return _NOT_FOUND
                 return f"the hub at {constants.ENDPOINT} answers {status}"
             case OSError() if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-                return f"no space is left for it in {folder}"
+                return f"no disk space is left for it in {folder}"
             case PermissionError() | NotADirectoryError():
                 return f"it cannot be written: {cause}"
     last = causes[-1]
@@ -67,7 +69,7 @@ def _reason(error: BaseException, folder: Path) -> str:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error, and what caused it, and so on."""
+    """The error, its cause, the cause of that, and so on."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)

@@ -19,10 +19,10 @@ QUEUE_KEYS: dict[str, str] = {
     "active": "active:",
     # Sorted set for each priority: tenant without a lane -> its counter, while that says anything.
     "idle": "idle:",
-    # Hash, tenant -> its share of the workers beside that of others; who is not in it has 1.
+    # Hash, tenant -> weight; a tenant that is not in it has 1.
     "weights": "weights",
-    # List of groups of ids, space between them: jobs whose worker died while it ran them. One may be
-    # the cause, so each group is run with nothing else beside it.
+    # List of groups of ids, separated by spaces: the poison-message quarantine, jobs whose worker died
+    # while it ran them. One of them may be the cause, so each group runs with nothing else beside it.
     "suspects": "suspects",
     # Sorted set, job id -> server time in ms at which the running job's lease ends.
     "leases": "leases",
@@ -66,7 +66,7 @@ QUEUE_KEYS: dict[str, str] = {
     "events": "events:",
 }
 
-# A channel that nobody publishes to, of no queue: it keeps a connection in pub/sub mode.
+# A channel that belongs to no queue and carries no messages: it keeps a connection in pub/sub mode.
 IDLE_CHANNEL = "mp:idle"
 
 

@@ -1,4 +1,4 @@
-"""Why a process ended, as far as the end of its log tells. Pure but for reading the file."""
+"""Why a process ended, judged by the end of its log. Pure except for reading the file."""
 
 from pathlib import Path
 

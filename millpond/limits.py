@@ -1,21 +1,21 @@
-"""A model's limits, as far as they can be checked without its tokenizer.
+"""Checks of a request against a model's limits that need no tokenizer.
 
-Every side that takes a job runs this: the API and the worker as a part of `millpond.prompts`, the client
-and the command by itself.
+Every side that takes jobs runs them: the API and the worker as part of `millpond.prompts`, the client and
+the command on their own.
 """
 
 from millpond.errors import InvalidRequestError, UnknownModelError
 from millpond.messages import JobRequest
 from millpond.presets import Preset
 
-# Of one result's log-probabilities; each is about 60 bytes there and in the message to the readers.
+# Log-probabilities in one result; each takes about 60 bytes there and in the finished message.
 MAX_LOGPROB_ENTRIES = 50_000
 
 
 def check_limits(request: JobRequest, preset: Preset) -> int:
-    """Hold the form of the prompt, the adapter and what may be written to what the model can do.
+    """Check the kind of prompt, the adapter and the size of the output.
 
-    Returns ``max_tokens``, the preset's if the request has none. Raises InvalidRequestError (or a child
+    Returns ``max_tokens``, by default the preset's. Raises InvalidRequestError (or a child
     of it) naming the field and the limit.
     """
     if request.model not in (None, preset.name):

@@ -15,13 +15,13 @@ MAX_FRAMES = 8
 
 
 def outline(error: BaseException) -> dict[str, Any]:
-    """What may be logged of an exception: its type and places. Its text may hold a prompt."""
+    """What may be logged of an exception: its type and where it was raised. Its text may hold a prompt."""
     frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
     return {"kind": type(error).__name__, "frames": frames[-MAX_FRAMES:]}
 
 
 def _outlined(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """In place of a traceback with the exception's text, for whoever logs one all the same."""
+    """Replaces a traceback, which would contain the exception's text."""
     given = event.pop("exc_info", None)
     if given is True:
         given = sys.exc_info()

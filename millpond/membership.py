@@ -1,4 +1,4 @@
-"""Who may work on a queue: a worker joins one that serves its model, in the version that it speaks.
+"""Which processes may use a queue: a worker joins only a queue of its own model and version.
 
 All methods raise QueueUnavailableError when Redis cannot serve.
 """
@@ -15,8 +15,8 @@ from millpond.scripts import Scripts, raising_unavailable
 from millpond.server_check import check_server
 from millpond.worker_state import WORKER_ALIVE_MS, WorkerState
 
-# What the keys of a queue hold and how the scripts use them. Processes of two versions must not work on
-# one queue at once, so raise it with every change that the scripts before it would not understand.
+# Version of the keys' layout and of the scripts. Processes of two versions must not use one queue at the same
+# time, so raise it with every change that older scripts would not understand.
 QUEUE_VERSION = 1
 
 POLL_S = 0.5
@@ -25,7 +25,7 @@ log = structlog.get_logger("millpond.membership")
 
 
 class JoinRefusedError(MillpondError):
-    """This process and the queue do not go together."""
+    """This process may not use the queue."""
 
     code = "join_refused"
 
@@ -67,7 +67,7 @@ class Membership:
         self._scripts = Scripts(redis, self._keys)
 
     async def check_version(self) -> None:
-        """At the start of who is no worker. Raises QueueVersionError."""
+        """The check of a process that is not a worker, at its start. Raises QueueVersionError."""
         await self._join("", None)
 
     async def still_agrees(self) -> None:
@@ -114,7 +114,7 @@ class Membership:
 
 
 async def check_queue(redis: Redis, queue: str, *, allow_eviction: bool) -> None:
-    """What `millpond up` and the API look at before they start.
+    """The checks that `millpond up` and the API make before they start.
 
     Raises UnsuitableServerError, QueueVersionError, and QueueUnavailableError.
     """

@@ -1,4 +1,4 @@
-"""How much memory a model needs, and how much of it what is left can serve: arithmetic alone.
+"""How much memory a model needs, and what fits beside it: arithmetic alone.
 
 The engine sizes its cache and its slots with the same functions that `millpond plan` prints.
 """
@@ -11,31 +11,31 @@ from enum import StrEnum
 from millpond.architecture import Architecture
 from millpond.errors import InvalidRequestError
 
-# Tokens of one forward pass of a prefill: what is longer goes in pieces.
+# Tokens in one forward pass of a prefill; longer prompts are read in chunks.
 PREFILL_TOKENS = 2048
-# Rows whose next tokens are drawn at once: sorting a large vocabulary takes much memory a row.
+# Rows sampled at once: sorting a large vocabulary takes much memory for each row.
 DRAW_ROWS = 32
-# Of a device's memory, what is counted on. The rest is for the allocator's fragments, for the
-# driver and for others; a plan that needs some of it is near the limit.
+# The share of a device's memory that plans may use. The rest is for fragmentation, the driver and other
+# processes; a plan that needs part of it is near the limit.
 COUNTED_SHARE = 0.85
-# Code, handles and work space of torch and its libraries on the device.
+# Code, handles and workspaces of torch and its libraries on the device.
 RUNTIME_BYTES = 512 * 1024**2
 
 BYTES_EACH = {"float32": 4, "bfloat16": 2, "float16": 2}
-# What a logit takes at the most while its row's token is drawn: sorted twice, with sums in float64.
+# Peak bytes for each logit while its row is sampled: two sorts, and sums in float64.
 _DRAW_BYTES = 84
 _UNITS = {"": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What a KV cache takes for a row: ``overhead`` times its tokens, and ``least_tokens`` more."""
+    """What the KV cache allocates for a row: ``overhead`` times its tokens, plus ``least_tokens``."""
 
     overhead: float
     least_tokens: int
 
     def tokens(self, rows: int, row_tokens: int) -> int:
-        """Tokens' places that rows with ``row_tokens`` in all take at the most."""
+        """The most token positions that rows with ``row_tokens`` in total can occupy."""
         return int(row_tokens * self.overhead) + rows * self.least_tokens
 
 
@@ -45,7 +45,7 @@ PAGES = CacheShape(overhead=1.0, least_tokens=64)
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one model takes on one device; all sizes are upper bounds in bytes."""
+    """The memory of one model on one device; all sizes are upper bounds in bytes."""
 
     architecture: Architecture
     bytes_each: int
@@ -56,13 +56,13 @@ class Footprint:
         return self.architecture.kv_bytes_per_token(self.bytes_each)
 
     def kv_bytes(self, rows: int, row_tokens: int) -> int:
-        """Of rows with ``row_tokens`` in all. A decode step may read one layer's in float32."""
+        """For rows with ``row_tokens`` in total. A decode step may read one layer in float32."""
         places = self.cache.tokens(rows, row_tokens)
         one_layer = 4 * self.architecture.kv_bytes_per_token(1) // self.architecture.num_layers
         return places * (self.kv_bytes_per_token + one_layer)
 
     def workspace_bytes(self, rows: int, longest_tokens: int) -> int:
-        """What a forward pass works in, its logits and the draw of the next tokens included.
+        """Working memory of a forward pass, logits and sampling included.
 
         ``rows`` are decoded at once; the longest of them has ``longest_tokens``.
         """
@@ -74,7 +74,7 @@ class Footprint:
         )
 
     def total_bytes(self, batch: int, length: int) -> int:
-        """Of a whole process that decodes ``batch`` rows of ``length`` tokens."""
+        """Memory of a whole process that decodes ``batch`` rows of ``length`` tokens."""
         return (
             RUNTIME_BYTES
             + self.architecture.weights_bytes(self.bytes_each)
@@ -84,7 +84,7 @@ class Footprint:
 
     @property
     def token_bytes(self) -> int:
-        """Activations of one token: the residual stream, and the widest of what a layer makes."""
+        """Activations of one token: the residual stream and a layer's widest intermediate."""
         a, each = self.architecture, self.bytes_each
         attention = 6 * each * (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
         mlp = 4 * each * a.inner_size
@@ -93,7 +93,7 @@ class Footprint:
         return 5 * each * a.hidden_size + max(attention, mlp, norm_in_float32) + rotation
 
     def _attention_bytes(self, longest_tokens: int) -> int:
-        """Of a piece that is not its row's first: repeated keys and values, and a mask."""
+        """For a chunk that is not its row's first: repeated keys and values, and a mask."""
         if longest_tokens <= PREFILL_TOKENS:
             return 0
         a, each = self.architecture, self.bytes_each
@@ -102,7 +102,7 @@ class Footprint:
         return longest_tokens * (repeated + mask)
 
     def _logits_bytes(self, rows: int) -> int:
-        """The model's own, their float32 copy with penalties, their log-probabilities; and the draw."""
+        """The model's logits, a float32 copy with penalties, log-probabilities, and sampling."""
         kept = rows * (self.bytes_each + 8)
         drawing = max(min(rows, DRAW_ROWS) * _DRAW_BYTES, rows * (self.bytes_each + 4))
         return self.architecture.vocab_size * (kept + drawing)
@@ -110,7 +110,7 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """The rows that an engine decodes at once, and the tokens of KV cache that they may reserve."""
+    """How many rows an engine decodes at once, and how many tokens of KV cache they may reserve."""
 
     slots: int
     kv_tokens: int
@@ -119,8 +119,8 @@ class Sizing:
 def size_engine(
     footprint: Footprint, room_bytes: int, *, slots: int, context_tokens: int
 ) -> Sizing | None:
-    """What fits in ``room_bytes`` beside the weights: the most KV cache, under as many of the slots
-    as leave a page for each. None if not even one row of one page fits."""
+    """What fits into ``room_bytes`` beside the weights: as much KV cache as possible, with as many of the
+    slots as have at least one block each. None if not even one row of one block fits."""
     while slots >= 1:
         fixed = footprint.workspace_bytes(slots, context_tokens) + footprint.kv_bytes(slots, 0)
         a_thousand = footprint.kv_bytes(0, 1000)
@@ -149,9 +149,9 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What `millpond plan` tells. ``engine`` is what the engine would choose, None if it cannot run;
-    ``workspace_bytes`` is then of all its slots. ``naive`` is the same table for a program that has
-    float32 weights and reads whole batches at once, with the logits of every position."""
+    """The output of `millpond plan`. ``engine`` is what the engine would choose, None if it cannot run;
+    ``workspace_bytes`` is for all its slots. ``naive`` is the same table for a program with float32
+    weights that prefills whole batches at once and keeps the logits of every position."""
 
     model: str
     parameters: int
@@ -207,8 +207,8 @@ def plan_memory(
 
 
 def naive_bytes(architecture: Architecture, batch: int, length: int) -> int:
-    """What a program takes that keeps float32 weights, reads the whole batch in one pass, makes the
-    logits of every position, and draws from their softmax: logits, scaled logits and probabilities
+    """Memory of a program with float32 weights that prefills the whole batch in one pass, computes the
+    logits of every position and samples from their softmax: logits, scaled logits and probabilities
     are three float32 tensors of batch x length x vocabulary."""
     footprint = Footprint(architecture, 4)
     tokens = batch * length

@@ -58,12 +58,12 @@ def job_id_from_key(tenant: str, idempotency_key: str) -> str:
 
 
 def seed_from_id(job_id: str) -> int:
-    """The seed of a job that names none: fixed by its id, so a second attempt writes the same text."""
+    """The seed of a job without one: derived from its id, so every attempt writes the same text."""
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8]) & MAX_SEED
 
 
 def choice_seed(seed: int, index: int) -> int:
-    """The seed of a job's choice; the first has the job's own."""
+    """The seed of one choice of a job; the first choice has the job's own."""
     return seed if index == 0 else seed_from_id(f"{seed}/{index}")
 
 
@@ -97,7 +97,7 @@ class Priority(StrEnum):
 
 
 class Truncation(StrEnum):
-    """What to do with a prompt over the token limit: refuse it, or cut that part away."""
+    """What to do with a prompt over the token limit: refuse it, or cut off that part."""
 
     ERROR = "error"
     LEFT = "left"
@@ -105,8 +105,8 @@ class Truncation(StrEnum):
     MIDDLE = "middle"
 
 
-# The first bad id is enough: a hostile list of a million would make a million errors. An alias of its
-# own, because FailFast cannot be hashed and so not stand in a union.
+# Stops at the first bad id: a hostile list of a million would produce a million errors. A separate alias,
+# because FailFast is not hashable and so cannot be part of a union.
 PromptTokenIds = TypeAliasType(
     "PromptTokenIds",
     Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKEN_IDS), FailFast()],
@@ -161,8 +161,8 @@ def _one_of(types: dict[str, str]) -> dict[str, Any]:
 class JobRequest(SamplingParams):
     """One generation job. Exactly one of ``prompt``, ``messages`` and ``token_ids`` is given.
 
-    A ``prompt`` is one user turn, put into the model's chat template under the system prompt, unless
-    ``raw`` says that the model is to continue the text as it stands.
+    A ``prompt`` is one user turn, rendered by the model's chat template under the system prompt; with
+    ``raw`` the model continues the text as it is.
     """
 
     model_config = ConfigDict(
@@ -227,7 +227,7 @@ class JobRequest(SamplingParams):
 
 
 class Usage(Stored):
-    """A prompt is counted once, however many texts follow it."""
+    """The prompt counts once, however many texts were generated from it."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -246,7 +246,7 @@ class TokenLogprob(Stored):
 
 
 class GeneratedToken(TokenLogprob):
-    """A token of the result, with the likeliest ones at its place, best first."""
+    """A token of the result, with the most likely tokens at its position, best first."""
 
     top: list[TokenLogprob]
 
@@ -293,7 +293,7 @@ class Receipt(Stored):
 
 
 class JobResult(Stored):
-    """The truth about a finished job, stored under its id until its time to live ends."""
+    """The final state of a job, stored under its id until its time to live ends."""
 
     v: int = PROTOCOL_VERSION
     id: str
@@ -306,7 +306,8 @@ class JobResult(Stored):
         default=None, description="One entry for each generated token, the end token included."
     )
     choices: list[Choice] | None = Field(
-        default=None, description="All texts, in order, when n is above 1; the first is text, too."
+        default=None,
+        description="All texts, in order, when n is above 1; text is the first of them.",
     )
     usage: Usage | None = None
     error: JobError | None = None
@@ -325,9 +326,9 @@ class EventType(StrEnum):
 class JobEvent(Stored):
     """One entry of a job's event stream and the payload of its channel.
 
-    ``started``: an attempt began. ``delta``: ``text`` is to be appended; it begins at character
-    ``offset`` of the attempt's text, of that choice's where ``index`` names one. ``reset``: the
-    attempt is void, forget its text. ``finished``: the last event; ``result`` is the stored result.
+    ``started``: an attempt began. ``delta``: append ``text``, which begins at character ``offset`` of
+    the attempt's text, or of the choice ``index``. ``reset``: the attempt is void; discard its text.
+    ``finished``: the last event; ``result`` is the stored result.
     """
 
     v: int = PROTOCOL_VERSION

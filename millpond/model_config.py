@@ -1,4 +1,4 @@
-"""A model's config.json, wherever it can be had without loading the model."""
+"""Finds a model's config.json without loading the model."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from millpond.gguf_header import read_gguf_header, read_gguf_tensor_names
 from millpond.model_files import PRESET_FILES, read_json
 from millpond.presets import Preset, is_gguf, model_folder
 
-# The names of the families and of their sizes in GGUF files.
+# What GGUF files call the model families and their sizes.
 _GGUF_FAMILIES = {
     "gemma": "gemma",
     "gemma3": "gemma3_text",
@@ -36,10 +36,10 @@ _BUNDLED = Path(__file__).parent / "model_configs"
 
 
 def read_model_config(preset: Preset, cache_dir: Path) -> dict[str, Any]:
-    """That of the model's folder, if it is here; else what a GGUF file's head says, or the one kept for
-    the preset; else the hub's.
+    """The config of the model's folder, if that exists; else of the GGUF file's header, or the one bundled
+    with the preset; else the hub's.
 
-    Raises ModelLoadError when there is none, or it is no JSON object.
+    Raises ModelLoadError if there is none, or it is not a JSON object.
     """
     if not preset.source:
         raise ModelLoadError(f"model {preset.name} has no weights, so there is nothing to plan")

@@ -8,12 +8,12 @@ from millpond.errors import ModelLoadError
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
-# All that a preset is derived from, so that the rest of a hub's model need not be fetched for it.
+# All that a preset is derived from: for a model on the hub, nothing else is fetched.
 PRESET_FILES = ("config.json", "generation_config.json", TOKENIZER_CONFIG, CHAT_TEMPLATE)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file, empty if there is no file. Raises ModelLoadError if it is no object."""
+    """The JSON object in the file, empty if there is no file. Raises ModelLoadError for anything else."""
     if not path.is_file():
         return {}
     try:
@@ -28,8 +28,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_chat_template(folder: Path) -> str | None:
     """The source of the chat template; None for a base model, which has none.
 
-    A file of its own goes before the tokenizer's config. Of several named templates the default one
-    is taken, as transformers does for a chat without tools.
+    A template file takes precedence over the tokenizer's config. Of several named templates the default
+    one is used, as in transformers for a chat without tools.
     """
     file = folder / CHAT_TEMPLATE
     if file.is_file():
@@ -45,9 +45,9 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """The special tokens that have names, ``bos_token`` and the like, as transformers knows them."""
+    """The named special tokens, ``bos_token`` and the like, as transformers has them."""
     config = read_json(folder / TOKENIZER_CONFIG)
-    if "added_tokens_decoder" not in config:  # a folder of an older transformers
+    if "added_tokens_decoder" not in config:  # saved by an older transformers
         config |= read_json(folder / "special_tokens_map.json")
     named = {name: token for name, token in config.items() if name.endswith("_token")}
     for group in ("extra_special_tokens", "model_specific_special_tokens"):

@@ -1,4 +1,4 @@
-"""What a model is, by the content of its files: workers of one queue must agree on it.
+"""A model's identity, by the content of its files: all workers of a queue must have the same.
 
 The weights themselves are too large to read at each start, so models that differ in nothing else look
 alike. Number formats and devices may differ: a queue may have workers on a CPU and on a card.
@@ -15,11 +15,11 @@ from millpond.presets import Preset
 # Kept as text, since its order matters.
 _TEXTS = ("tokenizer.json", "chat_template.jinja")
 _OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json")
-# Where a model was made, not what it is.
+# These say where a model comes from, not what it is.
 _PASSING = frozenset(
     {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype"}
 )
-# How a preset is called and where it comes from.
+# A preset's name and where it comes from.
 _NAMES = frozenset({"name", "source"})
 _DIGITS = 16
 
@@ -27,7 +27,7 @@ _DIGITS = 16
 def model_identity(folder: Path | None, preset: Preset, *, made_by: str) -> str:
     """``FILES-PRESET``: digests of the model's files and of the preset's defaults, limits, adapters.
 
-    ``folder`` None: there are no files, and ``made_by`` says in their place what writes the text.
+    ``folder`` is None for a model without files; ``made_by`` then says what generates the text.
     """
     files = _digest(made_by.encode()) if folder is None else folder_digest(folder)
     behaviour = {k: v for k, v in asdict(preset).items() if k not in _NAMES}
@@ -35,7 +35,7 @@ def model_identity(folder: Path | None, preset: Preset, *, made_by: str) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Of the config and the tokenizer; a file that is not there counts as empty."""
+    """Digest of the config and the tokenizer; a missing file counts as empty."""
     parts = []
     for name in _OBJECTS:
         parts.append(_canonical(_without_passing(_read_object(folder / name))))
@@ -46,7 +46,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def difference(one: str, other: str) -> str:
-    """In which part two identities differ, in words."""
+    """In words, where two identities differ."""
     if one.partition("-")[0] != other.partition("-")[0]:
         return "its config or tokenizer files differ"
     return "its preset differs (system prompt, sampling defaults, limits or adapters)"

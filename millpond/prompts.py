@@ -1,8 +1,7 @@
 """From a request to the token ids that the model reads, under the preset's limits.
 
 The API runs this at submit to refuse what cannot be served; the worker runs the same code to build
-the rows. Both need the same answer, so there is one function. What needs no tokenizer is in
-`millpond.limits`, for clients that have none.
+the rows. Checks that need no tokenizer are in `millpond.limits`, for clients that have none.
 """
 
 import itertools
@@ -19,7 +18,7 @@ from millpond.tokenization import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompt:
-    """``messages`` is the conversation that was encoded; empty if it was none, or was cut."""
+    """``messages`` is the conversation that was encoded; empty if there was none, or it was truncated."""
 
     token_ids: list[int]
     max_tokens: int
@@ -29,12 +28,12 @@ class PreparedPrompt:
 
     @property
     def budget_tokens(self) -> int:
-        """The most tokens of KV cache the job can need: its prompt and all it may write, n times."""
+        """The most KV cache that the job can need, in tokens: n times prompt and output."""
         return self.n * (len(self.token_ids) + self.max_tokens)
 
 
 def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) -> PreparedPrompt:
-    """Encode the request's input and hold it to the preset's limits.
+    """Encode the request's input and check it against the preset's limits.
 
     Raises InvalidRequestError (or a child of it) naming the field and the limit.
     """
@@ -59,9 +58,9 @@ def prepare_prompt(request: JobRequest, preset: Preset, tokenizer: Tokenizer) ->
 
 
 def shared_prefix(preset: Preset, tokenizer: Tokenizer) -> list[int]:
-    """The tokens with which all prompts under the preset's own system prompt begin.
+    """The tokens that all prompts under the preset's own system prompt begin with.
 
-    None, where the model answers no chat, or its template takes no such conversation.
+    Empty if the model has no chat template, or the template refuses such a conversation.
     """
     conversations = [_conversation(JobRequest(prompt=p), preset) for p in ("a", "1 = 2")]
     try:
@@ -88,7 +87,7 @@ def truncate(token_ids: Sequence[int], limit: int, policy: Truncation) -> list[i
 
 
 def _conversation(request: JobRequest, preset: Preset) -> tuple[Message, ...]:
-    """What goes into the chat template, the preset's system prompt included; empty if nothing does."""
+    """The conversation for the chat template, system prompt included; empty if none is needed."""
     if request.messages is not None:
         turns, system = tuple(request.messages), preset.system_prompt
     elif request.prompt is not None and not request.raw:
@@ -104,7 +103,7 @@ def _conversation(request: JobRequest, preset: Preset) -> tuple[Message, ...]:
 def _encode(
     request: JobRequest, messages: tuple[Message, ...], tokenizer: Tokenizer
 ) -> tuple[str, list[int]]:
-    """The token ids, and the field that they come from."""
+    """The token ids, and the field they come from."""
     if request.token_ids is not None:
         return "token_ids", list(request.token_ids)
     field = "prompt" if request.messages is None else "messages"

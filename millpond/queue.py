@@ -1,7 +1,7 @@
 """The write side of a queue: submit, claim, renew, complete, fail, release, cancel, reap.
 
-Every method is one atomic script on the server, whose clock is the only one that counts. The methods
-raise QueueUnavailableError when Redis cannot serve; repeating any of them is safe.
+Every method runs one atomic script on the server and uses the server's clock. The methods raise
+QueueUnavailableError when Redis cannot serve; all are safe to repeat.
 """
 
 from collections.abc import Sequence
@@ -31,16 +31,16 @@ from millpond.submission import DEFAULT_TENANT, NewJob, Submission, read_answer,
 from millpond.worker_state import WorkerState
 
 MIN_BLOCK_S = 0.001  # the server takes 0 for no end
-SWEEP_LIMIT = 100  # bounds the work of one call; more waits for the next
+SWEEP_LIMIT = 100  # bounds the work of one call; the rest waits for the next one
 FORGET_WORKER_AFTER_MS = 60_000
-# How many jobs one script call handles: enough to share its fixed cost, about 1 ms of the server's time.
+# Jobs in one script call: enough to share its fixed cost, and about 1 ms of the server's time.
 SUBMITS_A_CALL = 100
 COMPLETES_A_CALL = 32
 
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
-    """What the queue promises. Use the same values on every side of one queue."""
+    """The queue's guarantees. Use the same values in every process of a queue."""
 
     lease_s: float = 15.0
     max_attempts: int = 3
@@ -55,7 +55,7 @@ class QueueOptions:
     dead_max: int = 10_000
 
     def to_json(self) -> bytes:
-        """The part that the scripts read."""
+        """The options that the scripts read."""
         return orjson.dumps(
             {
                 "result_ttl_ms": round(self.result_ttl_s * 1000),
@@ -86,9 +86,9 @@ class JobQueue:
         tenant: str = DEFAULT_TENANT,
         tokens: int | None = None,
     ) -> Submission:
-        """Store the job and put it into its lane. Returns once Redis has answered.
+        """Store the job and add it to its lane. Returns once Redis has answered.
 
-        A known ``id`` with the same request returns the job that is there. Raises
+        A known ``id`` with the same request returns the existing job. Raises
         IdempotencyConflictError for a known id with another request, QueueFullError at the depth
         limit, InvalidRequestError for a malformed id or tenant.
         """
@@ -100,7 +100,7 @@ class JobQueue:
     async def submit_many(
         self, jobs: Sequence[NewJob]
     ) -> list[Submission | IdempotencyConflictError | QueueFullError]:
-        """Submit each on its own, in one round trip; a refused one does not stop the others."""
+        """Submit many jobs in one round trip; each is accepted or refused on its own."""
         ids = [job.id or new_job_id() for job in jobs]
         fields = [script_fields(id, job) for id, job in zip(ids, jobs, strict=True)]
         answers = await self._scripts.run_batched(
@@ -123,9 +123,9 @@ class JobQueue:
     ) -> Claim:
         """Take up to ``count`` jobs that fit ``budget_tokens`` together, each with a lease and a fence.
 
-        ``capacity_tokens`` is the budget of a worker that runs nothing. ``nonce`` is the claim's own
-        name (no spaces): whoever repeats it after a lost answer gets what he still holds of that
-        claim, whatever ``count`` says. None: a new one.
+        ``capacity_tokens`` is the budget of an idle worker. ``nonce`` (no spaces) identifies the claim:
+        repeating it after a lost answer returns the jobs of that claim that are still held, whatever
+        ``count`` is. None: a new one.
         """
         now, left, jobs, alone = await self._scripts.run(
             "claim",
@@ -150,7 +150,7 @@ class JobQueue:
         )
 
     async def renew(self, held: Sequence[tuple[str, int]]) -> Renewal:
-        """Prolong the leases of all held (id, fence) pairs in one call, and learn what befell them."""
+        """Renew the leases of all held (id, fence) pairs in one call; returns what was lost or cancelled."""
         args = [arg for pair in held for arg in pair]
         lost, cancelled, expired = await self._scripts.run("renew", self._lease_ms, *args)
         return Renewal(
@@ -158,7 +158,7 @@ class JobQueue:
         )
 
     async def complete(self, results: Sequence[tuple[int, JobResult]]) -> list[Commit]:
-        """Store the terminal results of (fence, result) pairs: state, event and publish at once."""
+        """Store the final results of (fence, result) pairs: status, event and messages, atomically."""
         items: list[list[Arg]] = [
             [result.id, fence, result.status, result.to_json(), *_lengths(result)]
             for fence, result in results
@@ -169,10 +169,10 @@ class JobQueue:
         return [Commit(answer.decode()) for answer in answers]
 
     async def fail(self, fence: int, attempt: int, result: JobResult) -> Commit:
-        """Give up this attempt: the job is tried again after a delay that doubles with each attempt.
+        """End this attempt: the job is retried after a delay that doubles with each attempt.
 
-        After the last attempt ``result`` is stored and the job joins the dead-letter list. A job that
-        was to be cancelled is not tried again: STORED, as cancelled.
+        After the last attempt ``result`` is stored and the job is added to the dead letters. A job with
+        a pending cancel is not retried: STORED, as cancelled.
         """
         assert result.status is JobStatus.FAILED
         delay_s = min(
@@ -195,19 +195,19 @@ class JobQueue:
         return int(await self._scripts.run("suspect", *args, self._options_json))
 
     async def release(self, held: Sequence[tuple[str, int]]) -> int:
-        """Put jobs back to their places in their lanes, the attempt refunded. Returns how many."""
+        """Return jobs to their places in their lanes and refund the attempt. Returns how many."""
         if not held:
             return 0
         args = [arg for pair in held for arg in pair]
         return int(await self._scripts.run("release", *args, self._options_json))
 
     async def cancel(self, id: str, *, tenant: str | None = None) -> JobStatus | None:
-        """End a queued job, flag a running one. Returns the status after it; None: no such job."""
+        """End a queued job, or flag a running one. Returns the status afterwards; None: no such job."""
         answer = await self._scripts.run("cancel", id, tenant or "", self._options_json)
         return None if answer is None else JobStatus(answer.decode())
 
     async def reap(self) -> tuple[int, int, int]:
-        """Do what time has brought about: (leases reaped, retries promoted, deadlines expired)."""
+        """Handle what is due; returns (leases reaped, retries queued, deadlines expired)."""
         reaped, promoted, expired = await self._scripts.run("reap", SWEEP_LIMIT, self._options_json)
         return reaped, promoted, expired
 
@@ -218,7 +218,7 @@ class JobQueue:
         """
         args: list[Arg] = [self.options.event_maxlen]
         for fence, event in deltas:
-            # The stream names the entry; the script puts that name into what it publishes.
+            # The stream assigns the entry's id; the script adds it to the message that it publishes.
             args += [
                 event.id,
                 fence,
@@ -227,12 +227,12 @@ class JobQueue:
         return frozenset(id.decode() for id in await self._scripts.run("emit", *args))
 
     async def beat(self, worker: str, state: WorkerState | None) -> None:
-        """Sign the worker registry with its present state; None signs off."""
+        """Write the worker's registry entry; None removes it."""
         text = b"" if state is None else state.to_json()
         await self._scripts.run("beat", worker, text, FORGET_WORKER_AFTER_MS)
 
     async def depth(self) -> int:
-        """Jobs queued now, retries that wait for their time included."""
+        """Queued jobs, delayed retries included."""
         depth, _ = await self._depth_and_delayed()
         return depth
 
@@ -250,7 +250,7 @@ class JobQueue:
         return sum(int(number or 0) for number in queued), delayed
 
     async def wait_for_work(self, timeout_s: float) -> bool:
-        """Block until something is queued or the time is over. May return early, without cause."""
+        """Block until a job is queued or the time is up. May return early for no reason."""
         with raising_unavailable():
             timeout_s = max(MIN_BLOCK_S, min(timeout_s, MAX_BLOCK_S))
             token = await self._redis.blpop([self.keys.wake], timeout=timeout_s)
@@ -261,15 +261,15 @@ class JobQueue:
         return round(self.options.lease_s * 1000)
 
     async def wake_another(self) -> None:
-        """Pass a wake-up on that this worker has no use for."""
+        """Pass on a wake-up that this worker cannot use."""
         await self._scripts.run("wake")
 
 
 def _lengths(result: JobResult) -> list[Arg]:
-    """Tokens that the tenant was served, and output to learn from, for `complete.lua`.
+    """For `complete.lua`: tokens to charge to the tenant, and an output length to learn from.
 
-    A job that never became a row costs nothing, and one that did not succeed teaches nothing. One of
-    several texts teaches their mean length, since a prediction is of one text.
+    A job that never became a row is charged nothing; only jobs that succeed are learnt from. A job with
+    several texts counts with their mean length, since a prediction is for one text.
     """
     if result.usage is None:
         return [0, "", ""]

@@ -1,4 +1,4 @@
-"""What a key may spend a minute: token buckets in Redis, one script for each payment."""
+"""Rate limits of API keys: token buckets in Redis, one script call for each payment."""
 
 import math
 from collections.abc import Mapping
@@ -34,8 +34,8 @@ class RateLimiter:
     ) -> list[Budget]:
         """Pay ``amounts`` out of the buckets of ``limits`` (units a minute), all of them or none.
 
-        A bucket without an amount is only looked at, a negative amount is given back. Raises
-        LimitExceededError, which names the bucket and holds all budgets, QueueUnavailableError.
+        A bucket without an amount is only read; a negative amount is a refund. Raises LimitExceededError,
+        which names the bucket and carries all budgets, and QueueUnavailableError.
         """
         args: list[Arg] = [key_id]
         for name, limit in limits.items():

@@ -1,4 +1,4 @@
-"""The read side of a queue: look at a job, wait for it, follow it live, replay what it said."""
+"""The read side of a queue: get a job, wait for it, follow it live, replay its events."""
 
 import asyncio
 import re
@@ -17,13 +17,13 @@ from millpond.worker_state import RegisteredWorker, read_entry
 
 REPLAY_PAGE = 500
 ENTRY_ID_PATTERN = re.compile(r"\d{1,19}(-\d{1,19})?")
-# Pub/sub is a hint: a waiter looks for itself at least this often.
+# Pub/sub is only a hint: a waiter reads the stored state at least this often.
 LOOK_AGAIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What is in the queue now, by priority, and what has left it since it was made, by status.
+    """What is in the queue now, by priority, and what has left it so far, by status.
 
     ``unfinished`` counts the queued and running jobs of each tenant that has any.
     """
@@ -43,19 +43,18 @@ class QueueState:
 
     @property
     def jobs_per_s(self) -> float:
-        """What the living workers finish together."""
+        """Jobs that the live workers finish a second, together."""
         return sum(w.state.jobs_per_s for w in self.workers if w.alive)
 
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """One job as it stands. ``position`` is its place in its tenant's lane, 1 is next.
+    """A job's current state. ``position`` is its place in its tenant's lane; 1 is next.
 
-    ``ahead`` counts the queued jobs that go first: those before it in its lane, what fair shares of the
-    other tenants put before it, and the priorities above. ``ahead_exact``: there is nothing to
-    estimate, though shorter jobs that come later may still go first. Suspects and retries that are
-    due go before all lanes: position 1, none ahead. ``retry_in_ms`` is set while a failed attempt
-    waits for its time.
+    ``ahead`` counts the queued jobs that run before it: those before it in its lane, those that the other
+    tenants' fair shares put before it, and those of higher priorities. ``ahead_exact``: the count is not
+    an estimate, though shorter jobs that arrive later may still go first. Suspects and retries that are
+    due go before all lanes: position 1, none ahead. ``retry_in_ms`` is set while a retry is delayed.
     """
 
     id: str
@@ -79,7 +78,7 @@ class JobView:
 class Results:
     """All methods raise QueueUnavailableError when Redis cannot serve.
 
-    ``tenant`` restricts a method to that tenant's jobs; others' are not found.
+    ``tenant`` restricts a method to that tenant's jobs; the others are not found.
     """
 
     def __init__(self, redis: Redis, queue: str, subscriptions: Subscriptions) -> None:
@@ -96,7 +95,7 @@ class Results:
         return _job_view(id, *answer)
 
     async def get_results(self, ids: Sequence[str]) -> dict[str, JobResult]:
-        """The stored results of those jobs that have ended, in one round trip."""
+        """The stored results of the jobs that have ended, in one round trip."""
         if not ids:
             return {}
         with raising_unavailable():
@@ -108,7 +107,7 @@ class Results:
         }
 
     async def wait(self, id: str, timeout_s: float, *, tenant: str | None = None) -> JobView:
-        """The job when it has ended, or as it stands when the time is over."""
+        """The job once it has ended, or its current state when the time is up."""
         view = await self.get(id, tenant=tenant)
         if view.status.terminal or timeout_s <= 0:
             return view
@@ -127,11 +126,11 @@ class Results:
     async def subscribe(
         self, id: str, after: str = "0", *, tenant: str | None = None
     ) -> AsyncIterator[JobEvent]:
-        """Every event after the stream entry ``after``, old ones first, until the finished one.
+        """Every event after the stream entry ``after``, oldest first, up to ``finished``.
 
         Ends with exactly one FINISHED event, also for a job that keeps no stream or whose stream is
-        gone. Events carry their ``event_id``; pass the last one seen to go on from there.
-        Raises InvalidRequestError for an ``after`` that is no entry id.
+        gone. Events carry their ``event_id``; pass the last one seen to resume from there.
+        Raises InvalidRequestError if ``after`` is not an entry id.
         """
         if not ENTRY_ID_PATTERN.fullmatch(after):
             raise InvalidRequestError(
@@ -142,7 +141,7 @@ class Results:
             while True:
                 message = await _next(inbox, LOOK_AGAIN_S)
                 if message in (None, GAP):
-                    # Looked up before the replay: what ended by now has its last event in the stream.
+                    # Read before the replay: a job that has ended by now has its last event in the stream.
                     last = await self._finished(id, tenant)
                     async for event in self._replay(id, after):
                         after = event.event_id
@@ -175,7 +174,7 @@ class Results:
                 return
 
     async def _finished(self, id: str, tenant: str | None) -> JobEvent | None:
-        """The closing event of a job that has ended, made from its stored result."""
+        """The ``finished`` event of a job that has ended, built from its stored result."""
         view = await self.get(id, tenant=tenant)
         if view.result is None:
             return None

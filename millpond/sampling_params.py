@@ -1,4 +1,4 @@
-"""How a row is sampled and when it ends, as a client asks for it."""
+"""How a row is sampled and when it ends: the fields that a client may set."""
 
 from typing import Annotated, Any, Self
 
@@ -14,7 +14,7 @@ MAX_LOGIT_BIASES = 1_024
 MAX_LOGPROBS = 20
 MAX_CHOICES = 16
 MAX_SEED = 2**63 - 1
-# As many as the greatest token id has.
+# As many digits as the largest token id has.
 MAX_KEY_DIGITS = 10
 
 
@@ -23,7 +23,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _from_key(value: Any) -> Any:
-    """A JSON object's keys are strings, whatever they stand for."""
+    """Keys of a JSON object are strings, even where they are numbers."""
     digits = isinstance(value, str) and value.isascii() and value.isdigit()
     return int(value) if digits and len(value) <= MAX_KEY_DIGITS else value
 
@@ -51,7 +51,7 @@ class SamplingParams(Frozen):
     temperature: Annotated[StrictFloat, Field(ge=0.0, le=10.0)] | None = None
     top_p: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = Field(
-        default=None, description="Keep the k likeliest tokens; 0 keeps all."
+        default=None, description="Keep the k most likely tokens; 0 keeps all."
     )
     min_p: Annotated[StrictFloat, Field(ge=0.0, le=1.0)] | None = None
     repetition_penalty: Annotated[StrictFloat, Field(ge=0.1, le=10.0)] | None = Field(

@@ -1,4 +1,4 @@
-"""Loads the Lua files and runs them. Each file is one atomic operation and says in its head what it
+"""Loads the Lua files and runs them. Each file is one atomic operation; its header declares what it
 needs: ``-- keys:`` names from `millpond.keys.QUEUE_KEYS`, ``-- uses:`` preludes, ``-- ARGV:``, and
 ``-- flags:`` of the server's for scripts: ``allow-oom`` runs on a full server, ``no-writes`` only reads.
 """
@@ -29,7 +29,7 @@ from millpond.keys import Keys
 
 Arg = str | bytes | int | float
 
-# What a client should answer with "try again later": the server is away, starting or cannot write.
+# Errors that mean "try again later": the server is away, starting, or cannot write.
 UNAVAILABLE = (
     ConnectionError,
     TimeoutError,
@@ -51,9 +51,9 @@ _UNAVAILABLE_CODES = (
 
 
 def unavailable(error: BaseException) -> QueueUnavailableError | None:
-    """The error that the caller should see instead, if ``error`` means that Redis cannot serve now.
+    """The QueueUnavailableError to raise instead, if ``error`` means that Redis cannot serve now.
 
-    A script reports the server's state in the text of its own error, hence the look at the words.
+    Inside a script the server's state shows only in the error's text, so the text is searched.
     """
     text = str(error)
     if isinstance(error, UNAVAILABLE) or (
@@ -65,7 +65,7 @@ def unavailable(error: BaseException) -> QueueUnavailableError | None:
 
 @contextmanager
 def raising_unavailable() -> Iterator[None]:
-    """Raise QueueUnavailableError in place of an error that means that Redis cannot serve now."""
+    """Translates errors that mean that Redis cannot serve now into QueueUnavailableError."""
     try:
         yield
     except Exception as error:
@@ -100,7 +100,7 @@ def _header(source: str, field: str) -> list[str]:
 
 
 class Scripts:
-    """Runs scripts on one queue's keys. A server that forgot them (a restart) is taught again.
+    """Runs scripts on one queue's keys, and loads them again after the server has restarted.
 
     Raises QueueUnavailableError when the server cannot serve.
     """
@@ -122,16 +122,16 @@ class Scripts:
                 return await self._redis.eval(script.source, len(keys), *keys, *args)  # type: ignore[arg-type]
 
     async def run_many(self, name: str, calls: Sequence[Sequence[Arg]]) -> list[Any]:
-        """Run the script once for each call, in one round trip, each on its own atomic.
+        """Run the script once for each call, in one round trip; each run is atomic by itself.
 
-        The answers come in the order of the calls; the first error, if any, is raised after all ran.
+        Returns the answers in order. The first error, if any, is raised after all have run.
         """
         script = load_script(name)
         keys = self.key_list(script)
         answers = await self._pipeline("EVALSHA", script.sha, keys, calls)
         again = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if again:
-            # By source: a script that is loaded first could be forgotten again before it runs.
+            # By source, not by digest: the server could lose a loaded script before it runs.
             retried = await self._pipeline("EVAL", script.source, keys, [calls[i] for i in again])
             for i, answer in zip(again, retried, strict=True):
                 answers[i] = answer
@@ -149,9 +149,9 @@ class Scripts:
         first: Sequence[Arg] = (),
         last: Sequence[Arg] = (),
     ) -> list[Any]:
-        """For scripts that take many items: calls of at most ``size`` each, in one round trip.
+        """For scripts that take many items: calls of at most ``size`` items, in one round trip.
 
-        Each call gets ``first``, its items' arguments, ``last``. The calls' answers, joined.
+        Each call gets ``first``, its items' arguments and ``last``. Returns the joined answers.
         """
         calls = [
             [*first, *chain.from_iterable(items[i : i + size]), *last]

@@ -41,7 +41,7 @@ class ServerOptions:
             "appendonly": "yes",
             "appendfsync": self.append_fsync,
             "save": "",
-            "maxmemory-policy": "noeviction",  # an evicted job would be a lost one
+            "maxmemory-policy": "noeviction",  # an evicted job would be lost
             "loglevel": "notice",
             "cluster-enabled": "yes" if self.cluster else "no",
         }
@@ -59,7 +59,7 @@ def bundled_server() -> Path | None:
 
 
 def find_server() -> Path:
-    """Raises ServerNotFoundError with the ways out when the machine has none."""
+    """Raises ServerNotFoundError, which says what to install, if this machine has none."""
     for name in ("valkey-server", "redis-server"):
         if (path := shutil.which(name)) is not None:
             return Path(path)
@@ -72,10 +72,10 @@ def find_server() -> Path:
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
-    """Whether a server could listen there; port 0 stands for any.
+    """Whether a server could listen there; port 0 means any.
 
-    Raises InvalidRequestError for a host that is no address of this machine, or a port that this user
-    may not have.
+    Raises InvalidRequestError if the host is not an address of this machine, or this user may not use
+    the port.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -95,7 +95,7 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """A port on which nobody listens. Somebody else may take it before you do."""
+    """A port that is free now. Another process may take it before you do."""
     family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
     with socket.socket(family) as probe:
         probe.bind((host, 0))
@@ -139,7 +139,7 @@ class RedisServer:
             await redis.aclose()
 
     async def stop(self) -> None:
-        """SIGTERM, by which the server writes its append-only file out; SIGKILL if it does not end."""
+        """SIGTERM, on which the server flushes its append-only file; SIGKILL if it does not end."""
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -151,7 +151,7 @@ class RedisServer:
             await process.wait()
 
     async def kill(self) -> None:
-        """SIGKILL, as a test of what survives it; `start` may follow."""
+        """SIGKILL, for tests of what survives it; `start` may follow."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()

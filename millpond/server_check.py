@@ -1,6 +1,6 @@
-"""Whether a Redis-protocol server can keep a queue: what it is, and what it does when memory runs out.
+"""Whether a Redis-protocol server is fit for a queue: its version, and its policy when memory runs out.
 
-Workers, the API and `millpond up` look when they start.
+Workers, the API and `millpond up` check this when they start.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class UnsuitableServerError(MillpondError):
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What ``INFO`` says. ``version`` is that of Redis which the server is compatible with."""
+    """What ``INFO`` reports. ``version`` is the Redis version that the server is compatible with."""
 
     version: tuple[int, ...]
     eviction: str
@@ -35,7 +35,7 @@ class ServerFacts:
 
     @classmethod
     def from_info(cls, info: Mapping[str, Any]) -> "ServerFacts":
-        """Fields that the server leaves out count as they should be: not every kind tells all."""
+        """Missing fields count as good: not every kind of server reports all of them."""
         words = str(info.get("redis_version", "")).split(".")
         version = tuple(int(word) for word in words[:2] if word.isdecimal()) or LEAST_VERSION
         return cls(
@@ -60,7 +60,7 @@ class ServerFacts:
             )
 
     def warnings(self) -> list[str]:
-        """What may be meant, and should be known."""
+        """Settings that may be intended, but that the operator should know of."""
         found = []
         if self.eviction != "noeviction":
             found.append(f"maxmemory-policy {self.eviction}: the server may drop accepted jobs")

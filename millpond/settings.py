@@ -83,7 +83,7 @@ class Settings(BaseSettings):
 
     simulated: dict[str, Any] = Field(
         default={},
-        description="Of the simulated engine: costs, faults and tokens_per_step, as JSON.",
+        description="Costs, faults and tokens_per_step of the simulated engine, as JSON.",
     )
 
     # The upstream of the remote engine
@@ -97,7 +97,8 @@ class Settings(BaseSettings):
     )
     remote_api_key_file: Path | None = Field(default=None, description="Holds the key alone.")
     remote_model: str | None = Field(
-        default=None, description="The model's name there; the first that the server lists."
+        default=None,
+        description="The model's name there; by default the first that the server lists.",
     )
     remote_route: Literal["completions", "chat"] = Field(
         default="completions",
@@ -269,7 +270,7 @@ class Settings(BaseSettings):
 
     @property
     def api_url(self) -> str:
-        """Where this machine reaches the API; 0.0.0.0 is an address to listen on only."""
+        """The API's URL from this machine; 0.0.0.0 is only an address to listen on."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
@@ -302,12 +303,12 @@ class Settings(BaseSettings):
         return replace(preset, adapters=tuple(sorted(self.adapters)))
 
     def queue_options(self) -> QueueOptions:
-        """Those settings that are the queue's promises; they have the same names there."""
+        """The settings that are options of the queue; they have the same names there."""
         names = {field.name for field in dataclasses.fields(QueueOptions)}
         return QueueOptions(**{name: value for name, value in self if name in names})
 
     def environment(self) -> dict[str, str]:
-        """The variables by which a child process gets these same settings, secrets included."""
+        """Environment variables that give a child process the same settings, secrets included."""
         secrets = {
             _variable(name): value.get_secret_value()
             for name, value in self
@@ -321,7 +322,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(assigned: Mapping[str, str] | None = None, /, **flags: Any) -> Settings:
-    """Settings with the given flags on top; None means that the flag was not given.
+    """Settings with the given flags on top; a flag that is None was not given.
 
     ``assigned`` are settings by name, as ``--set`` gives them; a flag of its own goes before them.
     Raises InvalidRequestError naming the first setting that is wrong.
@@ -346,7 +347,7 @@ def load_settings(assigned: Mapping[str, str] | None = None, /, **flags: Any) ->
 
 
 def _check_variables() -> None:
-    """A misspelt variable must not leave its setting at the default unnoticed."""
+    """A misspelt variable would silently leave its setting at the default."""
     known = {CONFIG_VARIABLE, *map(_variable, Settings.model_fields)}
     for variable in sorted(os.environ):
         if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in known:

@@ -1,7 +1,7 @@
 """The embedded stack: server, worker and API as real processes, watched, stopped in order.
 
 Everything binds to loopback unless told otherwise. The stack writes ``stack.json`` into its data
-folder, where the commands find it.
+folder, where the commands look for it.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from millpond.stack_file import StackFile
 from millpond.stack_watch import StackWatch, watching
 from millpond.worker_state import WorkerState
 
-REDIS_PORT = 6390  # not Redis' own: a user's server may be there
-# A child that dies so often without having been ready has a cause that time does not mend.
+REDIS_PORT = 6390  # not Redis' default, where the user may run a server
+# A child that dies this often without becoming ready will not recover by itself.
 GIVE_UP_AFTER_DEATHS = 3
 POLL_S = 0.05
 STOP_SLACK_S = 8.0
-# Of a server that the user gave. Whoever does not answer so soon is checked by the children.
+# For a server that the user gave. If it does not answer in time, the children check it.
 CHECK_TIMEOUT_S = 1.0
 
 
@@ -42,7 +42,7 @@ class StackError(MillpondError):
 
 @dataclass(slots=True)
 class Stack:
-    """What is running. ``children`` are in starting order; they stop in the opposite one."""
+    """What is running. ``children`` are in the order of starting; they stop in reverse."""
 
     settings: Settings
     say: Say
@@ -104,7 +104,7 @@ class Stack:
         return [self.children[name] for name in ("api", "worker") if name in self.children]
 
     def file(self, *, api: bool) -> StackFile:
-        """What others may know of it."""
+        """What stack.json says about it."""
         return StackFile(
             pid=os.getpid(),
             redis_url=self.redis_url,
@@ -178,7 +178,7 @@ def _own_ports(settings: Settings, say: Say, *, embedded_server: bool, api: bool
 
 
 async def _check_given_server(settings: Settings) -> None:
-    """Say now what would end every child. One that is away is waited for by them."""
+    """Report at once what would make every child exit. The children wait for a server that is away."""
     redis = connect(settings.redis_url)
     try:
         with contextlib.suppress(QueueUnavailableError, TimeoutError):

@@ -1,4 +1,4 @@
-"""What happens to a stack, in words for the person who runs it."""
+"""Events in a stack's life, worded for the person who runs it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Level = Literal["info", "good", "warning", "error"]
 
 @dataclass(frozen=True, slots=True)
 class StackEvent:
-    """``source`` is the process that it happened to, or ``stack``."""
+    """``source`` is the process concerned, or ``stack``."""
 
     source: str
     message: str

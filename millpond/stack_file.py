@@ -1,4 +1,4 @@
-"""``stack.json``: what a running stack says of itself in its data folder, where commands find it."""
+"""``stack.json``: a running stack's description of itself, in its data folder, for the commands."""
 
 import os
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ STACK_FILE = "stack.json"
 
 @dataclass(frozen=True, slots=True)
 class StackFile:
-    """``serves``: the settings by which its texts come about, see `Settings.serves`."""
+    """``serves``: the settings that decide its output, see `Settings.serves`."""
 
     pid: int
     redis_url: str

@@ -1,7 +1,7 @@
-"""Looks after a stack's processes while they run: says what is ready, away or silent, ends what hangs.
+"""Watches a stack's processes: reports what is ready, away or silent, and kills what hangs.
 
-A process that dies is its `Child`'s matter. This finds those that live and do nothing: Redis that
-cannot be reached, a worker or an API that is stopped or hangs.
+`Child` handles processes that die. This finds those that are alive but do nothing: a Redis that cannot be
+reached, a worker or an API that is stopped or hangs.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ from millpond.worker_id import is_of_process
 from millpond.worker_state import RegisteredWorker
 
 LOOK_EVERY_S = 0.2
-# One look; with AWAY_AFTER_S it bounds how long a Redis that is away stays unnoticed.
+# Of one check; with AWAY_AFTER_S it bounds how long a Redis that is away goes unnoticed.
 LOOK_TIMEOUT_S = 2.5
 AWAY_AFTER_S = 2.0
 SILENT_AFTER_S = 5.0
 
 
 class Silence:
-    """What to do about a process that has said nothing for so long. Pure."""
+    """What to do about a process that has been silent for some time. Pure."""
 
     def __init__(self, tell_after_s: float, end_after_s: float) -> None:
         self._tell_after_s = min(tell_after_s, end_after_s)
@@ -57,8 +57,8 @@ class Silence:
 class StackWatch:
     """``worker`` is the stack's own worker as it last signed on, None before it has.
 
-    Of a worker only what it signs counts, and of that only while Redis could be read: after an outage
-    it gets its time anew. The API has to answer HTTP.
+    A worker is alive while it renews its registry entry. Only time in which Redis could be read counts: an
+    outage of Redis starts the count anew. The API has to answer HTTP.
     """
 
     def __init__(self, settings: Settings, children: Mapping[str, Child], say: Say) -> None:
@@ -78,16 +78,16 @@ class StackWatch:
 
     @property
     def ready(self) -> bool:
-        """Whether the worker and, where there is one, the API do their work."""
+        """Whether the worker, and the API if there is one, are ready."""
         services = [child for name, child in self._children.items() if name != "redis"]
         return bool(services) and all(child.ready for child in services)
 
     def stop_begins(self) -> None:
-        """From now on nothing is restarted; what is waited for is said."""
+        """From now on restart nothing, and report what the stop waits for."""
         self._stopping = True
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         redis = connect(self._settings.redis_url)
         subscriptions = Subscriptions(redis)
         results = Results(redis, self._settings.queue, subscriptions)
@@ -150,7 +150,7 @@ class StackWatch:
             child.mark_ready(_model_of(self.worker))
 
     async def _look_at_api(self, http: httpx.AsyncClient) -> None:
-        """Any answer shows that it lives; that all is well it says of itself in ``/readyz``."""
+        """Any answer shows that it is alive; ``/readyz`` says whether it is ready."""
         child = self._children.get("api")
         if child is None or self._stopping:
             return
@@ -204,7 +204,7 @@ def _model_of(worker: RegisteredWorker) -> str:
 
 @contextlib.asynccontextmanager
 async def watching(watch: StackWatch) -> AsyncIterator[StackWatch]:
-    """Run it beside the block."""
+    """Run the watch for the duration of the block."""
     task = asyncio.create_task(watch.run(), name="stack-watch")
     try:
         yield watch

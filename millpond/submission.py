@@ -1,4 +1,4 @@
-"""One job on its way into the queue: what `submit.lua` is given for it, and what it answers."""
+"""Submitting one job: the arguments of `submit.lua`, and its answer."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from millpond.messages import JOB_ID_PATTERN, TENANT_PATTERN, JobRequest, JobSta
 from millpond.scripts import Arg
 
 DEFAULT_TENANT = "default"
-# A rough count for submitters that cannot tokenize; the worker counts exactly before it runs the job.
+# A rough count, for submitters that cannot tokenize; the worker counts exactly before it runs the job.
 BYTES_PER_TOKEN = 4
 ASSUMED_OUTPUT_TOKENS = 256
 
@@ -22,7 +22,7 @@ _STATUSES = {status.encode(): status for status in JobStatus}
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What `JobQueue.submit` answers. ``created`` is false when the job was known already."""
+    """The answer of `JobQueue.submit`. ``created`` is false if the job existed already."""
 
     id: str
     status: JobStatus
@@ -31,10 +31,10 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """One job to submit. ``tokens`` is its prompt and output together, at most; None is a guess, as it
-    is for ``prompt_tokens``.
+    """One job to submit. ``tokens`` is the maximum of prompt and output together, ``prompt_tokens`` the
+    prompt alone; None: estimated from the body's size.
 
-    ``tenant_limit`` is how many unfinished jobs its tenant may have; None: any number.
+    ``tenant_limit`` is how many unfinished jobs its tenant may have; None: no limit.
     """
 
     request: JobRequest
@@ -46,7 +46,7 @@ class NewJob:
 
 
 def script_fields(id: str, job: NewJob) -> list[Arg]:
-    """The job's arguments of `submit.lua`. Raises InvalidRequestError for a malformed id or tenant."""
+    """The job's arguments for `submit.lua`. Raises InvalidRequestError for a malformed id or tenant."""
     if not JOB_ID_PATTERN.fullmatch(id):
         raise InvalidRequestError("id", f"must match {JOB_ID_PATTERN.pattern}", limit=64)
     if not TENANT_PATTERN.fullmatch(job.tenant):
@@ -83,7 +83,7 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
 
 
 def _kind(request: JobRequest, prompt_tokens: int) -> str:
-    """Jobs of one kind write outputs of like length: the form of the prompt and its size in powers of two."""
+    """Jobs of one kind have outputs of similar length: the prompt's form, and its size as a power of two."""
     if request.token_ids is not None:
         form = "ids"
     elif request.messages is not None:

@@ -1,7 +1,7 @@
 """One pub/sub connection for a whole process, shared by everyone who listens.
 
-Pub/sub is a hint: a message can be lost while the connection is away. After each reconnect every
-listener gets `GAP`, and looks at the stored truth again.
+Pub/sub is only a hint: messages are lost while the connection is down. After each reconnect every
+listener gets `GAP` and reads the stored state again.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from millpond.tasks import end_tasks
 GAP: Final = b""
 RECONNECT_DELAY_S = 0.2
 POLL_S = 5.0
-# A listener this far behind is told GAP instead of being fed: memory stays bounded.
+# A listener this far behind gets one GAP instead of its messages, so memory stays bounded.
 MAX_BACKLOG = 1_000
 
 
 class Subscriptions:
-    """Hands each listener of a channel its own queue of messages. Start it, listen, close it."""
+    """Gives each listener of a channel its own queue of messages."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -35,9 +35,9 @@ class Subscriptions:
 
     @contextlib.asynccontextmanager
     async def listen(self, channel: str) -> AsyncIterator[asyncio.Queue[bytes]]:
-        """Messages of the channel from now on, each as bytes; `GAP` where some may be missing.
+        """The channel's messages from now on, as bytes; `GAP` where some may be missing.
 
-        The first item is always GAP: look at the stored state before waiting for the next.
+        The first item is always GAP: read the stored state before waiting for the next.
         """
         if self._reader is None:
             self._reader = asyncio.create_task(self._read(), name="millpond-subscriptions")
@@ -46,7 +46,7 @@ class Subscriptions:
         self._listeners[channel].add(inbox)
         try:
             if first and self._pubsub is not None:
-                # On a broken connection the reader subscribes again, and says GAP, by itself.
+                # On a broken connection the reader subscribes again and sends GAP by itself.
                 with contextlib.suppress(RedisError, OSError):
                     await self._pubsub.subscribe(channel)
             inbox.put_nowait(GAP)
@@ -73,10 +73,10 @@ class Subscriptions:
     async def _read_until_broken(self) -> None:
         pubsub = self._redis.pubsub()
         try:
-            # Also without listeners the connection is to be in pub/sub mode.
+            # The connection has to be in pub/sub mode even without listeners.
             await pubsub.subscribe(IDLE_CHANNEL, *self._listeners)
             self._pubsub = pubsub
-            # Those who began to listen while the connection was being made.
+            # Listeners that were added while the connection was being made.
             if missed := [c for c in self._listeners if c.encode() not in pubsub.channels]:
                 await pubsub.subscribe(*missed)
             for inboxes in self._listeners.values():
@@ -86,7 +86,7 @@ class Subscriptions:
                 message = await pubsub.get_message(timeout=POLL_S)
                 if message is None or message["type"] not in ("message", "subscribe"):
                     continue
-                # A confirmed subscription is a GAP too: what came before it was not heard.
+                # A confirmed subscription is a GAP too: earlier messages were missed.
                 data = message["data"] if message["type"] == "message" else GAP
                 for inbox in self._listeners.get(message["channel"].decode(), ()):
                     if inbox.qsize() < MAX_BACKLOG:

@@ -1,4 +1,4 @@
-"""Ending asyncio tasks for certain."""
+"""Ending asyncio tasks reliably."""
 
 import asyncio
 from typing import Any
@@ -7,10 +7,10 @@ AGAIN_S = 0.1
 
 
 async def end_tasks(*tasks: "asyncio.Task[Any] | None") -> None:
-    """Cancel tasks and wait until they have ended; None stands for one that never began.
+    """Cancel tasks and wait until they have ended; None stands for one that was never started.
 
-    Until heard: before Python 3.12 a cancellation that comes together with what the task waits for is
-    lost in `asyncio.wait_for`, on which redis-py relies. What the tasks raise is dropped.
+    Cancels repeatedly: before Python 3.12, `asyncio.wait_for`, which redis-py uses, loses a cancellation that
+    arrives together with the result it waits for. Exceptions of the tasks are dropped.
     """
     ending = {task for task in tasks if task is not None}
     while ending:
@@ -19,4 +19,4 @@ async def end_tasks(*tasks: "asyncio.Task[Any] | None") -> None:
         ended, ending = await asyncio.wait(ending, timeout=AGAIN_S)
         for task in ended:
             if not task.cancelled():
-                task.exception()  # heard, so that nobody warns of it
+                task.exception()  # retrieved, so that asyncio does not warn

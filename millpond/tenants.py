@@ -1,4 +1,4 @@
-"""The tenants of a queue: their weights, by which they share the workers, and what they have in it."""
+"""The tenants of a queue: the weights by which they share the workers, and their unfinished jobs."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One of weight 2 is served twice the tokens of one of weight 1 while both have jobs waiting.
+    """A tenant of weight 2 is served twice the tokens of one of weight 1 while both have jobs waiting.
 
-    ``unfinished_jobs`` are its queued and running ones.
+    ``unfinished_jobs`` counts the queued and running ones.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Tenants:
         self._keys = keys
 
     async def set_weight(self, tenant: str, weight: float) -> None:
-        """Counts from the next claim on. Raises InvalidRequestError naming the field."""
+        """Takes effect with the next claim. Raises InvalidRequestError naming the field."""
         if not TENANT_PATTERN.fullmatch(tenant):
             raise InvalidRequestError("tenant", f"must match {TENANT_PATTERN.pattern}", limit=32)
         if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
@@ -45,7 +45,7 @@ class Tenants:
                 await self._redis.hset(self._keys["weights"], tenant, f"{weight:g}")
 
     async def list(self) -> list[Tenant]:
-        """Those who have unfinished jobs or a weight of their own, by name."""
+        """The tenants that have unfinished jobs or a weight of their own, by name."""
         with raising_unavailable():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hgetall(self._keys["weights"])

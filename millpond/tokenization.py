@@ -19,10 +19,10 @@ from millpond.model_files import read_chat_template, read_json, read_special_tok
 
 
 class TextStream(Protocol):
-    """Turns one row's token ids into text as they come; whole characters only."""
+    """Incremental decoder of one row: token ids to text, whole characters only."""
 
     def push(self, token_id: int) -> str:
-        """Return the text that became certain with this token, often empty."""
+        """Return the text that this token completes; often empty."""
 
 
 class Tokenizer(Protocol):
@@ -33,25 +33,25 @@ class Tokenizer(Protocol):
     def eos_token_ids(self) -> frozenset[int]: ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text that the model is to continue."""
+        """Token ids of a text for the model to continue."""
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, ending where the assistant is to speak.
+        """Token ids of a conversation, up to where the assistant's answer begins.
 
-        Raises ChatTemplateError where the model has no chat template, or that refuses.
+        Raises ChatTemplateError if the model has no chat template, or the template refuses.
         """
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of the ids, special tokens left out."""
+        """Text of the ids, without special tokens."""
 
     def token_text(self, token_id: int) -> str:
-        """One token by itself, special ones spelled out; half a character appears as U+FFFD."""
+        """Text of one token by itself, special tokens included; part of a character becomes U+FFFD."""
 
     def stream(self) -> TextStream: ...
 
 
 class ByteTokenizer:
-    """One token for each UTF-8 byte, and one to end; needs no model."""
+    """One token for each UTF-8 byte, and an end token; needs no model."""
 
     EOS = 256
     vocab_size = 257
@@ -102,7 +102,7 @@ class FolderTokenizer:
             read_json(folder / "config.json").get("vocab_size") or self._tokenizer.get_vocab_size()
         )
         self.eos_token_ids = frozenset(self._find_eos(folder))
-        self._texts: dict[int, str] = {}  # of single tokens, as they are asked for
+        self._texts: dict[int, str] = {}  # of single tokens, filled on demand
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text, special_tokens=True)
@@ -114,7 +114,7 @@ class FolderTokenizer:
         return self._encode(text, special_tokens=False)
 
     def _encode(self, text: str, *, special_tokens: bool) -> list[int]:
-        # The batch call, since it alone lets other threads run; it is the faster one, too.
+        # Only the batch call releases the GIL, and it is faster, too.
         [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=special_tokens)
         return list(encoding.ids)
 
@@ -139,7 +139,7 @@ class FolderTokenizer:
             raise ModelLoadError(f"{folder}: {error}") from error
 
     def _find_eos(self, folder: Path) -> set[int]:
-        """All ids that end a generation: generation_config's, else config's, and the tokenizer's."""
+        """The end tokens: those of generation_config, else of config, and the tokenizer's own."""
         found: set[int] = set()
         for name in ("generation_config.json", "config.json"):
             ids = read_json(folder / name).get("eos_token_id")

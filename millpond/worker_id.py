@@ -1,4 +1,4 @@
-"""The names of workers: machine, process and a random part, for a process id comes again."""
+"""Worker ids: host, process id and a random part, since process ids are reused."""
 
 import os
 import socket
@@ -6,12 +6,12 @@ import uuid
 
 
 def new_worker_id() -> str:
-    """The id under which this process signs the registry."""
+    """An id for this process' registry entry."""
     return f"{_of_process(os.getpid())}{uuid.uuid4().hex[:6]}"
 
 
 def is_of_process(worker_id: str, pid: int) -> bool:
-    """Whether it is the id of that process on this machine."""
+    """Whether this is the id of that process on this machine."""
     return worker_id.startswith(_of_process(pid))
 
 

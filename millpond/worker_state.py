@@ -1,4 +1,4 @@
-"""What a worker says of itself in the registry: written once a heartbeat, read by everybody else."""
+"""A worker's registry entry: written once a heartbeat, read by everybody else."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,7 +6,7 @@ from enum import StrEnum
 from millpond.fields import Stored
 from millpond.messages import PROTOCOL_VERSION
 
-# A worker that signs the registry is thought alive for this long.
+# A worker counts as alive for this long after its last registry entry.
 WORKER_ALIVE_MS = 10_000
 
 
@@ -35,7 +35,7 @@ class WorkerRates(Stored):
 
 
 class WorkerState(WorkerRates):
-    """One worker's entry. What only the engine knows is None while it loads.
+    """One worker's entry. Fields that only the engine knows are None while it loads.
 
     ``capacity_tokens`` and ``slots`` are what it takes when it runs nothing, ``context_tokens`` is the
     most that one row may have. ``model_identity`` stands for the content of the model, see
@@ -65,7 +65,7 @@ class WorkerState(WorkerRates):
 
 @dataclass(frozen=True, slots=True)
 class RegisteredWorker:
-    """A worker as the registry shows it: its own words, and how old they are."""
+    """A worker in the registry: its entry, and the entry's age."""
 
     id: str
     beat_age_ms: int
@@ -82,7 +82,7 @@ class RegisteredWorker:
 
 
 def read_entry(id: str, value: bytes, now_ms: int) -> RegisteredWorker | None:
-    """One entry of the registry, ``BEAT_MS JSON``. None: nothing that this side can read."""
+    """Parse a registry entry, ``BEAT_MS JSON``. None if this version cannot read it."""
     beat, _, state = value.partition(b" ")
     try:
         return RegisteredWorker(

@@ -233,7 +233,7 @@ def test_out_of_memory_splits_or_postpones_and_changes_no_token(failing: set[int
         (lambda: tf.Gemma2Config(), "attn_logit_softcapping"),
         (lambda: tf.T5Config(), "is_encoder_decoder"),
         (lambda: tf.Llama4TextConfig(), "chunk"),
-        (lambda: tf.Gemma3Config(), "text alone"),
+        (lambda: tf.Gemma3Config(), "only text models"),
     ],
 )
 def test_attention_of_another_kind_is_refused(config: Callable[[], Any], complaint: str) -> None:

@@ -109,7 +109,7 @@ def test_without_a_connection_an_earlier_download_serves(
     [
         (404, "RepoNotFound", "the hub has no such model"),
         (401, "", "the hub has no such model, or it is private and HF_TOKEN has no access"),
-        (403, "GatedRepo", "access to it must be asked for on its page at the hub"),
+        (403, "GatedRepo", "it is gated: request access on its page on the hub"),
         (403, "", "answers 403"),
         (500, "", "answers 500"),
     ],
@@ -143,7 +143,7 @@ def test_a_model_without_a_config(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["owner/..", "-owner/name", "owner/na me", "owner/name.git"])
 def test_a_name_that_no_hub_has(name: str, hub: FakeHub, tmp_path: Path) -> None:
-    assert "no name of a model on the hub" in refusal(name, tmp_path / "cache")
+    assert "not a valid model name on the hub" in refusal(name, tmp_path / "cache")
 
 
 def test_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,9 @@ def test_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "move", full)
-    assert f"no space is left for it in {tmp_path / 'cache'}" in refusal(NAME, tmp_path / "cache")
+    assert f"no disk space is left for it in {tmp_path / 'cache'}" in refusal(
+        NAME, tmp_path / "cache"
+    )
 
 
 def test_a_cache_that_is_a_file(model: Path, tmp_path: Path) -> None:

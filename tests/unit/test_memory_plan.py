@@ -90,7 +90,7 @@ def test_a_models_own_config_goes_before_the_presets(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         ({"hidden_size": None}, "config.json: hidden_size: is missing"),
-        ({"vocab_size": "many"}, "config.json: vocab_size: 'many' is no positive whole number"),
+        ({"vocab_size": "many"}, "config.json: vocab_size: 'many' is not a positive integer"),
         ({"num_hidden_layers": 0}, "config.json: num_hidden_layers: 0"),
         ({"num_attention_heads": True}, "config.json: num_attention_heads: True"),
         ({"model_type": None}, "config.json: model_type: is missing"),
@@ -106,7 +106,7 @@ def test_what_cannot_be_counted_says_so() -> None:
     unknown = Architecture.from_config(CONFIG | {"model_type": "mamba"})
     with pytest.raises(UnsupportedModelError, match="mamba"):
         unknown.weights_bytes(2)
-    with pytest.raises(UnsupportedModelError, match="text alone"):
+    with pytest.raises(UnsupportedModelError, match="only decoder-only text models"):
         Architecture.from_config({"model_type": "gemma3", "text_config": {}})
     with pytest.raises(ModelLoadError, match="no weights"):
         read_model_config(PRESETS["simulated"], Path())
@@ -240,7 +240,7 @@ def test_a_folder_with_nothing_but_a_config(run: Run, tmp_path: Path) -> None:
     [
         (("--memory", "lots"), "--memory: 'lots'"),
         (("--memory", "1GB", "--dtype", "float12"), "dtype:"),
-        (("--memory", "1GB", "--model", "nothing"), "model 'nothing' is no preset"),
+        (("--memory", "1GB", "--model", "nothing"), "model 'nothing' is not a preset"),
         (("--memory", "1GB", "--model", "simulated"), "no weights"),
     ],
 )

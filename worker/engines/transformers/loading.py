@@ -197,7 +197,7 @@ def check_config(config: Any) -> None:
     """Raise UnsupportedModelError for what the attention here does not do."""
     name = _name(config)
     if config.get_text_config() is not config:
-        raise UnsupportedModelError(f"{name}: only models of text alone are served")
+        raise UnsupportedModelError(f"{name}: only text models are served")
     for setting in _REFUSED_SETTINGS:
         if getattr(config, setting, None):
             raise UnsupportedModelError(f"{name}: {setting} is not supported")
