@@ -44,9 +44,10 @@ async def accept(
 ) -> Submission:
     """Queue it once, whatever is repeated under its key. Returns when Redis has stored it.
 
-    Raises InvalidRequestError, LimitExceededError, QueueFullError, IdempotencyConflictError,
-    ModelNotReadyError, QueueUnavailableError.
+    Raises PriorityForbiddenError, InvalidRequestError, LimitExceededError, QueueFullError,
+    IdempotencyConflictError, ModelNotReadyError, QueueUnavailableError.
     """
+    caller.check_priority(job.priority)
     id = None if key is None else job_id_from_key(caller.tenant, key)
     new = new_job(job, await api.tokenizing.prepare(job), id, caller)
     await pay(request, api, caller, [new])

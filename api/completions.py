@@ -10,7 +10,9 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.errors import UnauthenticatedError
 from api.hangup import until_hangup
+from api.open_answers import OpenAnswer
 from api.openai_errors import JobFailedError, error_of
 from api.problems import STOPPING_PROBLEM
 from api.services import Services
@@ -36,6 +38,7 @@ class AnsweredJob:
     model: str
     chat: bool
     created_s: int
+    opened: OpenAnswer
 
     @property
     def headers(self) -> dict[str, str]:
@@ -48,7 +51,9 @@ async def answer_whole(api: Services, job: AnsweredJob, receive: Receive) -> Res
         view: JobView | None
         while True:
             waiting = api.results.wait(job.id, WAIT_S, tenant=job.tenant)
-            view = await until_hangup(waiting, receive, api.closing)
+            view = await until_hangup(waiting, receive, api.closing, job.opened.revoked)
+            if job.opened.revoked.is_set():
+                raise UnauthenticatedError
             if view is None:
                 return STOPPING_PROBLEM.response(job.headers)
             if view.result is not None:
@@ -79,7 +84,9 @@ class CompletionStream(Response):
         headers = self.raw_headers
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         async with _cancelled_unless_ended(self._api, self._job) as ended:
-            await until_hangup(self._send_all(send, ended), receive, self._api.closing)
+            sending = self._send_all(send, ended)
+            with self._job.opened as opened:
+                await until_hangup(sending, receive, self._api.closing, opened.revoked)
         with contextlib.suppress(OSError):  # the client is gone
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -111,6 +111,29 @@ class ForbiddenError(MillpondError):
         self.scope = scope
 
 
+class PriorityForbiddenError(MillpondError):
+    code = "priority_forbidden"
+    http_status = 403
+
+    def __init__(self, priority: str, allowed: Iterable[str]) -> None:
+        super().__init__(
+            f"priority: this key may not use '{priority}'; it may use {', '.join(allowed)}"
+        )
+        self.faults = [Fault("priority", f"this key may not use '{priority}'")]
+
+
+class TooManyStreamsError(MillpondError):
+    """Event streams and long polls of one key, on one API process."""
+
+    code = "too_many_streams"
+    http_status = 429
+    policy = "open_streams"
+    retry_after_s = 1
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} event streams and long polls of this key are open, its limit")
+
+
 class ModelNotReadyError(MillpondError):
     """The tokenizer is not here yet, so no prompt can be checked."""
 
@@ -144,6 +167,14 @@ def problem_of(error: MillpondError) -> Problem:
                 str(error),
                 retry_after_s=error.retry_after_s,
                 violated_policies=(error.name,),
+            )
+        case TooManyStreamsError():
+            return Problem(
+                error.http_status,
+                error.code,
+                str(error),
+                retry_after_s=error.retry_after_s,
+                violated_policies=(error.policy,),
             )
         case UnauthenticatedError():
             return Problem(401, error.code, str(error), challenge=CHALLENGE)

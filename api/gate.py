@@ -4,8 +4,9 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from api.errors import ForbiddenError, UnauthenticatedError
+from api.errors import ForbiddenError, PriorityForbiddenError, UnauthenticatedError
 from millpond.api_keys import ApiKey, ApiKeys, KnownKey, Scope, key_id, opens
+from millpond.messages import Priority
 from millpond.rate_limits import REQUESTS, TOKENS, Budget, RateLimiter
 from millpond.submission import DEFAULT_TENANT
 
@@ -20,6 +21,22 @@ class Caller:
 
     tenant: str = DEFAULT_TENANT
     key: ApiKey | None = None
+
+    @property
+    def sees_workers(self) -> bool:
+        """Whether the workers' names, which are those of their machines, are shown to it."""
+        return self.key is None or Scope.ADMIN in self.key.scopes
+
+    @property
+    def priorities(self) -> tuple[Priority, ...]:
+        """Those that its jobs may have, the most urgent first."""
+        allowed = None if self.key is None else self.key.priorities
+        return tuple(p for p in Priority if allowed is None or p in allowed)
+
+    def check_priority(self, priority: Priority) -> None:
+        """Raises PriorityForbiddenError."""
+        if priority not in self.priorities:
+            raise PriorityForbiddenError(priority, self.priorities)
 
     @property
     def unfinished_jobs(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Waiting on behalf of a client, who may go away first, as may this process."""
+"""Waiting on behalf of a client, who may go away first, as may its key and this process."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 async def until_hangup(
-    work: Coroutine[Any, Any, T], receive: Receive, closing: asyncio.Event
+    work: Coroutine[Any, Any, T], receive: Receive, *ends: asyncio.Event
 ) -> T | None:
-    """What ``work`` returns; None when the client hung up or the process began to stop before that.
+    """What ``work`` returns; None when the client hung up, or one of the ``ends`` came, before that.
 
     ``work`` has ended, if need be by cancellation, when this returns. The request's body must have
     been read, or be empty.
@@ -22,7 +22,7 @@ async def until_hangup(
     main = asyncio.ensure_future(work)
     others = [
         asyncio.ensure_future(_disconnected(receive)),
-        asyncio.ensure_future(closing.wait()),
+        *(asyncio.ensure_future(end.wait()) for end in ends),
     ]
     try:
         await asyncio.wait([main, *others], return_when=asyncio.FIRST_COMPLETED)

@@ -91,6 +91,21 @@ _EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
             "violated-policies": ["requests"],
         },
     ),
+    "priority_forbidden": (
+        403,
+        {
+            "detail": "priority: this key may not use 'interactive'; it may use normal, batch",
+            "errors": [{"field": "priority", "message": "this key may not use 'interactive'"}],
+        },
+    ),
+    "too_many_streams": (
+        429,
+        {
+            "detail": "1000 event streams and long polls of this key are open, its limit",
+            "retry_after_s": 1,
+            "violated-policies": ["open_streams"],
+        },
+    ),
     "queue_unavailable": (
         503,
         {"detail": "the queue cannot be reached or cannot take jobs now", "retry_after_s": 2},
@@ -112,6 +127,7 @@ SUBMIT_PROBLEMS = (
     "queue_full",
     "tenant_full",
     "limit_exceeded",
+    "priority_forbidden",
     "queue_unavailable",
     "model_not_ready",
 )

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from api.gate import Gate
 from api.metrics import Metrics
 from api.monitor import QueueMonitor
+from api.open_answers import OpenAnswers
 from api.submissions import SubmitBatcher
 from api.sweeper import sweep_forever
 from api.tokenizing import Tokenizing
@@ -41,6 +42,7 @@ class Services:
     tokenizing: Tokenizing
     metrics: Metrics
     gate: Gate
+    open_answers: OpenAnswers
     closing: asyncio.Event
 
 
@@ -53,6 +55,7 @@ async def open_services(
     subscriptions = Subscriptions(redis)
     results = Results(redis, settings.queue, subscriptions)
     queue = JobQueue(redis, settings.queue, settings.queue_options())
+    keys = ApiKeys(redis, queue.keys)
     services = Services(
         settings=settings,
         preset=preset,
@@ -63,16 +66,14 @@ async def open_services(
         monitor=QueueMonitor(results),
         tokenizing=Tokenizing(settings, preset),
         metrics=metrics,
-        gate=Gate(
-            ApiKeys(redis, queue.keys),
-            RateLimiter(redis, queue.keys),
-            required=settings.auth_required,
-        ),
+        gate=Gate(keys, RateLimiter(redis, queue.keys), required=settings.auth_required),
+        open_answers=OpenAnswers(keys, settings.max_streams_per_key),
         closing=asyncio.Event(),
     )
     background = [
         asyncio.create_task(services.tokenizing.load(), name="load-tokenizer"),
         asyncio.create_task(sweep_forever(queue), name="sweeper"),
+        asyncio.create_task(services.open_answers.watch_forever(), name="revoked-keys"),
         asyncio.create_task(watch_queue(redis, settings), name="watch"),
     ]
     try:

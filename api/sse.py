@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.hangup import until_hangup
+from api.open_answers import OpenAnswer
 from api.views import event_data
 from millpond.errors import MillpondError
 from millpond.messages import JobEvent
@@ -20,7 +21,7 @@ log = structlog.get_logger("millpond.api")
 
 
 class EventStream(Response):
-    """Sends events until they end, the client leaves or the process stops; then frees everything.
+    """Sends events until they end, the client leaves, its key is revoked or the process stops.
 
     Should Redis fail on the way, the stream ends too: the client comes back with Last-Event-ID.
     """
@@ -31,6 +32,7 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[JobEvent, None],
         closing: asyncio.Event,
+        opened: OpenAnswer,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         # No length is known; proxies are asked not to hold anything back.
@@ -38,6 +40,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._closing = closing
+        self._opened = opened
         self._heartbeat_s = heartbeat_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +48,9 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         await _send_chunk(send, b"retry: %d\n\n" % RECONNECT_MS)
         try:
-            await until_hangup(self._send_all(send), receive, self._closing)
+            with self._opened as opened:
+                sending = self._send_all(send)
+                await until_hangup(sending, receive, self._closing, opened.revoked)
         except MillpondError as error:
             log.warning("event_stream_broken", code=error.code, cause=str(error))
         with contextlib.suppress(OSError):  # the client is gone

@@ -1,5 +1,9 @@
 """From the queue's own views to what the routes answer."""
 
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import cast
+
 import orjson
 
 from api.schemas import (
@@ -13,7 +17,7 @@ from api.schemas import (
 )
 from api.waiting import wait_estimate_s, wait_reason
 from millpond.keys import Keys
-from millpond.messages import EventType, JobEvent, JobStatus
+from millpond.messages import EventType, JobEvent, JobResult, JobStatus
 from millpond.results import JobView, QueueState
 from millpond.submission import Submission
 
@@ -43,7 +47,7 @@ def job_accepted(submission: Submission, keys: Keys) -> JobAccepted:
     )
 
 
-def job_state(view: JobView, state: QueueState | None) -> JobState:
+def job_state(view: JobView, state: QueueState | None, *, show_worker: bool) -> JobState:
     """``state`` is needed for a queued job only, to say why it waits."""
     waiting = state is not None and view.status is JobStatus.QUEUED
     return JobState(
@@ -53,15 +57,30 @@ def job_state(view: JobView, state: QueueState | None) -> JobState:
         created_ms=view.created_ms,
         attempts=view.attempts,
         claimed_ms=view.claimed_ms,
-        worker=view.worker,
+        worker=view.worker if show_worker else None,
         cancelling=view.cancelling or None,
         position=view.position,
         ahead=view.ahead,
         estimate_s=wait_estimate_s(view, state) if state is not None and waiting else None,
         reason=wait_reason(view, state) if state is not None and waiting else None,
-        result=view.result,
+        result=view.result if show_worker else _without_worker(view.result),
         links=links(view.id),
     )
+
+
+def _without_worker(result: JobResult | None) -> JobResult | None:
+    """Its name is that of a machine."""
+    if result is None or result.receipt is None:
+        return result
+    receipt = result.receipt.model_copy(update={"worker": None})
+    return result.model_copy(update={"receipt": receipt})
+
+
+async def without_workers(events: AsyncIterator[JobEvent]) -> AsyncIterator[JobEvent]:
+    """The same events for those to whom workers are not named."""
+    async with contextlib.aclosing(cast(AsyncGenerator[JobEvent, None], events)) as following:
+        async for event in following:
+            yield event.model_copy(update={"result": _without_worker(event.result)})
 
 
 def event_data(event: JobEvent) -> bytes:

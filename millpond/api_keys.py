@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from millpond.errors import InvalidRequestError
 from millpond.keys import Keys
-from millpond.messages import TENANT_PATTERN
+from millpond.messages import TENANT_PATTERN, Priority
 from millpond.scripts import Arg, Scripts, raising_unavailable
 
 PREFIX = "mp"
@@ -43,16 +43,20 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """None: no limit. ``unfinished_jobs`` counts the tenant's queued and running jobs together."""
+    """None: no limit. ``unfinished_jobs`` counts the tenant's queued and running jobs together,
+    ``open_streams`` the key's event streams and long polls on each API process, which has a limit for
+    keys that have none.
+    """
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     unfinished_jobs: int | None = None
+    open_streams: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is stored about a key. It holds no secret."""
+    """What is stored about a key. It holds no secret. ``priorities`` None: its jobs may have any."""
 
     id: str
     name: str
@@ -61,6 +65,7 @@ class ApiKey:
     limits: KeyLimits
     created_ms: int
     revoked_ms: int | None
+    priorities: frozenset[Priority] | None = None
 
 
 class ApiKeys:
@@ -78,6 +83,7 @@ class ApiKeys:
         *,
         name: str = "",
         limits: KeyLimits | None = None,
+        priorities: Collection[Priority] | None = None,
     ) -> tuple[ApiKey, str]:
         """Create a key. Returns it with its text, which is shown this one time only.
 
@@ -95,11 +101,15 @@ class ApiKeys:
             "requests_per_minute": limits.requests_per_minute,
             "tokens_per_minute": limits.tokens_per_minute,
             "unfinished_jobs": limits.unfinished_jobs,
+            "open_streams": limits.open_streams,
+            "priorities": " ".join(sorted(priorities)) if priorities else None,
         }
         given = [arg for pair in fields.items() if pair[1] is not None for arg in pair]
         created = await self._scripts.run("key_create", id, *given)  # type: ignore[arg-type]
         assert created is not None, "80 random bits came twice"
-        return ApiKey(id, name, tenant, frozenset(scopes), limits, int(created), None), token
+        allowed = frozenset(priorities) if priorities else None
+        key = ApiKey(id, name, tenant, frozenset(scopes), limits, int(created), None, allowed)
+        return key, token
 
     async def revoke(self, id: str) -> bool:
         """Revoke the key for good; safe to repeat. False: there is no such key."""
@@ -116,6 +126,21 @@ class ApiKeys:
                 records = await pipe.execute()
         found = [_api_key(id, record) for id, record in zip(ids, records, strict=True) if record]
         return sorted(found, key=lambda key: (key.created_ms, key.id))
+
+    async def revoked(self, ids: Sequence[str]) -> set[str]:
+        """Those of the keys that are revoked or unknown, in one round trip."""
+        if not ids:
+            return set()
+        with raising_unavailable():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for id in ids:
+                    pipe.hmget(self._keys.api_key(id), ["digest", "revoked"])
+                records: list[Any] = await pipe.execute()
+        return {
+            id
+            for id, (digest, revoked) in zip(ids, records, strict=True)
+            if digest is None or revoked is not None
+        }
 
     async def look_up(self, id: str) -> "KnownKey | None":
         """The key that this text names; None if it is unknown or revoked."""
@@ -182,4 +207,9 @@ def _api_key(id: str, record: dict[bytes, bytes]) -> ApiKey:
         limits=KeyLimits(**limits),
         created_ms=int(fields["created"]),
         revoked_ms=number("revoked"),
+        priorities=(
+            frozenset(Priority(name) for name in fields["priorities"].split())
+            if "priorities" in fields
+            else None
+        ),
     )

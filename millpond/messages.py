@@ -270,7 +270,9 @@ class Receipt(Stored):
     """How a result was made. Times are milliseconds; shares are between 0 and 1."""
 
     attempt: int
-    worker: str
+    worker: str | None = Field(
+        default=None, description="Over HTTP only for keys with the scope admin."
+    )
     model: str
     engine: str
     backend: str | None = Field(

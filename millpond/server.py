@@ -21,6 +21,7 @@ LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.02
+PRIVATE_UMASK = 0o077
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +118,18 @@ class RedisServer:
 
     async def start(self) -> None:
         """Raises ServerNotFoundError when the process ends or does not answer in time."""
-        self.options.data_dir.mkdir(parents=True, exist_ok=True)
-        log = self.options.data_dir / "redis.log"
+        folder = self.options.data_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / "redis.log"
+        log.touch()
+        _keep_private(folder)
         with log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                self.binary, *self.options.arguments(), stdout=output, stderr=output
+                self.binary,
+                *self.options.arguments(),
+                stdout=output,
+                stderr=output,
+                umask=PRIVATE_UMASK,
             )
         redis = Redis.from_url(self.url)
         try:
@@ -162,6 +170,13 @@ class RedisServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+
+def _keep_private(folder: Path) -> None:
+    """Prompts and results lie here: what an older version left is closed to others, too."""
+    folder.chmod(0o700)
+    for path in folder.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 async def _answers(redis: Redis) -> bool:

@@ -181,6 +181,10 @@ class Settings(BaseSettings):
         default=1_024,
         description="Of those, the ones without a request; the longest idle one has to go.",
     )
+    max_streams_per_key: Count = Field(
+        default=1_000,
+        description="Event streams and long polls of one API key, unless the key has its own limit.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("adapters", "simulated", mode="before")

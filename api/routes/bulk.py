@@ -95,6 +95,7 @@ def _check(
     for i, item in enumerate(items):
         try:
             job = parse_item(item)
+            caller.check_priority(job.priority)
             prepared = tokenizing.prepare_now(job)
         except MillpondError as error:
             checked.append(error)

@@ -13,6 +13,7 @@ from api.bodies import parse, read_json
 from api.completions import AnsweredJob, CompletionStream, answer_whole
 from api.errors import InvalidBodyError
 from api.gate import Caller
+from api.open_answers import OpenAnswer
 from api.openai_errors import OpenAIRoute
 from api.openapi import KEY_PROBLEMS, SUBMIT_PROBLEMS, json_body, openai_problems
 from api.services import Api, Services
@@ -43,7 +44,7 @@ def _responses(whole: dict[str, Any], chunk: bytes) -> dict[int | str, dict[str,
             },
             "headers": {"X-Job-Id": {"schema": {"type": "string"}}},
         },
-        **openai_problems(*SUBMIT_PROBLEMS, *KEY_PROBLEMS),
+        **openai_problems(*SUBMIT_PROBLEMS, *KEY_PROBLEMS, "too_many_streams"),
     }
 
 
@@ -86,25 +87,35 @@ async def _answer(
     idempotency_key: str | None,
 ) -> Response:
     key = None if idempotency_key is None else check_key(idempotency_key)
-    async with refusals_counted(api):
-        body = await parse(shape, await read_json(request))
-        submission = await accept(request, api, caller, _job(body), key)
-    job = AnsweredJob(
-        id=submission.id,
-        tenant=caller.tenant,
-        n=body.n,
-        model=body.model or api.preset.name,
-        chat=shape is ChatRequest,
-        created_s=math.floor(time.time()),
-    )
-    if body.stream:
-        return CompletionStream(api, job, include_usage=body.include_usage)
-    return await answer_whole(api, job, request.receive)
-
-
-def _job(body: ChatRequest | CompletionRequest) -> JobRequest:
-    """Raises InvalidBodyError."""
+    opened = api.open_answers.open(caller)
     try:
-        return body.job(stream=body.stream, priority=body.priority)
+        async with refusals_counted(api):
+            body = await parse(shape, await read_json(request))
+            submission = await accept(request, api, caller, _job(body, caller), key)
+        job = AnsweredJob(
+            id=submission.id,
+            tenant=caller.tenant,
+            n=body.n,
+            model=body.model or api.preset.name,
+            chat=shape is ChatRequest,
+            created_s=math.floor(time.time()),
+            opened=opened,
+        )
+        if body.stream:
+            stream = CompletionStream(api, job, include_usage=body.include_usage)
+            opened = OpenAnswer()  # the other is the stream's now
+            return stream
+        return await answer_whole(api, job, request.receive)
+    finally:
+        opened.close()
+
+
+def _job(body: ChatRequest | CompletionRequest, caller: Caller) -> JobRequest:
+    """As urgent as the key allows unless the body says otherwise. Raises InvalidBodyError."""
+    given = "priority" in body.model_fields_set
+    try:
+        return body.job(
+            stream=body.stream, priority=body.priority if given else caller.priorities[0]
+        )
     except ValidationError as error:
         raise InvalidBodyError.from_pydantic(error) from None

@@ -13,6 +13,7 @@ from api.routes.jobs import check_id
 from api.services import Api
 from api.sse import EventStream
 from api.tenancy import Reader
+from api.views import without_workers
 from millpond.messages import JobEvent
 
 FROM_THE_START = "0"
@@ -47,7 +48,7 @@ router = APIRouter(tags=["jobs"])
             "description": "`started`, `delta`, `reset` (forget the text), `finished` (last)",
             "content": {"text/event-stream": {"example": _EXAMPLE}},
         },
-        **problems("job_not_found", "invalid_request", "queue_unavailable"),
+        **problems("job_not_found", "invalid_request", "too_many_streams", "queue_unavailable"),
     },
 )
 async def follow(
@@ -73,7 +74,11 @@ async def follow(
         start = _check_entry("Last-Event-ID", last_event_id)
     await api.results.get(id, tenant=caller.tenant)
     events = api.results.subscribe(id, start, tenant=caller.tenant)
-    return EventStream(cast(AsyncGenerator[JobEvent, None], events), api.closing)
+    if not caller.sees_workers:
+        events = without_workers(events)
+    return EventStream(
+        cast(AsyncGenerator[JobEvent, None], events), api.closing, api.open_answers.open(caller)
+    )
 
 
 def _check_entry(field: str, value: str) -> str:

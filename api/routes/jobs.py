@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from api import examples
 from api.accepting import IdempotencyKey, accept, check_key, refusals_counted
 from api.bodies import parse, read_json
+from api.errors import UnauthenticatedError
 from api.hangup import until_hangup
 from api.openapi import SUBMIT_PROBLEMS, answer, json_body, problems
 from api.schemas import CancelAnswer, JobAccepted, JobState
@@ -71,7 +72,7 @@ async def submit(
     response_model=JobState,
     summary="Look at a job, or wait for it",
     responses=answer(200, **examples.STATES)
-    | problems("job_not_found", "invalid_request", "queue_unavailable"),
+    | problems("job_not_found", "invalid_request", "too_many_streams", "queue_unavailable"),
 )
 async def get_job(
     request: Request,
@@ -90,12 +91,16 @@ async def get_job(
         raise InvalidRequestError("wait", f"must be at most {limit_s:g} seconds", limit=limit_s)
     view: JobView | None = None
     if wait > 0:
-        waiting = api.results.wait(id, wait, tenant=caller.tenant)
-        view = await until_hangup(waiting, request.receive, api.closing)
+        with api.open_answers.open(caller) as opened:
+            waiting = api.results.wait(id, wait, tenant=caller.tenant)
+            view = await until_hangup(waiting, request.receive, api.closing, opened.revoked)
+        if opened.revoked.is_set():
+            raise UnauthenticatedError
     if view is None:
         view = await api.results.get(id, tenant=caller.tenant)
     state = await api.monitor.state() if view.status is JobStatus.QUEUED else None
-    return Response(job_state(view, state).to_json(), media_type="application/json")
+    found = job_state(view, state, show_worker=caller.sees_workers)
+    return Response(found.to_json(), media_type="application/json")
 
 
 @router.delete(

@@ -15,6 +15,7 @@ from millpond.api_keys import ApiKey, ApiKeys, KeyLimits, Scope
 from millpond.cli.options import DataFlag, QueueFlag, RedisFlag, client_settings
 from millpond.connection import connect
 from millpond.keys import Keys
+from millpond.messages import Priority
 from millpond.submission import DEFAULT_TENANT
 
 app = typer.Typer(no_args_is_help=True, help="API keys: who may use the HTTP API.")
@@ -33,16 +34,25 @@ def create(
     requests_per_minute: Limit = None,
     tokens_per_minute: Limit = None,
     unfinished_jobs: Limit = None,
+    open_streams: Annotated[
+        int | None, typer.Option(min=1, show_default="the API's max_streams_per_key")
+    ] = None,
+    priority: Annotated[
+        list[Priority] | None,
+        typer.Option(help="One that its jobs may have; may be repeated.", show_default="all"),
+    ] = None,
     redis_url: RedisFlag = None,
     queue: QueueFlag = None,
     data: DataFlag = None,
 ) -> None:
     """Make a key and print it. It is shown this once; only a hash of it is stored."""
-    limits = KeyLimits(requests_per_minute, tokens_per_minute, unfinished_jobs)
+    limits = KeyLimits(requests_per_minute, tokens_per_minute, unfinished_jobs, open_streams)
 
     async def call(keys: ApiKeys) -> None:
         scopes = scope or [Scope.SUBMIT, Scope.READ]
-        key, token = await keys.create(tenant, scopes, name=name, limits=limits)
+        key, token = await keys.create(
+            tenant, scopes, name=name, limits=limits, priorities=priority
+        )
         Console(stderr=True, highlight=False).print(
             f"Key {key.id} of tenant {tenant}: {', '.join(sorted(key.scopes))}. "
             "Keep it now, it is not shown again:"
@@ -96,8 +106,12 @@ def _limits(key: ApiKey) -> str:
         "requests/min": key.limits.requests_per_minute,
         "tokens/min": key.limits.tokens_per_minute,
         "unfinished": key.limits.unfinished_jobs,
+        "streams": key.limits.open_streams,
     }
-    return ", ".join(f"{value} {name}" for name, value in shown.items() if value is not None)
+    told = [f"{value} {name}" for name, value in shown.items() if value is not None]
+    if key.priorities is not None:
+        told.append(f"{' '.join(sorted(key.priorities))} only")
+    return ", ".join(told)
 
 
 def _when(ms: int) -> str:

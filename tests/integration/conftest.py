@@ -19,7 +19,7 @@ from api.services import Services, services_of
 from millpond.api_keys import ApiKeys, KeyLimits, Scope
 from millpond.claims import ClaimedJob
 from millpond.connection import connect
-from millpond.messages import FinishReason, JobResult, JobStatus, Usage
+from millpond.messages import FinishReason, JobResult, JobStatus, Receipt, Usage
 from millpond.queue import JobQueue
 from millpond.server import RedisServer
 from millpond.settings import Settings
@@ -52,15 +52,38 @@ class RunningApi:
         [job] = claim.jobs
         return job
 
-    async def complete(self, job: ClaimedJob, text: str = "done") -> None:
+    async def complete(
+        self, job: ClaimedJob, text: str = "done", worker: str | None = None
+    ) -> None:
+        """End it; with a receipt if the worker is named."""
         result = JobResult(
             id=job.id,
             status=JobStatus.SUCCEEDED,
             finish_reason=FinishReason.STOP,
             text=text,
             usage=Usage(prompt_tokens=3, completion_tokens=2),
+            receipt=None if worker is None else receipt(worker),
         )
         await self.queue.complete([(job.fence, result)])
+
+
+def receipt(worker: str) -> Receipt:
+    return Receipt(
+        attempt=1,
+        worker=worker,
+        model="m",
+        engine="simulated",
+        dtype="none",
+        device="none",
+        seed=1,
+        claimed_ms=1,
+        queue_wait_ms=1,
+        window_jobs=1,
+        group_rows=1,
+        batch_rows=1,
+        first_token_ms=1,
+        run_ms=1,
+    )
 
 
 async def make_key(

@@ -9,6 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.body_limit import BodyLimitMiddleware
 from api.errors import BodyTooLargeError, problem_of
+from api.open_answers import OpenAnswer
 from api.sse import EventStream, encode_event
 from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, JobEvent
@@ -59,7 +60,7 @@ SCOPE: Scope = {"type": "http"}
 
 async def test_a_client_that_leaves_closes_the_source() -> None:
     source, client = Source(), Client()
-    stream = EventStream(source.events(), asyncio.Event())
+    stream = EventStream(source.events(), asyncio.Event(), OpenAnswer())
     serving = asyncio.create_task(stream(SCOPE, client.receive, client.send))
     await client.got.wait()
 
@@ -71,7 +72,7 @@ async def test_a_client_that_leaves_closes_the_source() -> None:
 
 async def test_the_end_of_the_process_ends_the_answer_whole() -> None:
     source, client, closing = Source(), Client(), asyncio.Event()
-    stream = EventStream(source.events(), closing)
+    stream = EventStream(source.events(), closing, OpenAnswer())
     serving = asyncio.create_task(stream(SCOPE, client.receive, client.send))
     await client.got.wait()
 
@@ -84,7 +85,7 @@ async def test_the_end_of_the_process_ends_the_answer_whole() -> None:
 
 async def test_an_outage_ends_the_answer_whole() -> None:
     source, client = Source(QueueUnavailableError("away")), Client()
-    stream = EventStream(source.events(), asyncio.Event())
+    stream = EventStream(source.events(), asyncio.Event(), OpenAnswer())
 
     await asyncio.wait_for(stream(SCOPE, client.receive, client.send), 5)
 
@@ -95,7 +96,7 @@ async def test_an_outage_ends_the_answer_whole() -> None:
 
 async def test_silence_is_filled_with_comments() -> None:
     source, client = Source(), Client()
-    stream = EventStream(source.events(), asyncio.Event(), heartbeat_s=0.001)
+    stream = EventStream(source.events(), asyncio.Event(), OpenAnswer(), heartbeat_s=0.001)
     serving = asyncio.create_task(stream(SCOPE, client.receive, client.send))
     async with asyncio.timeout(5):
         while client.text.count(": still here\n\n") < 2:
