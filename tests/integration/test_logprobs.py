@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from tests.integration.test_penalties import VOCAB_SIZE, row
-from worker.engines.transformers.sampling import Output, needs_logits, next_tokens
+from worker.engines.transformers.sampling import (
+    Output,
+    needs_logits,
+    next_tokens,
+    torch_sampler,
+)
 
 
 def logits_of(rows: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -23,7 +28,7 @@ def test_they_are_of_the_raw_logits(dtype: torch.dtype) -> None:
     ]
     logits = logits_of(len(rows), dtype)
     reference = logits.float().log_softmax(-1)
-    drawn = next_tokens(Output(logits), rows)
+    drawn = next_tokens(Output(logits), rows, torch_sampler)
     assert drawn.logprobs[1] is None
     for i in (0, 2, 3, 4):
         told, token = drawn.logprobs[i], drawn.tokens[i]
@@ -40,20 +45,23 @@ def test_they_do_not_depend_on_what_the_others_ask_for() -> None:
     """With many equal logits, too, as half precision makes them."""
     logits = logits_of(3).round()
     rows = [row([1], logprobs=20), row([1], logprobs=2, temperature=1.0), row([1], logprobs=0)]
-    together = next_tokens(Output(logits.clone()), rows).logprobs
+    together = next_tokens(Output(logits.clone()), rows, torch_sampler).logprobs
     for i, one in enumerate(rows):
-        assert next_tokens(Output(logits[i : i + 1].clone()), [one]).logprobs == [together[i]]
+        assert next_tokens(Output(logits[i : i + 1].clone()), [one], torch_sampler).logprobs == [
+            together[i]
+        ]
 
 
 def test_a_row_without_finite_logits_has_none_and_the_others_have_theirs() -> None:
     logits = logits_of(2)
     logits[0, 3] = float("nan")
-    drawn = next_tokens(Output(logits), [row([1], logprobs=1), row([1], logprobs=1)])
+    drawn = next_tokens(Output(logits), [row([1], logprobs=1), row([1], logprobs=1)], torch_sampler)
     assert drawn.tokens[0] is None
     assert drawn.logprobs[1].top[0][0] == drawn.tokens[1]
 
 
 def test_greedy_rows_need_logits_only_to_tell_logprobs() -> None:
-    assert needs_logits([row([1]), row([1], logprobs=0)])
-    drawn = next_tokens(Output(None, [3, None]), [row([1]), row([1])])
+    assert not needs_logits(row([1]))
+    assert needs_logits(row([1], logprobs=0))
+    drawn = next_tokens(Output(None, [3, None]), [row([1]), row([1])], torch_sampler)
     assert (drawn.tokens, drawn.logprobs) == ([3, None], [None, None])

@@ -25,7 +25,7 @@ from worker.engines.transformers.backend import build_backend
 from worker.engines.transformers.engine import TransformersEngine
 from worker.engines.transformers.kv_cache import shelf_length
 from worker.engines.transformers.loading import adopt
-from worker.engines.transformers.sampling import Output, next_tokens
+from worker.engines.transformers.sampling import Output, next_tokens, torch_sampler
 from worker.weights import _find_gguf
 
 SIZES = {
@@ -99,7 +99,7 @@ def test_a_prefill_keeps_to_the_workspace(family: str, dtype: torch.dtype, tmp_p
     rows = [make_row(f"{i}", 512) for i in range(6)]
     cache, runner = build_backend(loaded, kv_tokens=100_000, slots=8)
     cache.allocate(rows)
-    peak = peak_bytes(lambda: next_tokens(runner.prefill(rows), rows), tmp_path)
+    peak = peak_bytes(lambda: next_tokens(runner.prefill(rows), rows, torch_sampler), tmp_path)
     bound = loaded.footprint.workspace_bytes(6, 512)
     assert bound / 2 < peak <= bound
 
@@ -134,7 +134,7 @@ def test_drawing_keeps_to_the_workspace(
     rows = [make_row(f"{i}", 5, **sampling) for i in range(count)]
     torch.manual_seed(0)
     logits = torch.randn(count, vocab_size).to(dtype)
-    peak = peak_bytes(lambda: next_tokens(Output(logits), rows), tmp_path)
+    peak = peak_bytes(lambda: next_tokens(Output(logits), rows, torch_sampler), tmp_path)
     assert peak + logits.nbytes <= loaded.footprint.workspace_bytes(count, 5)
 
 

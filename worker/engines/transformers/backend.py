@@ -9,8 +9,9 @@ from worker.engines.transformers.loading import LoadedModel
 from worker.engines.transformers.model_runner import ModelRunner
 from worker.engines.transformers.native.pages import PagedCache
 from worker.engines.transformers.native.runner import NativeRunner
+from worker.engines.transformers.native.sampler import NativeSampler
 from worker.engines.transformers.replay import record_cuda_graph
-from worker.engines.transformers.sampling import Output
+from worker.engines.transformers.sampling import Output, Sampler, torch_sampler
 
 
 class Cache(Protocol):
@@ -36,7 +37,7 @@ class Cache(Protocol):
 
 
 class Runner(Protocol):
-    """With ``logits`` the output has them, else whatever the rows' own sampling needs."""
+    """With ``logits`` the output has them for all rows, else for those that need them."""
 
     def prefill(self, rows: list[Row], *, logits: bool = False) -> Output: ...
 
@@ -71,3 +72,7 @@ def build_backend(
         loaded.adapters,
         record=record_cuda_graph if recordable else None,
     )
+
+
+def build_sampler(loaded: LoadedModel) -> Sampler:
+    return torch_sampler if loaded.native is None else NativeSampler(loaded.native.library)

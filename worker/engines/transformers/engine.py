@@ -22,7 +22,7 @@ from worker.engines.base import (
 from worker.engines.scheduler import Scheduler
 from worker.engines.sequence import Row
 from worker.engines.transformers import loading, self_check
-from worker.engines.transformers.backend import build_backend
+from worker.engines.transformers.backend import build_backend, build_sampler
 from worker.engines.transformers.memory import OutOfMemory, affordable, attempt
 from worker.engines.transformers.sampling import NextTokens, Output, needs_logits, next_tokens
 
@@ -55,6 +55,7 @@ class TransformersEngine:
             slots=sizing.slots,
             prefix=shared_prefix(config.preset, tokenizer),
         )
+        self._sampler = build_sampler(loaded)
         self._info = EngineInfo(
             engine="transformers",
             backend=loaded.backend,
@@ -142,7 +143,7 @@ class TransformersEngine:
 
     def _read(self, group: list[Row]) -> NextTokens:
         self._cache.allocate(group)
-        return next_tokens(self._prefill_once(group), group)
+        return next_tokens(self._prefill_once(group), group, self._sampler)
 
     def _prefill_once(self, group: list[Row]) -> Output:
         """Prefill each different prompt once; the rows that share it get copies."""
@@ -150,7 +151,7 @@ class TransformersEngine:
         sources = [first.setdefault((r.adapter, *_tokens_of(r)), r) for r in group]
         if len(first) == len(group):
             return self._runner.prefill(group)
-        output = self._runner.prefill(list(first.values()), logits=needs_logits(group))
+        output = self._runner.prefill(list(first.values()), logits=any(map(needs_logits, group)))
         for row, source in zip(group, sources, strict=True):
             if row is not source:
                 self._cache.copy(source, row)
@@ -189,7 +190,7 @@ class TransformersEngine:
     def _decode_step(self) -> tuple[list[Row], NextTokens]:
         self._cache.make_room()
         rows, output = self._runner.decode()
-        return rows, next_tokens(output, rows)
+        return rows, next_tokens(output, rows, self._sampler)
 
     def _shed_youngest(self, failure: OutOfMemory) -> list[Row]:
         row = self._scheduler.youngest_running()

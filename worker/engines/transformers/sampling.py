@@ -1,13 +1,25 @@
 """The next token of each row: greedy and sampled rows mixed, each row by its own parameters.
 
-Biases and penalties come first (see `penalties`), then the filters, as transformers' logits
-processors and in their order: temperature, top_k, top_p, min_p. A draw depends on the row's logits,
-its seed and its step alone: each row turns one uniform number of its own into a token through the
-cumulative distribution in vocabulary order.
+The algorithm is defined here, in torch; `native/csrc/sampling.h` implements it in C. Both choose the
+same token from the same float32 logits and seed, on every device and in any company:
+
+1. Biases and penalties are applied (see `penalties`). Below min_tokens, the logits of the row's end
+   tokens become -inf.
+2. A greedy row takes the first of its greatest logits. In a sampled row each token gets a probability
+   mass of 2^44 * exp((logit - greatest logit) / temperature), computed in float32 exactly as in
+   `_masses` and rounded down to an integer. So sums of masses do not depend on their order.
+3. Filters, in the order of transformers' logits processors. top_k keeps the tokens that have fewer
+   than k tokens above them. Of those, top_p keeps the tokens above which there is less than top_p of
+   their total. min_p keeps what has at least min_p times the greatest mass. Tokens of equal mass are
+   kept or dropped together.
+4. (seed, step) gives one uniform number. Times the total of what was kept, rounded down, it is the
+   target; the first token in vocabulary order at which the running total exceeds it is chosen.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +34,27 @@ from worker.engines.transformers.transfer import to_device
 
 # How many of the likeliest tokens are looked at first; most filters end well within.
 _FIRST_CANDIDATES = 256
+_MASS_BITS = 44
+# Anything smaller rounds to no mass; the bound keeps the exponents within float32.
+_LEAST_EXPONENT = -64.0
+# 2^f for f from -0.5 to 0.5 is 1 + f * (c1 + f * (c2 + ...)), to 2e-7; here from c5 to c1.
+_EXP2 = (
+    0.001326472731307149,
+    0.009671512991189957,
+    0.05550733581185341,
+    0.24022242426872253,
+    0.6931470036506653,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a forward pass says of each row's next token: ``logits`` ``[rows, vocab]``, or ``best``,
-    the likeliest tokens (None where logits are not finite), or both."""
+    """What a forward pass says of each row's next token.
+
+    ``logits`` ``[rows, vocab]``, or ``best``, the likeliest tokens (None where logits are not finite), or
+    both. With both, logits may be undefined for rows that do not need them, see `needs_logits`. The
+    next pass may overwrite them.
+    """
 
     logits: torch.Tensor | None
     best: list[int | None] | None = None
@@ -40,15 +67,14 @@ class Output:
         )
 
 
-def needs_logits(rows: Sequence[Row]) -> bool:
-    """Whether the likeliest tokens alone are too little to choose these rows' next ones."""
-    return any(
-        row.sampling.temperature > 0
-        or row.adjusts_logits
-        or row.suppressed_token_ids
-        or row.sampling.logprobs is not None
-        for row in rows
-    )
+class Sampler(Protocol):
+    def __call__(
+        self, logits: torch.Tensor, places: Sequence[int], rows: Sequence[Row]
+    ) -> list[int | None]:
+        """The next token of each of these rows, whose logits are those at ``places``.
+
+        None where they are not finite. The logits may be overwritten.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +86,36 @@ class NextTokens:
     logprobs: list[TokenLogprobs | None]
 
 
-def next_tokens(output: Output, rows: Sequence[Row]) -> NextTokens:
-    if output.best is not None and not needs_logits(rows):
-        return NextTokens(output.best, [None] * len(rows))
+def needs_logits(row: Row) -> bool:
+    """Whether the likeliest token alone is too little to choose the row's next one."""
+    return bool(
+        row.sampling.temperature > 0
+        or row.adjusts_logits
+        or row.suppressed_token_ids
+        or row.sampling.logprobs is not None
+    )
+
+
+def next_tokens(output: Output, rows: Sequence[Row], sampler: Sampler) -> NextTokens:
+    tokens: list[int | None] = [None] * len(rows) if output.best is None else list(output.best)
+    places = [i for i, row in enumerate(rows) if output.best is None or needs_logits(row)]
+    if not places:
+        return NextTokens(tokens, [None] * len(rows))
     assert output.logits is not None
     raw = RawLogprobs(output.logits, rows)
-    tokens = sample(output.logits, rows)
+    drawn = sampler(output.logits, places, [rows[i] for i in places])
+    for place, token in zip(places, drawn, strict=True):
+        tokens[place] = token
     return NextTokens(tokens, raw.of(tokens))
+
+
+def torch_sampler(
+    logits: torch.Tensor, places: Sequence[int], rows: Sequence[Row]
+) -> list[int | None]:
+    """The `Sampler` for any device."""
+    if len(places) < len(logits):
+        logits = logits[to_device(places, logits.device)]
+    return sample(logits, rows)
 
 
 def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]:
@@ -105,6 +154,12 @@ def uniforms(seeds: Sequence[int], steps: Sequence[int]) -> npt.NDArray[np.float
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def exponent_scale(sampling: Sampling) -> float:
+    """What turns differences of logits into exponents of two: log2(e) / temperature, finite in float32
+    however low the temperature."""
+    return math.log2(math.e) / max(sampling.temperature, 1e-30)
+
+
 def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -127,61 +182,77 @@ def _draw(
     each row whose filters may keep more than ``candidates`` tokens, for it is not decided."""
     device = logits.device
     params = [row.sampling for row in rows]
-    # A number that float32 has; so small a one is greedy anyway.
-    temperature = to_device([max(p.temperature, 1e-30) for p in params], device)
-    # Less the maximum first: nothing overflows however small the temperature, and sums start at 1.
-    scores = (logits - top[:, None]) / temperature[:, None]
-    steps = [len(r.token_ids) for r in rows]
-    numbers = uniforms([p.seed for p in params], steps).tolist()
-    uniform = to_device(numbers, device, torch.float64)
+    scale = to_device([exponent_scale(p) for p in params], device)
+    masses = _masses(logits, top, scale)
+    numbers = uniforms([p.seed for p in params], [len(row.token_ids) for row in rows])
+    uniform = to_device(numbers.tolist(), device, torch.float64)
     filtered = [i for i, p in enumerate(params) if p.top_k or p.top_p < 1 or p.min_p > 0]
     if len(filtered) == len(rows):
-        return _draw_among(scores, uniform, params, candidates)
-    tokens = _invert(scores, uniform)
+        return _draw_among(masses, uniform, params, candidates)
+    tokens = _invert(masses, uniform)
     undecided = torch.zeros_like(tokens)
     if filtered:
         some = to_device(filtered, device)
         tokens[some], undecided[some] = _draw_among(
-            scores[some], uniform[some], [params[i] for i in filtered], candidates
+            masses[some], uniform[some], [params[i] for i in filtered], candidates
         )
     return tokens, undecided
 
 
-def _invert(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Where the cumulative distribution of softmax(scores) first passes each row's number."""
-    cumulative = scores.exp().cumsum(dim=-1, dtype=torch.float64)
-    target = uniform[:, None] * cumulative[:, -1:]
+def _masses(logits: torch.Tensor, top: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Integers, as float32; overwrites the logits. Every operation is a separate IEEE 754 one, with no
+    fused multiply-add, so that all devices agree on each bit."""
+    x = logits.sub_(top[:, None]).mul_(scale[:, None]).clamp_(min=_LEAST_EXPONENT)
+    whole = x.round()
+    f = x.sub_(whole)
+    y = torch.full_like(f, _EXP2[0])
+    for coefficient in (*_EXP2[1:], 1.0):
+        y.mul_(f).add_(coefficient)
+    del x, f
+    # A power of two is its exponent, shifted into place.
+    power = whole.nan_to_num_().int().add_(127 + _MASS_BITS).bitwise_left_shift_(23)
+    return y.mul_(power.view(torch.float32)).trunc_()
+
+
+def _invert(masses: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first place at which the running total of masses exceeds the row's target."""
+    cumulative = masses.cumsum(dim=-1, dtype=torch.int64)
+    total = cumulative[:, -1:]
+    target = torch.minimum((uniform[:, None] * total).long(), total - 1)
     place = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return place.clamp_(max=scores.shape[-1] - 1)
+    return place.clamp_(max=masses.shape[-1] - 1)
 
 
 def _draw_among(
-    scores: torch.Tensor, uniform: torch.Tensor, params: Sequence[Sampling], candidates: int
+    masses: torch.Tensor, uniform: torch.Tensor, params: Sequence[Sampling], candidates: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw from what the filters keep of the likeliest ``candidates`` tokens, or of as many as the
-    rows' own top_k ask for; also 1 for each row of which they may keep more.
-
-    A row's cut is a score, so tokens of equal score are kept or dropped together.
-    """
-    device = scores.device
-    vocab_size = scores.shape[-1]
+    rows' own top_k ask for; also 1 for each row of which they may keep more."""
+    device = masses.device
+    vocab_size = masses.shape[-1]
     count = min(vocab_size, max(candidates, *(p.top_k + 1 for p in params)))
     top_k = to_device([min(p.top_k, vocab_size) or vocab_size for p in params], device)
     top_p = to_device([p.top_p for p in params], device, torch.float64)
     min_p = to_device([p.min_p for p in params], device)
-    best, token_ids = scores.topk(count, dim=-1)
-    weight = best.exp().double()
-    within_k = torch.arange(count, device=device) < top_k[:, None]
-    total = scores.exp().sum(dim=-1, dtype=torch.float64)
-    mass = torch.where(top_k < vocab_size, (weight * within_k).sum(-1), total)
-    above = weight.cumsum(-1) - weight
-    kept = within_k & (above < (top_p * mass)[:, None]) & (best >= min_p.log()[:, None])
+    best, token_ids = masses.topk(count, dim=-1)
+    kth = best.gather(1, top_k.clamp(max=count)[:, None] - 1)
+    kth = kth.masked_fill_((top_k == vocab_size)[:, None], 0.0)
+    above = best.long().cumsum(dim=-1)
+    total = torch.where(
+        kth[:, 0] > 0,
+        above.masked_fill(best < kth, 0).amax(dim=-1),
+        masses.sum(dim=-1, dtype=torch.int64),
+    )
+    within = torch.where(top_p < 1, (top_p * total).ceil().long(), total)
+    above -= best.long()
+    kept = (best >= kth) & (above < within[:, None]) & (best >= (min_p * 2.0**_MASS_BITS)[:, None])
     kept[:, 0] = True
-    cut = torch.where(kept, best, torch.inf).amin(dim=-1, keepdim=True)
-    # Equals of the last one kept may lie beyond what was looked at.
-    undecided = (best[:, -1] >= cut[:, 0]).long() * (count < vocab_size)
+    cut = torch.where(kept, best, torch.inf).amin(dim=-1)
+    # Equals of the last one kept, or of the last of top_k, may lie beyond what was looked at.
+    last, needed = best[:, -1], torch.where(kth[:, 0] > 0, kth[:, 0], cut)
+    undecided = ((last >= needed) & (last > 0)).long() * (count < vocab_size)
     # In vocabulary order, so that neither the sort nor ``count`` has a say in the draw.
     token_ids, order = token_ids.sort(dim=-1)
     best = best.gather(1, order)
-    place = _invert(best.masked_fill(best < cut, -torch.inf), uniform)
+    place = _invert(best.masked_fill(best < cut[:, None], 0.0), uniform)
     return token_ids.gather(1, place[:, None])[:, 0], undecided

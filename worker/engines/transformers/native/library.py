@@ -29,6 +29,8 @@ _FLAGS = (
     "-mavx512vnni",
     "-mfma",
     "-mprefer-vector-width=512",
+    # Each product and sum is rounded as it is written, so that all compilers give the same bits.
+    "-ffp-contract=off",
 )
 # What the flags let the compiler use; the processor must have it all.
 CPU_FLAGS = frozenset(

@@ -14,9 +14,10 @@ from worker.engines.base import GenerationRequest, Sampling
 from worker.engines.sequence import Row
 from worker.engines.transformers.chunks import cut_chunks, tokens_of
 from worker.engines.transformers.native import structs
+from worker.engines.transformers.native.logits import LogitsBuffer
 from worker.engines.transformers.native.pages import PagedCache
 from worker.engines.transformers.native.weights import PANEL, NativeModel
-from worker.engines.transformers.sampling import Output, needs_logits
+from worker.engines.transformers.sampling import Output
 
 
 class NativeRunner:
@@ -30,24 +31,21 @@ class NativeRunner:
         self._forward.argtypes = (ctypes.POINTER(structs.Model), ctypes.POINTER(structs.Batch))
         self._forward.restype = None
         self._scratch: dict[str, npt.NDArray[Any]] = {}
+        self._logits = LogitsBuffer(model.vocab_size)
 
     def prefill(self, rows: Sequence[Row], *, logits: bool = False) -> Output:
         """Read all tokens of these rows, which have their pages already."""
         best: list[int] = []
-        scores: list[torch.Tensor] = []
-        wanted = logits or needs_logits(rows)
+        scores, addresses = self._logits.places(rows, every=logits)
         for chunk in cut_chunks([(r, self._read_tokens(r)) for r in rows], PREFILL_TOKENS):
-            found, some = self._run(
+            best += self._run(
                 [row for row, _, _ in chunk.pieces],
                 [t for piece in chunk.pieces for t in tokens_of(*piece)],
                 [(start, stop - start) for _, start, stop in chunk.pieces],
                 chunk.ended,
-                wanted,
+                addresses[len(best) :],
             )
-            best += found
-            if some is not None:
-                scores.append(some)
-        return _output(best, torch.cat(scores) if scores else None)
+        return _output(best, scores)
 
     def keep_prefix(self, token_ids: Sequence[int]) -> None:
         """Read these tokens once for all rows whose prompts begin with them."""
@@ -63,17 +61,19 @@ class NativeRunner:
     def decode(self, *, logits: bool = False) -> tuple[list[Row], Output]:
         """Read each row's newest token."""
         rows = list(self._cache.rows)
-        best, scores = self._run(
+        scores, addresses = self._logits.places(rows, every=logits)
+        best = self._run(
             rows,
             [row.token_ids[-1] for row in rows],
             [(row.num_tokens - 1, 1) for row in rows],
             list(range(len(rows))),
-            logits or needs_logits(rows),
+            addresses,
         )
         return rows, _output(best, scores)
 
     def trim(self) -> None:
         self._scratch.clear()
+        self._logits.clear()
 
     def _run(
         self,
@@ -81,10 +81,10 @@ class NativeRunner:
         token_ids: Sequence[int],
         spans: Sequence[tuple[int, int]],
         ended: Sequence[int],
-        logits: bool,
-    ) -> tuple[list[int], torch.Tensor | None]:
-        """One call. ``spans`` are first positions and counts; ``ended`` the segments whose last
-        token's logits are wanted."""
+        logits: npt.NDArray[np.uint64],
+    ) -> list[int]:
+        """One call; the likeliest token after each of the segments ``ended``, -1 where logits are not
+        finite. ``spans`` are first positions and counts; ``logits`` the addresses for the logits."""
         counts = np.array([count for _, count in spans], dtype=np.int32)
         starts = np.zeros(len(spans) + 1, dtype=np.int32)
         np.cumsum(counts, out=starts[1:])
@@ -95,7 +95,6 @@ class NativeRunner:
         pages = np.array([self._cache.table_of(r).address for r in rows], dtype=np.uint64)
         outputs = starts[1:][list(ended)] - 1
         best = np.empty(len(ended), dtype=np.int32)
-        scores = torch.empty((len(ended), self._model.vocab_size)) if logits else None
         batch = structs.Batch(
             threads=torch.get_num_threads(),
             tokens=len(ids),
@@ -108,12 +107,13 @@ class NativeRunner:
             pages=pages.ctypes.data,
             output_tokens=outputs.ctypes.data,
             pool=self._cache.address,
-            logits=None if scores is None else scores.data_ptr(),
+            logits=logits.ctypes.data,
             best=best.ctypes.data,
             **self._scratch_for(len(ids), len(ended)),
         )
         self._forward(self._model.struct, batch)
-        return best.tolist(), scores
+        found: list[int] = best.tolist()
+        return found
 
     def _scratch_for(self, tokens: int, outputs: int) -> dict[str, int]:
         m = self._model

@@ -1,9 +1,10 @@
-"""The structs of csrc/model.h, field by field."""
+"""The structs of csrc/model.h and csrc/sampling.h, field by field."""
 
 import ctypes
 
 _I64 = ctypes.c_int64
 _F32 = ctypes.c_float
+_F64 = ctypes.c_double
 _POINTER = ctypes.c_void_p
 
 
@@ -76,4 +77,37 @@ class Batch(ctypes.Structure):
         ("quant_scale", _POINTER),
         ("best_value", _POINTER),
         ("best_index", _POINTER),
+    )
+
+
+class Draw(ctypes.Structure):
+    _fields_ = (
+        ("logits", _POINTER),
+        ("seen", _POINTER),
+        ("counts", _POINTER),
+        ("biased", _POINTER),
+        ("bias", _POINTER),
+        ("banned", _POINTER),
+        ("num_seen", _I64),
+        ("num_biased", _I64),
+        ("num_banned", _I64),
+        ("top_k", _I64),
+        ("top_p", _F64),
+        ("uniform", _F64),
+        ("min_p", _F32),
+        ("scale", _F32),
+        ("repetition_penalty", _F32),
+        ("presence_penalty", _F32),
+        ("frequency_penalty", _F32),
+    )
+
+
+class DrawBatch(ctypes.Structure):
+    _fields_ = (
+        ("threads", _I64),
+        ("rows", _I64),
+        ("vocab", _I64),
+        ("draw", ctypes.POINTER(Draw)),
+        ("scratch", _POINTER),
+        ("tokens", _POINTER),
     )

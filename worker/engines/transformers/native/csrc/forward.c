@@ -1,11 +1,6 @@
 /* A Llama-like model's forward pass over segments of tokens, in bfloat16 or int8 weights. */
 #include "attention.h"
-
-/* Share out 0 to count - 1 between the threads, some at a time; follow it by `meet`. */
-#define FOR_EACH(i, count) \
-    for (int64_t some = ((count) + 8 * team.threads - 1) / (8 * team.threads), first; \
-         (first = take_task() * some) < (count);) \
-        for (int64_t i = first; i < (count) && i < first + some; i++)
+#include "sampling.h"
 
 INLINE void norm(const struct model *m, const float *x, const float *weight, bf16 *out) {
     __m512 squares = _mm512_setzero_ps();
@@ -104,8 +99,19 @@ static void forward(void *argument) {
     pick_best(b, (m->head.n + PANEL - 1) / PANEL);
 }
 
+/* Run by every thread of the team. */
+static void sample(void *argument) {
+    const struct draw_batch *b = argument;
+    float *scratch = b->scratch + thread_number * b->vocab;
+    FOR_EACH(row, b->rows) b->tokens[row] = draw_token(b->draw + row, b->vocab, scratch);
+}
+
 __attribute__((visibility("default"))) void millpond_forward(const struct model *model,
                                                              const struct batch *batch) {
     struct call call = {model, batch};
     run_team(batch->threads, forward, &call);
+}
+
+__attribute__((visibility("default"))) void millpond_sample(struct draw_batch *batch) {
+    run_team(batch->threads, sample, batch);
 }

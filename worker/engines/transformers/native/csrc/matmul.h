@@ -112,6 +112,7 @@ INLINE void score(const struct batch *b, const struct linear *l, int64_t row, in
                   const float *tile) {
     int64_t panels = (l->n + PANEL - 1) / PANEL, left = l->n - at;
     __m512 x[4], top = _mm512_set1_ps(-INFINITY);
+    float *logits = b->logits[row];
     int finite = 1;
     UNROLL for (int j = 0; j < 4; j++) {
         int64_t valid = left - 16 * j;
@@ -120,7 +121,7 @@ INLINE void score(const struct batch *b, const struct linear *l, int64_t row, in
         finite &= !_mm512_mask_cmp_ps_mask(mask, _mm512_sub_ps(x[j], x[j]), _mm512_setzero_ps(),
                                            _CMP_NEQ_UQ);
         top = _mm512_max_ps(top, x[j]);
-        if (b->logits) _mm512_mask_storeu_ps(b->logits + row * l->n + at + 16 * j, mask, x[j]);
+        if (logits) _mm512_mask_storeu_ps(logits + at + 16 * j, mask, x[j]);
     }
     float best = _mm512_reduce_max_ps(top);
     int32_t index = -1;

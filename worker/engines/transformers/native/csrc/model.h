@@ -50,7 +50,7 @@ struct batch {
     const int32_t *const *pages;                       /* [segments] -> page numbers of the row */
     const int32_t *output_tokens;                      /* [outputs]: logits after these */
     bf16 *pool;                                        /* [pages][layer][kv_head][K, V][64 * head_dim] */
-    float *logits;                                     /* [outputs, vocab] or NULL */
+    float *const *logits;                              /* [outputs] -> [vocab], or NULL for not wanted */
     int32_t *best;                                     /* [outputs], -1: logits not finite */
     /* Scratch, at least: */
     float *residual;  /* [tokens, hidden] */

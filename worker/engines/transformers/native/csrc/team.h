@@ -32,10 +32,19 @@ static struct {
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .called = PTHREAD_COND_INITIALIZER};
 
+/* This thread's number in the call under way. */
+static _Thread_local int64_t thread_number;
+
 /* The next task of the loop under way; each loop ends with `meet`. */
 static inline int64_t take_task(void) {
     return atomic_fetch_add_explicit(&team.next, 1, memory_order_relaxed);
 }
+
+/* Share out 0 to count - 1 between the threads, some at a time; follow it by `meet`. */
+#define FOR_EACH(i, count) \
+    for (int64_t some = ((count) + 8 * team.threads - 1) / (8 * team.threads), first; \
+         (first = take_task() * some) < (count);) \
+        for (int64_t i = first; i < (count) && i < first + some; i++)
 
 /* Wait until all threads of the call are here. */
 static void meet(void) {
@@ -54,6 +63,7 @@ static void meet(void) {
 
 static void *serve(void *argument) {
     struct member *me = argument;
+    thread_number = me->number;
     for (;;) {
         pthread_mutex_lock(&team.lock);
         while (team.call == me->last_call) pthread_cond_wait(&team.called, &team.lock);
