@@ -15,7 +15,7 @@ from api.metrics import Metrics
 from api.observer import ObserverMiddleware
 from api.openapi import DESCRIPTION, KEY_PROBLEMS, TITLE, install_openapi, problems
 from api.rate_headers import RateHeadersMiddleware
-from api.routes import bulk, completions, events, health, jobs, metrics, models, queue
+from api.routes import bulk, completions, docs, events, health, jobs, metrics, models, queue
 from api.services import open_services
 from millpond import __version__
 from millpond.settings import Settings
@@ -41,14 +41,17 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        # Its own pages load their scripts from elsewhere; see api/routes/docs.py.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.metrics = counted
     keyed = (bulk, jobs, events, queue, models, metrics)
     for module in keyed:
         app.include_router(module.router, responses=problems(*KEY_PROBLEMS))
-    for module in (completions, health):
+    for module in (completions, health, docs):
         app.include_router(module.router)
-    every = (*keyed, completions, health)
+    every = (*keyed, completions, health, docs)
     app.state.routes = [route for module in every for route in module.router.routes]
     install_error_handlers(app)
     install_openapi(app, settings.max_wait_s)

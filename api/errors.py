@@ -234,6 +234,8 @@ def _methods(request: Request) -> list[str]:
         for route in request.app.state.routes
         if route.matches(request.scope)[0] is not Match.NONE
     ]
+    if not matching:  # what FastAPI itself serves
+        return ["GET", "HEAD"]
     # A path that is spelled out comes before one with a parameter that it would fit into.
     same = [route.methods for route in matching if route.path == matching[0].path]
     methods: set[str] = set().union(*same)
