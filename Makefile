@@ -1,19 +1,22 @@
 # Every command of the README. A plain `pip` virtual environment in .venv, pinned by constraints.txt.
-PYTHON ?= python3
+# PYTHON=python3.12 names another Python than the first that fits; the environment is then made anew.
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install install-api install-worker dev demo up test check format chaos mutations fuzz \
+.PHONY: help install install-api install-worker dev demo up dist test check format chaos mutations fuzz \
 	bench-queue bench-windows bench-lengths \
 	bench-engine audit clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-$(VENV)/.created:
-	$(PYTHON) -m venv $(VENV)
-	@touch $@
+# Looked at each time, and touched only when the environment is new.
+$(VENV)/.created: FORCE
+	@.ci/venv $(VENV) $(PYTHON)
+	@test -e $@ || touch $@
+
+FORCE:
 
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
@@ -74,6 +77,9 @@ chaos: dev ## the faults of docs/reliability.md in full size, about eighteen min
 
 mutations: dev ## plant faults one at a time and see that the tests notice, about ten minutes
 	$(BIN)/python -m tests.mutations
+
+dist: dev ## build the wheel and the sdist into dist/
+	$(BIN)/python -m build
 
 bench-queue: dev ## the queue's figures beside RQ's
 	$(BIN)/python -m bench.queue

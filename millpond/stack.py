@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from millpond.connection import connect
 from millpond.errors import MillpondError, QueueUnavailableError
 from millpond.membership import check_queue
 from millpond.server import ServerOptions, find_server, free_port, is_free
+from millpond.services import service_argv, service_environment
 from millpond.settings import Settings
 from millpond.stack_events import Say, StackEvent
 from millpond.stack_file import StackFile
@@ -59,7 +59,8 @@ class Stack:
 
     async def start(self, name: str, argv: list[str], *, stop_s: float) -> None:
         log = self.settings.data_dir.resolve() / f"{name}.log"
-        child = Child(name, argv, self.settings.environment(), stop_s=stop_s, say=self.say, log=log)
+        environment = self.settings.environment() | service_environment()
+        child = Child(name, argv, environment, stop_s=stop_s, say=self.say, log=log)
         self.children[name] = child
         await child.start()
 
@@ -149,9 +150,9 @@ async def running_stack(
         )
         ending.push_async_callback(stack.stop_services)
         stop_s = settings.grace_s + STOP_SLACK_S
-        await stack.start("worker", [sys.executable, "-m", "worker"], stop_s=stop_s)
+        await stack.start("worker", service_argv("worker"), stop_s=stop_s)
         if api:
-            await stack.start("api", [sys.executable, "-m", "api"], stop_s=STOP_SLACK_S)
+            await stack.start("api", service_argv("api"), stop_s=STOP_SLACK_S)
         stack.file(api=api).write(data_dir)
         ending.callback(StackFile.remove, data_dir)
         yield stack

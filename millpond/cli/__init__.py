@@ -1,14 +1,16 @@
-"""The ``millpond`` command: up, submit, result, watch, cancel, queue, run-batch, plan, keys, tenants."""
+"""The ``millpond`` command."""
 
 import sys
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from millpond import __version__
 from millpond.batch_file import first_error
-from millpond.cli import jobs, keys, plan, run_batch, tenants, up
+from millpond.cli import jobs, keys, plan, run_batch, services, tenants, up
 from millpond.errors import MillpondError
 
 app = typer.Typer(
@@ -17,6 +19,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A durable Redis queue and a batching worker for LLM inference.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"millpond {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """What holds for all commands."""
+
+
 app.command("up")(up.up)
 app.command("submit")(jobs.submit)
 app.command("result")(jobs.result)
@@ -24,6 +44,8 @@ app.command("watch")(jobs.watch)
 app.command("cancel")(jobs.cancel)
 app.command("queue")(jobs.queue)
 app.command("run-batch")(run_batch.run_batch)
+app.command("worker")(services.worker)
+app.command("api")(services.api)
 app.command("plan")(plan.plan)
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")

@@ -1,0 +1,67 @@
+"""``millpond worker`` and ``millpond api``: one service alone, as a container or an init system wants it."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from millpond.cli.options import (
+    DtypeFlag,
+    EngineFlag,
+    ModelFlag,
+    QueueFlag,
+    RedisFlag,
+    SetFlag,
+    parse_assignments,
+)
+from millpond.services import Service, service_argv, service_environment
+from millpond.settings import Settings, load_settings
+
+
+def worker(
+    model: ModelFlag = None,
+    engine: EngineFlag = None,
+    dtype: DtypeFlag = None,
+    redis_url: RedisFlag = None,
+    queue: QueueFlag = None,
+    set_: SetFlag = None,
+) -> None:
+    """Run one worker on a server that runs already, until SIGTERM."""
+    settings = load_settings(
+        parse_assignments(set_),
+        model=model,
+        engine=engine,
+        dtype=dtype,
+        redis_url=redis_url,
+        queue=queue,
+    )
+    _become("worker", settings)
+
+
+def api(
+    port: Annotated[int | None, typer.Option(help="The API's port.")] = None,
+    host: Annotated[str | None, typer.Option(help="The API's address.")] = None,
+    model: ModelFlag = None,
+    engine: EngineFlag = None,
+    redis_url: RedisFlag = None,
+    queue: QueueFlag = None,
+    set_: SetFlag = None,
+) -> None:
+    """Run the HTTP API on a server that runs already, until SIGTERM."""
+    settings = load_settings(
+        parse_assignments(set_),
+        port=port,
+        host=host,
+        model=model,
+        engine=engine,
+        redis_url=redis_url,
+        queue=queue,
+    )
+    _become("api", settings)
+
+
+def _become(name: Service, settings: Settings) -> None:
+    """Replace this process by the service's, with the same settings."""
+    settings.preset()  # a wrong model is told before anything is loaded
+    argv = service_argv(name)
+    os.execve(argv[0], argv, os.environ | settings.environment() | service_environment())  # noqa: S606
