@@ -138,6 +138,10 @@ class Settings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0)] = Field(
         default=20.0, description="After SIGTERM, time for running rows to finish."
     )
+    turn_limit_s: Seconds = Field(
+        default=30.0,
+        description="A turn past this, and far past what turns took lately, means a hung engine.",
+    )
     delta_interval_ms: Annotated[float, Field(ge=0)] = Field(
         default=50.0, description="Streamed text is written at most this often for each job."
     )

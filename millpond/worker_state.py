@@ -14,6 +14,7 @@ class WorkerPhase(StrEnum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
+    HUNG = "hung"  # its engine does not come back; the process ends now
 
 
 class WorkerWindow(Stored):

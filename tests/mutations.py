@@ -164,15 +164,15 @@ MUTATIONS = [
     ),
     Mutation(
         "the worker keeps unheard claims at its end",
-        "worker/worker.py",
-        "released = await self._queue.release(unheard)",
+        "worker/handover.py",
+        "released = await queue.release(unheard)",
         "released = 0",
         "tests/integration/test_worker.py",
     ),
     Mutation(
         "the worker releases nothing at its end",
-        "worker/worker.py",
-        "released = await self._jobs.release_all()",
+        "worker/handover.py",
+        "released = await jobs.release_all()",
         "released = 0",
         "tests/integration/test_worker.py",
     ),
@@ -196,6 +196,13 @@ MUTATIONS = [
         "            refusal = error\n",
         "            raise\n",
         "tests/chaos/test_outages.py",
+    ),
+    Mutation(
+        "a hung engine keeps its jobs",
+        "worker/worker.py",
+        '                await self._jobs.give_up_rows("the engine hung")\n',
+        "                await asyncio.sleep(10)\n",
+        "tests/integration/test_worker.py",
     ),
     Mutation(
         "the worker does not renew",

@@ -55,6 +55,7 @@ async def serve(settings: Settings) -> bool:
             heartbeat_s=settings.heartbeat_s,
             grace_s=settings.grace_s,
             delta_interval_s=settings.delta_interval_ms / 1000,
+            turn_limit_s=settings.turn_limit_s,
         ),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,7 +89,7 @@ def main() -> int:
         print(f"millpond worker: {error}", file=sys.stderr)
         return 1
     if not clean:
-        log.error("engine_hangs", action="exiting without it")
+        log.error("exiting_hard", cause="the engine's thread does not come back")
         sys.stderr.flush()
         os._exit(1)
     return 0

@@ -29,36 +29,51 @@ class Turn:
     capacity: Capacity
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """Something that the thread was given to do and has not come back from."""
+
+    loading: bool
+
+
 class EngineThread:
-    """Builds the engine in the thread that will use it; call `start` first and `close` last."""
+    """Builds the engine in the thread that will use it; call `start` first and `close` last.
+
+    ``call`` is what it does now, for those who watch whether it comes back.
+    """
 
     def __init__(self, build: Callable[[], Engine]) -> None:
         self._build = build
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
+        self.call: Call | None = None
 
     async def start(self) -> tuple[EngineInfo, Capacity]:
         """Load and warm up; also after a broken turn, which leaves no engine behind."""
-        return await self._run(self._load)
+        return await self._run(self._load, Call(loading=True))
 
     async def turn(
         self, groups: Sequence[Sequence[GenerationRequest]], cancelled: Sequence[str]
     ) -> Turn:
         """Admit groups, end rows, take one step. An exception means that the engine is broken."""
-        return await self._run(lambda: self._turn(groups, cancelled))
+        return await self._run(lambda: self._turn(groups, cancelled), Call(loading=False))
 
     async def close(self, timeout_s: float) -> bool:
         """Free the engine. False: a turn has not returned in time, and the thread is left behind."""
         try:
-            await asyncio.wait_for(self._run(self._unload), timeout_s)
+            await asyncio.wait_for(self._run(self._unload, None), timeout_s)
         except TimeoutError:
             return False
         finally:
             self._executor.shutdown(wait=False)
         return True
 
-    async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+    async def _run(self, work: Callable[[], T], call: Call | None) -> T:
+        self.call = call
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        finally:
+            self.call = None
 
     def _load(self) -> tuple[EngineInfo, Capacity]:
         self._unload()

@@ -49,6 +49,7 @@ class JobRow:
     job: "InFlightJob"
     index: int
     state: RowState = RowState.WAITING
+    num_tokens: int = 0  # generated so far
     finished: Finished | None = None  # set once it has ended
     # Streamed text: what waits to be written, and how many characters were written before.
     unwritten: str = ""

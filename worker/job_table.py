@@ -120,9 +120,21 @@ class JobTable:
 
     # -- from the engine to the result
 
-    def take_in(self, turn: Turn) -> None:
-        """Hand on what a turn of the engine brought about."""
+    @property
+    def prompt_tokens(self) -> int:
+        """The most that the turn under way may have to read: one group, or one row that was put back."""
+        running = [job for job in self.in_flight if job.started]
+        unread = sum(len(j.prompt.token_ids) for j in running if j.first_token_s is None)
+        longest = max(
+            (len(job.prompt.token_ids) + row.num_tokens for job in running for row in job.rows),
+            default=0,
+        )
+        return max(longest, min(unread, self._group_padded_tokens))
+
+    def take_in(self, turn: Turn) -> int:
+        """Hand on what a turn of the engine brought about; the prompt tokens that it has read."""
         self._num_rows = turn.num_rows
+        read_tokens = 0
         no_room: dict[str, InFlightJob] = {}
         for rejection in turn.rejections:
             row = self._row(rejection.id)
@@ -140,6 +152,7 @@ class JobTable:
             job = row.job
             if job.first_token_s is None and (event.token_ids or event.text):
                 job.first_token_s = now_s
+                read_tokens += len(job.prompt.token_ids)
             if isinstance(event, Finished):
                 self._finish(row, event)
                 if job.done:
@@ -147,8 +160,11 @@ class JobTable:
                         now_s,
                         sum(end.completion_tokens for end in job.ends),
                     )
-            elif job.state is not JobState.LOST:
+                continue
+            row.num_tokens += len(event.token_ids)
+            if job.state is not JobState.LOST:
                 self.committer.add_text(row, event.text)
+        return read_tokens
 
     def stop(self, job: InFlightJob, state: JobState) -> bool:
         """It is to end early: CANCELLING, EXPIRING or LOST. False: it has ended, or was told before.
@@ -167,9 +183,13 @@ class JobTable:
     async def give_up_rows(self, message: str) -> None:
         """The engine and all its rows are gone: give their jobs back as suspects.
 
-        Raises QueueUnavailableError; then the end of the leases does the same.
+        Those that were to be cancelled, or are late, end. Raises QueueUnavailableError; then the end of
+        the leases does the same.
         """
         self._num_rows = 0
+        for row in [row for job in self.in_flight if job.stopped for row in job.rows]:
+            if row.state is not RowState.ENDED:
+                self._finish(row, never_run(row))
         await self.committer.settled()
         jobs = [job for job in self.in_flight if job.started]
         running = [

@@ -23,12 +23,14 @@ from millpond.tokenization import Tokenizer
 from millpond.worker_state import WorkerPhase, WorkerState
 from worker.engine_thread import EngineThread
 from worker.engines.base import Capacity, Engine, EngineInfo, EngineNotReadyError, Finished
+from worker.handover import give_back_all, give_back_waiting
 from worker.intake import Intake
 from worker.job_table import JobTable
 from worker.lease import LeaseKeeper
 from worker.preparation import Preparation
 from worker.rates import Rates
 from worker.registry import Registry, worker_state
+from worker.watchdog import EngineHungError, TurnTimes, Watchdog
 from worker.window import WindowPolicy
 
 log = structlog.get_logger("millpond.worker")
@@ -38,6 +40,8 @@ MAX_ENGINE_FAILURES = 3
 # An engine that cannot be built yet is tried again after this, doubling.
 NOT_READY_DELAY_S = 0.5
 NOT_READY_DELAY_MAX_S = 10.0
+# How often the watchdog looks at the engine, at least.
+WATCH_EVERY_S = 1.0
 # For storing what has ended and releasing the rest, on top of the grace time.
 WIND_DOWN_S = 3.0
 
@@ -50,6 +54,7 @@ class WorkerOptions:
     heartbeat_s: float = 1.0
     grace_s: float = 20.0
     delta_interval_s: float = 0.05
+    turn_limit_s: float = 30.0
     model_identity: str | None = None
 
 
@@ -92,15 +97,32 @@ class Worker:
             rates=self._rates,
         )
         self._leases = LeaseKeeper(queue, self._jobs, options.heartbeat_s)
+        self._turn_times = TurnTimes(options.turn_limit_s)
+        self._watchdog = Watchdog(
+            self._engine,
+            self._turn_times,
+            lambda: self._jobs.prompt_tokens,
+            tick_s=min(WATCH_EVERY_S, options.turn_limit_s / 10),
+        )
         self._registry = Registry(queue, options.worker_id, options.heartbeat_s, self._worker_state)
-        self._info: EngineInfo
-        self._full: Capacity  # of the engine when it runs nothing
+        # What the engine is, and its capacity when it runs nothing; None until it was loaded once.
+        self._loaded: tuple[EngineInfo, Capacity] | None = None
         self._intake: Intake | None = None
 
     @property
     def ready(self) -> bool:
         """Whether the engine is loaded and warm and the worker takes jobs."""
         return self._phase is WorkerPhase.READY
+
+    @property
+    def _info(self) -> EngineInfo:
+        assert self._loaded is not None
+        return self._loaded[0]
+
+    @property
+    def _full(self) -> Capacity:
+        assert self._loaded is not None
+        return self._loaded[1]
 
     def stop(self) -> None:
         """First call: claim no more, finish what fits in the grace time. Second: release at once."""
@@ -111,7 +133,7 @@ class Worker:
             self._intake.close()
 
     async def run(self) -> bool:
-        """Work until `stop`. False: the engine's thread hangs in a turn, so end the process hard.
+        """Work until `stop`. False: the engine's thread does not come back, so end the process hard.
 
         Raises EngineFailedError, whatever building the engine raises, and what ended a background
         task: a worker that cannot write or renew must not hold on to its jobs.
@@ -120,6 +142,7 @@ class Worker:
             asyncio.create_task(self._jobs.committer.run(), name="committer"),
             asyncio.create_task(self._leases.run(), name="leases"),
             asyncio.create_task(self._registry.run(), name="registry"),
+            asyncio.create_task(self._watchdog.run(), name="watchdog"),
         ]
         work = asyncio.create_task(self._work(), name="work")
         for task in background:
@@ -127,17 +150,25 @@ class Worker:
         try:
             await self._until_done_or_out_of_grace(work)
         except asyncio.CancelledError as error:
-            if self._background_error is not None:
+            if self._background_error is None:
+                raise
+            if not self._hung:
                 raise self._background_error from error
-            raise
         finally:
             await end_tasks(work)
             clean = await self._wind_down(background)
         return clean
 
+    @property
+    def _hung(self) -> bool:
+        return isinstance(self._background_error, EngineHungError)
+
     def _on_background_end(self, work: asyncio.Task[None], ended: asyncio.Task[None]) -> None:
         if not ended.cancelled() and (error := ended.exception()) is not None:
-            log.error("background_task_failed", task=ended.get_name(), **outline(error))
+            if isinstance(error, EngineHungError):
+                log.error("engine_hangs", cause=str(error), rows=self._jobs.num_rows)
+            else:
+                log.error("background_task_failed", task=ended.get_name(), **outline(error))
             self._background_error = error
             work.cancel()
 
@@ -156,7 +187,8 @@ class Worker:
         finally:
             await end_tasks(listener)
         self._phase = WorkerPhase.DRAINING
-        await self._put_down(intake)
+        with contextlib.suppress(QueueUnavailableError):  # then `_wind_down` tries again
+            await give_back_waiting(self._queue, self._jobs, intake)
         while self._jobs.busy and not self._broken:
             await self._take_turn()
 
@@ -172,7 +204,7 @@ class Worker:
         delay_s = NOT_READY_DELAY_S
         while not self._stopping.is_set():
             try:
-                self._info, self._full = await self._engine.start()
+                self._loaded = await self._engine.start()
                 self._capacity = self._full
             except EngineNotReadyError as error:
                 log.warning("engine_not_ready", cause=str(error), again_s=delay_s)
@@ -204,20 +236,6 @@ class Worker:
         else:
             await self._intake.next_window()
 
-    async def _put_down(self, intake: Intake) -> None:
-        """Give back what the engine has not got, so that other workers need not wait for its turn."""
-        await intake.break_off()
-        with contextlib.suppress(QueueUnavailableError):  # then `_wind_down` tries again
-            await self._jobs.release_waiting()
-            await self._release_unheard(intake)
-
-    async def _release_unheard(self, intake: Intake) -> int:
-        """Give back what was claimed though nobody heard the answer."""
-        unheard = [(job.id, job.fence) for job in await intake.unheard()]
-        released = await self._queue.release(unheard)
-        intake.forget_unheard()
-        return released
-
     # -- step and commit
 
     async def _take_turn(self) -> None:
@@ -226,6 +244,7 @@ class Worker:
         requests, cancels = self._jobs.next_turn(self._capacity)
         assert self._intake is not None
         self._intake.look_ahead(self._num_ended)
+        began_s = time.monotonic()
         try:
             turn = await self._engine.turn(requests, cancels)
         except Exception as error:
@@ -236,7 +255,8 @@ class Worker:
         self._capacity = turn.capacity
         self._num_ended = sum(isinstance(event, Finished) for event in turn.events)
         self._rates.stepped(turn.stepped_rows, self._info.slots)
-        self._jobs.take_in(turn)
+        read_tokens = self._jobs.take_in(turn)
+        self._turn_times.ended(time.monotonic() - began_s, read_tokens)
 
     async def _recover(self, error: Exception) -> None:
         """The engine and all its rows are gone: give the jobs back as suspects, build it anew."""
@@ -256,31 +276,39 @@ class Worker:
 
     async def _wind_down(self, background: list[asyncio.Task[None]]) -> bool:
         """Store what has ended, release the rest unspent, sign off, free the engine."""
+        if self._hung:
+            await self._leave_hung_engine(background)
+            return False
         with contextlib.suppress(QueueUnavailableError, TimeoutError):
             async with asyncio.timeout(WIND_DOWN_S):
                 await self._jobs.committer.settled()
-                released = await self._release_all()
+                released = await give_back_all(self._queue, self._jobs, self._intake)
                 await self._registry.sign_off()
                 log.info("stopped", worker=self._options.worker_id, released=released)
         await end_tasks(*background)
         return await self._engine.close(WIND_DOWN_S)
 
-    async def _release_all(self) -> int:
-        """Give everything back; what was claimed unheard last, since that takes another claim."""
-        if self._intake is not None:
-            await self._intake.break_off()
-        released = await self._jobs.release_all()
-        if self._intake is not None:
-            released += await self._release_unheard(self._intake)
-        return released
+    async def _leave_hung_engine(self, background: list[asyncio.Task[None]]) -> None:
+        """Say so, give its rows back as suspects and the rest unspent. No lease is renewed any more.
+
+        The entry in the registry stays, to be read until it is forgotten.
+        """
+        self._phase = WorkerPhase.HUNG
+        await end_tasks(*(task for task in background if task.get_name() == "leases"))
+        with contextlib.suppress(QueueUnavailableError, TimeoutError):
+            async with asyncio.timeout(WIND_DOWN_S):
+                await self._registry.beat()
+                await self._jobs.give_up_rows("the engine hung")
+                released = await give_back_all(self._queue, self._jobs, self._intake)
+                log.info("gave_up", worker=self._options.worker_id, released=released)
+        await end_tasks(*background)
 
     def _worker_state(self) -> WorkerState:
-        loading = self._phase is WorkerPhase.LOADING
         return worker_state(
             self._phase,
             self._preset.name,
             self._options.model_identity,
-            None if loading else (self._info, self._full),
+            None if self._phase is WorkerPhase.LOADING else self._loaded,
             self._options.window,
             rows=self._jobs.num_rows,
             held=len(self._jobs.in_flight),

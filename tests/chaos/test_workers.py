@@ -202,6 +202,40 @@ async def test_poison_is_cornered(server: RedisServer, tmp_path: Path) -> None:
         print(f"worker starts {fleet.starts}")
 
 
+async def test_engines_that_hang(server: RedisServer, tmp_path: Path) -> None:
+    """Row 24: some rows hang their engine for ever. Only those fail; the others run elsewhere."""
+    settings = worker_settings(
+        server,
+        lease_s=60.0,  # it is not the end of the leases that brings the jobs back
+        retry_delay_s=0.01,
+        max_attempts=2,
+        turn_limit_s=0.1,
+        simulated={
+            "costs": {"prefill_s_per_token": 0.0, "decode_s_per_step": 0.001},
+            "faults": {"hang_marker": "HANG", "hang_s": 3600.0},
+        },
+    )
+    hanging = size(10, 1)
+    requests = [
+        JobRequest(prompt=f"{'HANG' if i % 100 == 7 else 'job'} {i}", max_tokens=50)
+        for i in range(100 * hanging)
+    ]
+    async with (
+        ledger_on(server, settings.queue_options()) as ledger,
+        Fleet(settings, size(4, 2), tmp_path / "workers.log") as fleet,
+    ):
+        started_s = time.monotonic()
+        await ledger.submit(requests)
+        await ledger.all_ended(400.0)
+        statuses = await ledger.check(least_succeeded=0.99)
+        assert statuses == {JobStatus.SUCCEEDED: 99 * hanging, JobStatus.FAILED: hanging}
+        for id, request in ledger.requests.items():
+            view = await ledger.results.get(id)
+            assert ("HANG" in str(request.prompt)) == (view.status is JobStatus.FAILED)
+        assert fleet.starts > size(4, 2)
+        print(f"worker starts {fleet.starts}, {time.monotonic() - started_s:.0f} s")
+
+
 async def test_clocks_ten_minutes_off(server: RedisServer, tmp_path: Path) -> None:
     """Row 12: workers whose clocks are off hold their jobs through many leases."""
     settings = worker_settings(server)

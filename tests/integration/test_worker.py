@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -503,8 +504,10 @@ def waiting_engine(not_ready: int) -> Callable[[], Engine]:
     return build
 
 
-def worker_of(bench: Bench, build: Callable[[], Engine]) -> Worker:
-    options = WorkerOptions("w1", WindowPolicy.hybrid(2, SLOTS, 0.02), heartbeat_s=0.05)
+def worker_of(bench: Bench, build: Callable[[], Engine], turn_limit_s: float = 30.0) -> Worker:
+    options = WorkerOptions(
+        "w1", WindowPolicy.hybrid(2, SLOTS, 0.02), heartbeat_s=0.05, turn_limit_s=turn_limit_s
+    )
     return Worker(bench.queue, build, ByteTokenizer(), PRESETS["simulated"], options)
 
 
@@ -544,6 +547,40 @@ async def test_a_blocked_engine_thread_costs_no_lease(bench: Bench) -> None:
             view = await bench.results.wait(id, 10.0)
     assert view.status is JobStatus.SUCCEEDED
     assert (view.attempts, view.worker) == (1, "w1")
+
+
+async def test_a_hung_engine_gives_its_jobs_back_and_ends_the_worker(bench: Bench) -> None:
+    """Its leases were renewed for ever; a cancel and a deadline waited for it, and so did the rest."""
+    hang = SimulatedConfig(costs=PACED, faults=SimulatedFaults(hang_marker="hang", hang_s=4.0))
+    async with bench.worker(hang, id="w1", options={"turn_limit_s": 0.05}) as (_, task):
+        cancelled = await bench.submit("long", max_tokens=30_000, ignore_eos=True)
+        late = await bench.submit("long", max_tokens=30_000, ignore_eos=True, deadline_s=0.3)
+        innocent = await bench.submit("innocent", max_tokens=400, ignore_eos=True)
+        await until(lambda: is_running(bench, innocent))
+        hung = await bench.submit("hang")
+        await until(lambda: is_status(bench, hung, JobStatus.RUNNING))
+        await bench.queue.cancel(cancelled)
+        assert await asyncio.wait_for(task, 3.5) is False
+        assert await bench.ended(cancelled) is JobStatus.CANCELLED
+        assert await bench.ended(late) is JobStatus.EXPIRED
+        [worker] = (await bench.results.queue_state()).workers
+        assert worker.state.state is WorkerPhase.HUNG
+        async with bench.worker(id="w2"):
+            view = await bench.results.wait(innocent, 10.0)
+            assert (view.status, view.worker, view.attempts) == (JobStatus.SUCCEEDED, "w2", 1)
+            assert await bench.ended(hung) is JobStatus.SUCCEEDED
+
+
+async def test_an_engine_that_never_loads_ends_the_worker(bench: Bench) -> None:
+    come_back = threading.Event()
+
+    def build() -> Engine:
+        come_back.wait(10)
+        raise EngineNotReadyError("too late")
+
+    worker = worker_of(bench, build, turn_limit_s=0.01)
+    assert await asyncio.wait_for(worker.run(), 5) is False
+    come_back.set()
 
 
 class SlowTokenizer(ByteTokenizer):
