@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Header, Request
 
+from api.directory import ServedQueue
 from api.errors import InvalidBodyError
 from api.gate import Caller
 from api.payment import give_back, pay
@@ -41,37 +42,41 @@ def check_key(key: str) -> str:
 
 async def accept(
     request: Request, api: Services, caller: Caller, job: JobRequest, key: str | None
-) -> Submission:
+) -> tuple[ServedQueue, Submission]:
     """Queue it once, whatever is repeated under its key. Returns when Redis has stored it.
 
     Raises PriorityForbiddenError, InvalidRequestError, LimitExceededError, QueueFullError,
     IdempotencyConflictError, ModelNotReadyError, QueueUnavailableError.
     """
     caller.check_priority(job.priority)
+    served = await api.directory.find(job.model)
     id = None if key is None else job_id_from_key(caller.tenant, key)
-    new = new_job(job, await api.tokenizing.prepare(job), id, caller)
+    new = new_job(job, await served.tokenizing.prepare(job), id, caller)
+    if id is not None:
+        await api.directory.check_unused_elsewhere(id, served)
     await pay(request, api, caller, [new])
     outcome: Submission | MillpondError
     try:
-        outcome = await api.submissions.submit(new)
+        outcome = await served.submissions.submit(new)
+    except QueueFullError as error:
+        outcome = await served.monitor.with_retry_after(error)
     except MillpondError as error:
         outcome = error
     await give_back(request, api, caller, [new], [outcome])
     if isinstance(outcome, MillpondError):
         raise outcome
     count_outcome(api, outcome)
-    return outcome
+    api.directory.remember(outcome.id, served)
+    return served, outcome
 
 
 @contextlib.asynccontextmanager
 async def refusals_counted(api: Services) -> AsyncIterator[None]:
-    """Count what is refused; tell a client of a full queue when to come back."""
+    """Count what is refused."""
     try:
         yield
     except MillpondError as error:
         count_outcome(api, error)
-        if isinstance(error, QueueFullError):
-            raise await api.monitor.with_retry_after(error) from None
         raise
 
 

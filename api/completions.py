@@ -10,6 +10,7 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.directory import ServedQueue
 from api.errors import UnauthenticatedError
 from api.hangup import until_hangup
 from api.open_answers import OpenAnswer
@@ -30,12 +31,12 @@ log = structlog.get_logger("millpond.api")
 
 @dataclass(frozen=True, slots=True)
 class AnsweredJob:
-    """An accepted job and how its answer is to look: ``n`` texts by ``model``."""
+    """An accepted job and how its answer is to look: ``n`` texts by the model of its queue."""
 
+    served: ServedQueue
     id: str
     tenant: str
     n: int
-    model: str
     chat: bool
     created_s: int
     opened: OpenAnswer
@@ -50,7 +51,7 @@ async def answer_whole(api: Services, job: AnsweredJob, receive: Receive) -> Res
     async with _cancelled_unless_ended(api, job) as ended:
         view: JobView | None
         while True:
-            waiting = api.results.wait(job.id, WAIT_S, tenant=job.tenant)
+            waiting = job.served.results.wait(job.id, WAIT_S, tenant=job.tenant)
             view = await until_hangup(waiting, receive, api.closing, job.opened.revoked)
             if job.opened.revoked.is_set():
                 raise UnauthenticatedError
@@ -61,7 +62,7 @@ async def answer_whole(api: Services, job: AnsweredJob, receive: Receive) -> Res
         ended.set()
     if view.result.status is not JobStatus.SUCCEEDED:
         raise JobFailedError(view.result)
-    body = completion(view.result, chat=job.chat, model=job.model, created_s=job.created_s)
+    body = completion(view.result, chat=job.chat, model=job.served.model, created_s=job.created_s)
     return Response(orjson.dumps(body), 200, job.headers, media_type="application/json")
 
 
@@ -104,11 +105,11 @@ class CompletionStream(Response):
 
     async def _chunks(self, ended: "_Ended") -> AsyncGenerator[bytes, None]:
         job, texts = self._job, StreamedTexts(self._job.n)
-        shapes = Chunks(job.id, chat=job.chat, model=job.model, created_s=job.created_s)
+        shapes = Chunks(job.id, chat=job.chat, model=job.served.model, created_s=job.created_s)
         if job.chat:
             for index in range(job.n):
                 yield _event(shapes.role(index))
-        events = self._api.results.subscribe(job.id, tenant=job.tenant)
+        events = job.served.results.subscribe(job.id, tenant=job.tenant)
         async with contextlib.aclosing(cast(AsyncGenerator[JobEvent, None], events)) as following:
             async for event in following:
                 if event.type is EventType.DELTA:
@@ -157,7 +158,7 @@ async def _cancelled_unless_ended(api: Services, job: AnsweredJob) -> AsyncItera
     finally:
         if not ended.seen:
             with contextlib.suppress(MillpondError):
-                await api.queue.cancel(job.id, tenant=job.tenant)
+                await job.served.queue.cancel(job.id, tenant=job.tenant)
                 log.info("cancelled_with_its_request", job=job.id)
 
 

@@ -99,6 +99,7 @@ _WORKER = {
 }
 QUEUE: dict[str, Any] = {
     "queue": "default",
+    "model": "smollm2-135m",
     "depth": 6,
     "max_depth": 100_000,
     "queued": {"interactive": 1, "normal": 5, "batch": 0},
@@ -127,6 +128,8 @@ MODELS: dict[str, Any] = {
             "device": "cuda",
             "slots": 32,
             "context_tokens": 8192,
+            "max_prompt_tokens": 4096,
+            "max_output_tokens": 4096,
         }
     ],
 }

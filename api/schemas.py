@@ -130,6 +130,7 @@ class WorkerEntry(Answer):
 
 class QueueAnswer(Answer):
     queue: str
+    model: str
     depth: int
     max_depth: int
     queued: dict[Priority, int]
@@ -157,6 +158,8 @@ class ModelEntry(Answer):
     device: str | None = None
     slots: int | None = None
     context_tokens: int | None = None
+    max_prompt_tokens: int
+    max_output_tokens: int
 
 
 class ModelList(Answer):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,8 +31,9 @@ log = structlog.get_logger("millpond.api")
 class Tokenizing:
     """Run `load` as a task; `prepare` works once that has found the model's files."""
 
-    def __init__(self, settings: Settings, preset: Preset) -> None:
-        self.preset = preset
+    def __init__(self, settings: Settings, preset: Preset, name: str | None = None) -> None:
+        """``name``: what the model is called in requests, if not as its preset is."""
+        self.preset = preset if name is None else replace(preset, name=name)
         self._folder = model_folder(preset, settings.cache_dir)
         self._tokenizer: Tokenizer | None = ByteTokenizer() if settings.counts_bytes else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizing")

@@ -1,11 +1,12 @@
 """From the queue's own views to what the routes answer."""
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import cast
 
 import orjson
 
+from api.directory import ServedQueue
 from api.schemas import (
     JobAccepted,
     JobState,
@@ -101,10 +102,11 @@ def event_data(event: JobEvent) -> bytes:
     return data
 
 
-def queue_answer(queue: str, max_depth: int, state: QueueState) -> QueueAnswer:
+def queue_answer(served: ServedQueue, max_depth: int, state: QueueState) -> QueueAnswer:
     pace = state.jobs_per_s
     return QueueAnswer(
-        queue=queue,
+        queue=served.name,
+        model=served.model,
         depth=state.depth,
         max_depth=max_depth,
         queued=state.queued,
@@ -130,19 +132,21 @@ def queue_answer(queue: str, max_depth: int, state: QueueState) -> QueueAnswer:
     )
 
 
-def model_list(own_model: str, state: QueueState) -> ModelList:
-    """The models of the living workers, and the one whose tokenizer this process runs."""
-    alive = [worker for worker in state.workers if worker.alive]
-    names = {own_model, *(w.state.model for w in alive)}
-    return ModelList(data=[_model_entry(name, state) for name in sorted(names)])
+def model_list(queues: Iterable[tuple[ServedQueue, QueueState]]) -> ModelList:
+    """The model of each queue, with a worker or without."""
+    entries = [_model_entry(served, state) for served, state in queues]
+    return ModelList(data=sorted(entries, key=lambda entry: entry.id))
 
 
-def _model_entry(name: str, state: QueueState) -> ModelEntry:
-    serving = [w.state for w in state.workers if w.alive and w.state.model == name]
+def _model_entry(served: ServedQueue, state: QueueState) -> ModelEntry:
+    serving = [w.state for w in state.workers if w.alive]
     ready = [s for s in serving if s.ready]
     about = next(iter(ready or serving), None)
+    preset = served.tokenizing.preset
     return ModelEntry(
-        id=name,
+        id=served.model,
+        max_prompt_tokens=preset.max_prompt_tokens,
+        max_output_tokens=preset.max_output_tokens,
         ready=bool(ready),
         workers=len(serving),
         slots=sum(s.slots or 0 for s in ready) or None,

@@ -66,6 +66,8 @@ QUEUE_KEYS: dict[str, str] = {
     "events": "events:",
 }
 
+# Hash of the server, of no queue: queue -> JSON of the model that it serves (see queue_directory.py).
+QUEUES = "mp:queues"
 # A channel that belongs to no queue and carries no messages: it keeps a connection in pub/sub mode.
 IDLE_CHANNEL = "mp:idle"
 

@@ -4,7 +4,10 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import uvloop
@@ -14,7 +17,9 @@ from millpond.connection import connect
 from millpond.errors import MillpondError, QueueUnavailableError
 from millpond.logs import configure_logs
 from millpond.membership import Membership
+from millpond.presets import Preset
 from millpond.queue import JobQueue
+from millpond.queue_directory import AnnouncedQueue, QueueDirectory
 from millpond.server_check import check_server
 from millpond.settings import Settings, load_settings
 from millpond.worker_id import new_worker_id
@@ -25,6 +30,8 @@ from worker.worker import EngineFailedError, Worker, WorkerOptions
 log = structlog.get_logger("millpond.worker")
 
 SERVER_RETRY_S = 0.25
+
+T = TypeVar("T")
 
 
 async def serve(settings: Settings) -> bool:
@@ -38,6 +45,7 @@ async def serve(settings: Settings) -> bool:
     try:
         state = WorkerState(state=WorkerPhase.LOADING, model=preset.name, model_identity=identity)
         preset = replace(preset, name=await join(redis, settings, own, state))
+        await announce(redis, settings, preset)
         tokenizer, build = await asyncio.to_thread(worker_engine, settings, preset, folder)
     except BaseException:
         await redis.aclose()
@@ -71,13 +79,34 @@ async def join(redis: Redis, settings: Settings, worker: str, state: WorkerState
 
     Raises UnsuitableServerError and JoinRefusedError.
     """
+
+    async def check_and_join() -> str:
+        await check_server(redis, allow_eviction=settings.allow_eviction)
+        return await Membership(redis, settings.queue).join(worker, state)
+
+    return await _once_reached(check_and_join)
+
+
+async def _once_reached(call: Callable[[], Awaitable[T]]) -> T:
+    """Try until Redis serves."""
     while True:
         try:
-            await check_server(redis, allow_eviction=settings.allow_eviction)
-            return await Membership(redis, settings.queue).join(worker, state)
+            return await call()
         except QueueUnavailableError as error:
             log.warning("queue_away", error=str(error))
             await asyncio.sleep(SERVER_RETRY_S)
+
+
+async def announce(redis: Redis, settings: Settings, preset: Preset) -> None:
+    """Tell the APIs of this server that the queue serves this model."""
+    about = AnnouncedQueue(
+        model=preset.name,
+        source=preset.source if Path(preset.source).is_absolute() else settings.model_name,
+        engine=settings.engine,
+        adapters=preset.adapters,
+        remote_route=settings.remote_route,
+    )
+    await _once_reached(lambda: QueueDirectory(redis).announce(settings.queue, about))
 
 
 def main() -> int:

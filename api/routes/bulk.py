@@ -1,6 +1,7 @@
 """``/v1/jobs/bulk``: many jobs in one call, each accepted or refused on its own."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,6 +16,7 @@ from api.bodies import (
     parse_item,
     read_json,
 )
+from api.directory import Directory, ServedQueue
 from api.errors import problem_of
 from api.gate import Caller
 from api.openapi import SUBMIT_PROBLEMS, BulkBody, answer, json_body, problems
@@ -23,7 +25,6 @@ from api.schemas import BulkAnswer, BulkItem
 from api.services import Api, Services
 from api.submissions import new_job
 from api.tenancy import Submitter
-from api.tokenizing import Tokenizing
 from millpond.errors import MillpondError, QueueFullError
 from millpond.messages import job_id_from_key
 from millpond.submission import NewJob, Submission
@@ -53,26 +54,46 @@ async def submit_bulk(
     """
     key = None if idempotency_key is None else check_key(idempotency_key)
     bulk = await _parse(api, await read_json(request))
-    checked = await api.tokenizing.in_thread(lambda: _check(api.tokenizing, bulk.jobs, caller, key))
-    new = [job for job in checked if isinstance(job, NewJob)]
+    checked = await api.home.tokenizing.in_thread(
+        lambda: _check(api.directory, bulk.jobs, caller, key)
+    )
+    new = [job for job in checked if isinstance(job, _Checked)]
     answers = iter(await _submit_paid(request, api, caller, new) if new else [])
     outcomes = [job if isinstance(job, MillpondError) else next(answers) for job in checked]
     for outcome in outcomes:
         count_outcome(api, outcome)
-    items = [_item(i, outcome) for i, outcome in enumerate(await _with_retry(api, outcomes))]
+    items = [_item(i, outcome) for i, outcome in enumerate(outcomes)]
     accepted = sum(item.problem is None for item in items)
     found = BulkAnswer(accepted=accepted, refused=len(items) - accepted, jobs=items)
     return Response(found.to_json(), media_type="application/json")
 
 
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A job that may be submitted, and where."""
+
+    served: ServedQueue
+    job: NewJob
+
+
 async def _submit_paid(
-    request: Request, api: Services, caller: Caller, new: Sequence[NewJob]
-) -> Sequence[Submission | MillpondError]:
+    request: Request, api: Services, caller: Caller, checked: Sequence[_Checked]
+) -> list[Submission | MillpondError]:
     """The jobs pay together: a call that asks for more tokens than are left is refused whole."""
-    await pay(request, api, caller, new)
-    outcomes = await api.queue.submit_many(new)
-    await give_back(request, api, caller, new, outcomes)
-    return outcomes
+    jobs = [one.job for one in checked]
+    await pay(request, api, caller, jobs)
+    outcomes: dict[int, Submission | MillpondError] = {}
+    for name in {one.served.name for one in checked}:
+        places = [i for i, one in enumerate(checked) if one.served.name == name]
+        served = checked[places[0]].served
+        answers = await served.queue.submit_many([jobs[i] for i in places])
+        for i, outcome in zip(places, answers, strict=True):
+            outcomes[i] = outcome
+            if isinstance(outcome, QueueFullError):
+                outcomes[i] = await served.monitor.with_retry_after(outcome)
+    in_order = [outcomes[i] for i in range(len(jobs))]
+    await give_back(request, api, caller, jobs, in_order)
+    return in_order
 
 
 async def _parse(api: Services, body: bytes) -> BulkRequest:
@@ -81,39 +102,29 @@ async def _parse(api: Services, body: bytes) -> BulkRequest:
     except MillpondError:
         # Half a character in one job makes the whole no JSON; the others are not to suffer from it.
         if has_surrogate_escape(body) and len(body) <= api.settings.max_body_bytes:
-            bulk = await api.tokenizing.in_thread(lambda: parse_bulk_leniently(body))
+            bulk = await api.home.tokenizing.in_thread(lambda: parse_bulk_leniently(body))
             if bulk is not None:
                 return bulk
         raise
 
 
 def _check(
-    tokenizing: Tokenizing, items: Sequence[Any], caller: Caller, key: str | None
-) -> list[NewJob | MillpondError]:
+    directory: Directory, items: Sequence[Any], caller: Caller, key: str | None
+) -> list[_Checked | MillpondError]:
     """Runs on a thread: a thousand prompts are to be encoded."""
-    checked: list[NewJob | MillpondError] = []
+    checked: list[_Checked | MillpondError] = []
     for i, item in enumerate(items):
         try:
             job = parse_item(item)
             caller.check_priority(job.priority)
-            prepared = tokenizing.prepare_now(job)
+            served = directory.serving(job.model)
+            prepared = served.tokenizing.prepare_now(job)
         except MillpondError as error:
             checked.append(error)
         else:
             id = None if key is None else job_id_from_key(caller.tenant, f"{key}\n{i}")
-            checked.append(new_job(job, prepared, id, caller))
+            checked.append(_Checked(served, new_job(job, prepared, id, caller)))
     return checked
-
-
-async def _with_retry(
-    api: Services, outcomes: Sequence[Submission | MillpondError]
-) -> list[Submission | MillpondError]:
-    return [
-        await api.monitor.with_retry_after(outcome)
-        if isinstance(outcome, QueueFullError)
-        else outcome
-        for outcome in outcomes
-    ]
 
 
 def _item(index: int, outcome: Submission | MillpondError) -> BulkItem:

@@ -91,12 +91,12 @@ async def _answer(
     try:
         async with refusals_counted(api):
             body = await parse(shape, await read_json(request))
-            submission = await accept(request, api, caller, _job(body, caller), key)
+            served, submission = await accept(request, api, caller, _job(body, caller), key)
         job = AnsweredJob(
+            served=served,
             id=submission.id,
             tenant=caller.tenant,
             n=body.n,
-            model=body.model or api.preset.name,
             chat=shape is ChatRequest,
             created_s=math.floor(time.time()),
             opened=opened,

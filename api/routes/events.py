@@ -72,8 +72,9 @@ async def follow(
     start = _check_entry("after", after)
     if last_event_id is not None:
         start = _check_entry("Last-Event-ID", last_event_id)
-    await api.results.get(id, tenant=caller.tenant)
-    events = api.results.subscribe(id, start, tenant=caller.tenant)
+    served = await api.directory.holding(id, caller.tenant)
+    await served.results.get(id, tenant=caller.tenant)
+    events = served.results.subscribe(id, start, tenant=caller.tenant)
     if not caller.sees_workers:
         events = without_workers(events)
     return EventStream(

@@ -39,15 +39,15 @@ async def readyz(api: Api) -> Response:
     """Redis answers and the tokenizer is loaded. Workers are reported and not waited for."""
     try:
         async with asyncio.timeout(REDIS_PATIENCE_S):
-            state = await api.results.queue_state()
+            state = await api.home.results.queue_state()
     except (QueueUnavailableError, TimeoutError):
         redis, alive = False, []
     else:
         redis, alive = True, [worker for worker in state.workers if worker.alive]
     found = Readiness(
-        ready=redis and api.tokenizing.ready,
+        ready=redis and api.home.tokenizing.ready,
         redis=redis,
-        tokenizer=api.tokenizing.ready,
+        tokenizer=api.home.tokenizing.ready,
         workers_alive=len(alive),
         workers_ready=sum(worker.ready for worker in alive),
     )

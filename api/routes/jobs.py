@@ -59,11 +59,11 @@ async def submit(
     key = None if idempotency_key is None else check_key(idempotency_key)
     async with refusals_counted(api):
         job = await parse(JobRequest, await read_json(request))
-        submission = await accept(request, api, caller, job, key)
+        served, submission = await accept(request, api, caller, job, key)
     headers = {"Location": job_path(submission.id)}
     if not submission.created:
         headers[REPLAYED] = "true"
-    body = job_accepted(submission, api.queue.keys).to_json()
+    body = job_accepted(submission, served.queue.keys).to_json()
     return Response(body, 202, headers, media_type="application/json")
 
 
@@ -89,16 +89,17 @@ async def get_job(
     limit_s = api.settings.max_wait_s
     if wait > limit_s:
         raise InvalidRequestError("wait", f"must be at most {limit_s:g} seconds", limit=limit_s)
+    served = await api.directory.holding(id, caller.tenant)
     view: JobView | None = None
     if wait > 0:
         with api.open_answers.open(caller) as opened:
-            waiting = api.results.wait(id, wait, tenant=caller.tenant)
+            waiting = served.results.wait(id, wait, tenant=caller.tenant)
             view = await until_hangup(waiting, request.receive, api.closing, opened.revoked)
         if opened.revoked.is_set():
             raise UnauthenticatedError
     if view is None:
-        view = await api.results.get(id, tenant=caller.tenant)
-    state = await api.monitor.state() if view.status is JobStatus.QUEUED else None
+        view = await served.results.get(id, tenant=caller.tenant)
+    state = await served.monitor.state() if view.status is JobStatus.QUEUED else None
     found = job_state(view, state, show_worker=caller.sees_workers)
     return Response(found.to_json(), media_type="application/json")
 
@@ -120,7 +121,8 @@ async def get_job(
 async def cancel(api: Api, caller: Submitter, job_id: str) -> Response:
     """A queued job ends at once, a running one within a heartbeat; an ended one stays as it is."""
     id = check_id(job_id)
-    status = await api.queue.cancel(id, tenant=caller.tenant)
+    served = await api.directory.holding(id, caller.tenant)
+    status = await served.queue.cancel(id, tenant=caller.tenant)
     if status is None:
         raise JobNotFoundError(id)
     found = CancelAnswer(id=id, status=status, cancelling=not status.terminal)

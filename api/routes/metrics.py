@@ -27,7 +27,7 @@ async def metrics(api: Api, caller: Admin) -> Response:
     """Answers without Redis too, with ``millpond_redis_up 0``."""
     try:
         async with asyncio.timeout(REDIS_PATIENCE_S):
-            api.metrics.queue.state = await api.monitor.state()
+            api.metrics.queue.state = await api.home.monitor.state()
     except (QueueUnavailableError, TimeoutError):
         api.metrics.queue.state = None
     return Response(

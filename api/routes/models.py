@@ -19,5 +19,5 @@ router = APIRouter(tags=["models"])
     responses=answer(200, one=examples.MODELS) | problems("queue_unavailable"),
 )
 async def models(api: Api, caller: Reader) -> Response:
-    found = model_list(api.preset.name, await api.monitor.state())
+    found = model_list([(served, await served.monitor.state()) for served in api.directory.queues])
     return Response(found.to_json(), media_type="application/json")

@@ -1,6 +1,8 @@
 """``/v1/queue``: what is waiting, what runs, who works: of all tenants, so it needs ``admin``."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from api import examples
 from api.openapi import answer, problems
@@ -18,7 +20,13 @@ router = APIRouter(tags=["queue"])
     summary="Depth, totals and workers",
     responses=answer(200, busy=examples.QUEUE) | problems("queue_unavailable"),
 )
-async def queue(api: Api, caller: Admin) -> Response:
-    state = await api.results.queue_state()
-    found = queue_answer(api.settings.queue, api.settings.max_depth, state)
+async def queue(
+    api: Api,
+    caller: Admin,
+    model: Annotated[
+        str | None, Query(description="The model whose queue to show; else that of the settings.")
+    ] = None,
+) -> Response:
+    served = await api.directory.find(model)
+    found = queue_answer(served, api.settings.max_depth, await served.results.queue_state())
     return Response(found.to_json(), media_type="application/json")

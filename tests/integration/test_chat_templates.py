@@ -148,7 +148,7 @@ async def test_what_a_template_refuses_is_the_clients_mistake(
     model.mkdir()
     folder_with(model, FAILING)
     async with start_api(redis_server.url, engine="transformers", model=str(model)) as api:
-        await until(lambda: api.services.tokenizing.ready)
+        await until(lambda: api.services.home.tokenizing.ready)
         turn = {"role": "user", "content": "hi"}
         refused = await api.http.post("/v1/jobs", json={"messages": [turn, turn]})
         assert refused.status_code == 422

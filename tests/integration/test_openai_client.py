@@ -83,7 +83,7 @@ async def test_a_chat_is_answered(served: RunningApi, client: openai.AsyncOpenAI
     assert choice.finish_reason in ("stop", "length")
     assert answer.usage is not None
     assert answer.usage.completion_tokens <= 12
-    view = await served.services.results.get(raw.headers["x-job-id"])
+    view = await served.services.home.results.get(raw.headers["x-job-id"])
     assert view.result is not None
     assert view.result.text == choice.message.content
     assert view.result.metadata == {"user": "u7"}
@@ -187,7 +187,7 @@ async def test_a_client_that_leaves_cancels_its_job(
             model=MODEL, messages=HELLO
         )
     async with asyncio.timeout(10):
-        while (await api.services.results.queue_state()).done[JobStatus.CANCELLED] < 2:
+        while (await api.services.home.results.queue_state()).done[JobStatus.CANCELLED] < 2:
             await asyncio.sleep(0.01)
 
 
@@ -322,5 +322,5 @@ async def emit(api: RunningApi, id: str, fence: int, text: str, offset: int) -> 
 
 
 async def ended_as(api: RunningApi, id: str, status: JobStatus) -> None:
-    view = await api.services.results.wait(id, 10.0)
+    view = await api.services.home.results.wait(id, 10.0)
     assert view.status is status

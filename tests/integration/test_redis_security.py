@@ -25,6 +25,7 @@ from millpond.messages import (
     Usage,
 )
 from millpond.queue import JobQueue, QueueOptions
+from millpond.queue_directory import AnnouncedQueue, QueueDirectory
 from millpond.rate_limits import RateLimiter
 from millpond.results import Results
 from millpond.server import RedisServer, free_port
@@ -41,6 +42,7 @@ USERS = {
     if line.startswith("user millpond-")
 }
 PLENTY = 1_000_000
+ABOUT = AnnouncedQueue(model="m", source="m", engine="simulated", adapters=("sql",))
 OPTIONS = QueueOptions(max_attempts=2, max_deaths=2, retry_delay_s=0.01, lease_s=0.2)
 
 
@@ -73,6 +75,8 @@ async def run_everything(api_url: str, worker_url: str) -> None:
     api, worker = connect(api_url), connect(worker_url)
     subscriptions = Subscriptions(api)
     front, back = JobQueue(api, "default", OPTIONS), JobQueue(worker, "default", OPTIONS)
+    await QueueDirectory(worker).announce("default", ABOUT)
+    assert await QueueDirectory(api).all() == {"default": ABOUT}
     results = Results(api, "default", subscriptions)
     running: list[asyncio.Task[list[EventType]]] = []
     try:

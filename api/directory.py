@@ -1,0 +1,194 @@
+"""The queues behind this API: one for each model, and the one that its settings name."""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import structlog
+from redis.asyncio import Redis
+
+from api.monitor import QueueMonitor
+from api.submissions import SubmitBatcher
+from api.sweeper import sweep_forever
+from api.tokenizing import Tokenizing
+from millpond.errors import (
+    IdempotencyConflictError,
+    JobNotFoundError,
+    ModelLoadError,
+    QueueUnavailableError,
+    UnknownModelError,
+)
+from millpond.presets import Preset
+from millpond.queue import JobQueue
+from millpond.queue_directory import AnnouncedQueue, QueueDirectory
+from millpond.results import Results
+from millpond.settings import Settings
+from millpond.subscriptions import Subscriptions
+from millpond.tasks import end_tasks
+
+REFRESH_S = 1.0
+LOOK_AGAIN_S = 30.0
+MAX_REMEMBERED_JOBS = 10_000
+
+log = structlog.get_logger("millpond.api")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedQueue:
+    """One queue and what the routes need of it. ``model`` is the name that jobs ask for."""
+
+    name: str
+    model: str
+    queue: JobQueue
+    results: Results
+    submissions: SubmitBatcher
+    monitor: QueueMonitor
+    tokenizing: Tokenizing
+
+
+class Directory:
+    """Run `refresh_forever` as a task; it follows what workers announce.
+
+    Requests without a model go to the ``home`` queue, the one of the settings, whose model needs no
+    worker to be known.
+    """
+
+    def __init__(
+        self, redis: Redis, subscriptions: Subscriptions, settings: Settings, preset: Preset
+    ) -> None:
+        self._redis = redis
+        self._subscriptions = subscriptions
+        self._settings = settings
+        self._announced = QueueDirectory(redis)
+        self._tasks: dict[str, list[asyncio.Task[None]]] = {}
+        self._look_again_s: dict[str, float] = {}  # for models whose files are not here
+        self._places: OrderedDict[str, ServedQueue] = OrderedDict()
+        self.home = self._open(settings, preset, preset.name)
+        self._queues = {settings.queue: self.home}
+
+    @property
+    def queues(self) -> list[ServedQueue]:
+        """All of them, the home queue first."""
+        return list(self._queues.values())
+
+    def serving(self, model: str | None) -> ServedQueue:
+        """The queue whose workers have this model. Raises UnknownModelError naming those there are."""
+        if model is None:
+            return self.home
+        for served in self._queues.values():
+            if served.model == model:
+                return served
+        names = ", ".join(sorted(served.model for served in self._queues.values()))
+        raise UnknownModelError("model", f"{model!r} is not served here; there is {names}")
+
+    async def find(self, model: str | None) -> ServedQueue:
+        """As `serving`, for a model that may just have been announced. Raises QueueUnavailableError."""
+        try:
+            return self.serving(model)
+        except UnknownModelError:
+            await self.refresh()
+            return self.serving(model)
+
+    async def holding(self, id: str, tenant: str) -> ServedQueue:
+        """The queue that has this job; the home queue if there is no such job.
+
+        Raises QueueUnavailableError.
+        """
+        if len(self._queues) == 1:
+            return self.home
+        for served in self._likeliest_first(id):
+            with contextlib.suppress(JobNotFoundError):
+                await served.results.get(id, tenant=tenant)
+                self.remember(id, served)
+                return served
+        return self.home
+
+    async def check_unused_elsewhere(self, id: str, served: ServedQueue) -> None:
+        """An Idempotency-Key is of one request, and so of one model. Raises IdempotencyConflictError."""
+        for other in self._queues.values():
+            if other is not served:
+                with contextlib.suppress(JobNotFoundError):
+                    await other.results.get(id)
+                    raise IdempotencyConflictError(id)
+
+    def remember(self, id: str, served: ServedQueue) -> None:
+        """So that the job is looked for there first."""
+        if served is not self.home:
+            self._places[id] = served
+            self._places.move_to_end(id)
+            if len(self._places) > MAX_REMEMBERED_JOBS:
+                self._places.popitem(last=False)
+
+    def _likeliest_first(self, id: str) -> list[ServedQueue]:
+        known = self._places.get(id)
+        return (
+            self.queues if known is None else [known, *(q for q in self.queues if q is not known)]
+        )
+
+    async def refresh_forever(self) -> None:
+        while True:
+            with contextlib.suppress(QueueUnavailableError):
+                await self.refresh()
+            await asyncio.sleep(REFRESH_S)
+
+    async def refresh(self) -> None:
+        """Raises QueueUnavailableError."""
+        announced = dict(await self._announced.all())
+        announced.pop(self.home.name, None)
+        for name in self._queues.keys() - announced.keys() - {self.home.name}:
+            await self._close(name)
+        for name, about in announced.items():
+            known = self._queues.get(name)
+            if known is None or known.model != about.model:
+                await self._close(name)
+                await self._open_announced(name, about)
+
+    async def close(self) -> None:
+        for name in list(self._queues):
+            await self._close(name)
+
+    async def _open_announced(self, name: str, about: AnnouncedQueue) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._look_again_s.get(name, now_s):
+            return
+        settings = self._settings.model_copy(
+            update={
+                "queue": name,
+                "model": about.source,
+                "engine": about.engine,
+                "adapters": dict.fromkeys(about.adapters, ""),
+                "remote_route": about.remote_route,
+            }
+        )
+        try:
+            preset = await asyncio.to_thread(settings.preset)
+        except ModelLoadError as error:
+            log.warning("model_not_found_here", model=about.model, queue=name, cause=str(error))
+            self._look_again_s[name] = now_s + LOOK_AGAIN_S
+            return
+        self._queues[name] = self._open(settings, preset, about.model)
+
+    def _open(self, settings: Settings, preset: Preset, model: str) -> ServedQueue:
+        queue = JobQueue(self._redis, settings.queue, settings.queue_options())
+        results = Results(self._redis, settings.queue, self._subscriptions)
+        tokenizing = Tokenizing(settings, preset, model)
+        self._tasks[settings.queue] = [
+            asyncio.create_task(tokenizing.load(), name=f"tokenizer-{settings.queue}"),
+            asyncio.create_task(sweep_forever(queue), name=f"sweeper-{settings.queue}"),
+        ]
+        return ServedQueue(
+            name=settings.queue,
+            model=model,
+            queue=queue,
+            results=results,
+            submissions=SubmitBatcher(queue),
+            monitor=QueueMonitor(results),
+            tokenizing=tokenizing,
+        )
+
+    async def _close(self, name: str) -> None:
+        served = self._queues.pop(name, None)
+        if served is not None:
+            await end_tasks(*self._tasks.pop(name))
+            served.tokenizing.close()
