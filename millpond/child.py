@@ -17,6 +17,7 @@ RESTART_DELAY_S = 0.2
 RESTART_DELAY_MAX_S = 10.0
 # Time left to a process that was told twice to stop.
 HURRY_S = 3.0
+INHERITED_UMASK = -1  # as the subprocess module has it
 PR_SET_PDEATHSIG = 1
 
 
@@ -41,8 +42,10 @@ class Child:
         stop_s: float,
         say: Say,
         log: Path | None = None,
+        umask: int = INHERITED_UMASK,
     ) -> None:
         self.name = name
+        self._umask = umask
         self._argv = argv
         self._environment = environment
         self._stop_s = stop_s
@@ -84,6 +87,7 @@ class Child:
                 stderr=sink,
                 # Its own session: a Ctrl-C in the terminal reaches the stack alone, which stops in order.
                 start_new_session=True,
+                umask=self._umask,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
 

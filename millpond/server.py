@@ -34,6 +34,13 @@ class ServerOptions:
     bind: str = LOOPBACK
     cluster: bool = False
 
+    def make_folder(self) -> None:
+        """For the owner alone, and so all that an older version left in it: every prompt lies there."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self.data_dir.chmod(0o700)
+        for path in self.data_dir.rglob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+
     def arguments(self) -> list[str]:
         flags = {
             "bind": self.bind,
@@ -118,11 +125,9 @@ class RedisServer:
 
     async def start(self) -> None:
         """Raises ServerNotFoundError when the process ends or does not answer in time."""
-        folder = self.options.data_dir
-        folder.mkdir(parents=True, exist_ok=True)
-        log = folder / "redis.log"
-        log.touch()
-        _keep_private(folder)
+        self.options.make_folder()
+        log = self.options.data_dir / "redis.log"
+        log.touch(0o600)
         with log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 self.binary,
@@ -170,13 +175,6 @@ class RedisServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
-
-
-def _keep_private(folder: Path) -> None:
-    """Prompts and results lie here: what an older version left is closed to others, too."""
-    folder.chmod(0o700)
-    for path in folder.rglob("*"):
-        path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 async def _answers(redis: Redis) -> bool:

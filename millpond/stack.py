@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from millpond.child import Child
+from millpond.child import INHERITED_UMASK, Child
 from millpond.connection import connect
 from millpond.errors import MillpondError, QueueUnavailableError
 from millpond.membership import check_queue
-from millpond.server import ServerOptions, find_server, free_port, is_free
+from millpond.server import PRIVATE_UMASK, ServerOptions, find_server, free_port, is_free
 from millpond.services import service_argv, service_environment
 from millpond.settings import Settings
 from millpond.stack_events import Say, StackEvent
@@ -57,10 +57,12 @@ class Stack:
     def api_url(self) -> str:
         return self.settings.api_url
 
-    async def start(self, name: str, argv: list[str], *, stop_s: float) -> None:
+    async def start(
+        self, name: str, argv: list[str], *, stop_s: float, umask: int = INHERITED_UMASK
+    ) -> None:
         log = self.settings.data_dir.resolve() / f"{name}.log"
         environment = self.settings.environment() | service_environment()
-        child = Child(name, argv, environment, stop_s=stop_s, say=self.say, log=log)
+        child = Child(name, argv, environment, stop_s=stop_s, say=self.say, log=log, umask=umask)
         self.children[name] = child
         await child.start()
 
@@ -86,9 +88,9 @@ class Stack:
     async def start_server(self, append_fsync: str) -> None:
         port = int(self.redis_url.rpartition(":")[2].partition("/")[0])
         options = ServerOptions(self.settings.data_dir.resolve() / "redis", port, append_fsync)
-        options.data_dir.mkdir(exist_ok=True)
+        options.make_folder()
         argv = [str(find_server()), *options.arguments()]
-        await self.start("redis", argv, stop_s=STOP_SLACK_S)
+        await self.start("redis", argv, stop_s=STOP_SLACK_S, umask=PRIVATE_UMASK)
 
     async def stop_server(self) -> None:
         if (server := self.children.get("redis")) is not None:

@@ -24,6 +24,9 @@ async def test_a_job_over_http_and_everything_gone_after_ctrl_c(up: Start) -> No
         job = (await http.get(accepted.headers["Location"], params={"wait": 20})).json()
     assert job["status"] == "succeeded"
     assert job["result"]["text"]
+    files = [stack.data / "redis", *(stack.data / "redis").rglob("*")]
+    assert any(path.suffix == ".aof" for path in files)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in files), "prompts lie open"
     assert await stack.stop(signal.SIGINT) == 0
     assert stack.printed.splitlines()[-1].endswith("stopped")
     assert not any(child.is_running() for child in children.values())
