@@ -94,7 +94,6 @@ class ApiKeys:
         id, secret = _random(ID_BYTES), _random(SECRET_BYTES)
         token = f"{PREFIX}_{id}_{secret}"
         fields: dict[str, Arg | None] = {
-            "digest": _digest(token),
             "name": name,
             "tenant": tenant,
             "scopes": " ".join(sorted(scopes)),
@@ -105,7 +104,7 @@ class ApiKeys:
             "priorities": " ".join(sorted(priorities)) if priorities else None,
         }
         given = [arg for pair in fields.items() if pair[1] is not None for arg in pair]
-        created = await self._scripts.run("key_create", id, *given)  # type: ignore[arg-type]
+        created = await self._scripts.run("key_create", id, _digest(token), *given)  # type: ignore[arg-type]
         assert created is not None, "80 random bits came twice"
         allowed = frozenset(priorities) if priorities else None
         key = ApiKey(id, name, tenant, frozenset(scopes), limits, int(created), None, allowed)

@@ -1,6 +1,6 @@
 """What a worker gets from the queue: claimed jobs, and the outcome of its renewals and writes."""
 
-import uuid
+import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -39,17 +39,17 @@ class Claim:
 
 
 def new_nonce() -> str:
-    """Identifies one claim, so that it can be repeated."""
-    return uuid.uuid4().hex
+    """Identifies one call, so that it can be repeated: 96 random bits."""
+    return secrets.token_urlsafe(12)
 
 
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """The outcome of a renewal: ids whose lease is lost, and ids to cancel."""
+class Lease(StrEnum):
+    """The outcome of a renewal. CANCELLED and EXPIRED jobs are still held, and are to be ended."""
 
-    lost: frozenset[str]
-    cancelled: frozenset[str]
-    expired: frozenset[str]
+    HELD = "held"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    LOST = "lost"
 
 
 class Commit(StrEnum):

@@ -53,6 +53,8 @@ QUEUE_KEYS: dict[str, str] = {
     "api_key": "api-key:",
     # Hash with a time to live, bucket -> "LEVEL AT_MS": what an API key has left of this minute.
     "spent": "spent:",
+    # String with a time to live, named by a nonce: a payment from a key's minute that has been made.
+    "paid": "paid:",
     # Channel: one message for every change of state of any job; small, without results.
     "channel": "events",
     # Hash: the job record (status, priority, tenant, attempts, fence, ...), always small.

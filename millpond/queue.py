@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import orjson
 from redis.asyncio import Redis
 
-from millpond.claims import Claim, ClaimedJob, Commit, Renewal, new_nonce
+from millpond.claims import Claim, ClaimedJob, Commit, Lease, new_nonce
 from millpond.connection import MAX_BLOCK_S
 from millpond.errors import (
     IdempotencyConflictError,
@@ -36,6 +36,8 @@ FORGET_WORKER_AFTER_MS = 60_000
 # Jobs in one script call: enough to share its fixed cost, and about 1 ms of the server's time.
 SUBMITS_A_CALL = 100
 COMPLETES_A_CALL = 32
+# It is stored with each job, so it is short; it only has to differ from that of the same id and request.
+SUBMIT_NONCE_CHARS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,14 @@ class JobQueue:
         ids = [job.id or new_job_id() for job in jobs]
         fields = [script_fields(id, job) for id, job in zip(ids, jobs, strict=True)]
         answers = await self._scripts.run_batched(
-            "submit", SUBMITS_A_CALL, fields, first=[self.options.max_depth, self.options.ageing_ms]
+            "submit",
+            SUBMITS_A_CALL,
+            fields,
+            first=[
+                self.options.max_depth,
+                self.options.ageing_ms,
+                new_nonce()[:SUBMIT_NONCE_CHARS],
+            ],
         )
         pairs = zip(answers[::2], answers[1::2], strict=True)
         return [
@@ -149,13 +158,11 @@ class JobQueue:
             alone == b"1",
         )
 
-    async def renew(self, held: Sequence[tuple[str, int]]) -> Renewal:
-        """Renew the leases of all held (id, fence) pairs in one call; returns what was lost or cancelled."""
+    async def renew(self, held: Sequence[tuple[str, int]]) -> list[Lease]:
+        """Renew the leases of all held (id, fence) pairs in one call; returns the outcome of each."""
         args = [arg for pair in held for arg in pair]
-        lost, cancelled, expired = await self._scripts.run("renew", self._lease_ms, *args)
-        return Renewal(
-            *(frozenset(id.decode() for id in ids) for ids in (lost, cancelled, expired))
-        )
+        answers = await self._scripts.run("renew", self._lease_ms, *args)
+        return [Lease(answer.decode()) for answer in answers]
 
     async def complete(self, results: Sequence[tuple[int, JobResult]]) -> list[Commit]:
         """Store the final results of (fence, result) pairs: status, event and messages, atomically."""
@@ -211,10 +218,11 @@ class JobQueue:
         reaped, promoted, expired = await self._scripts.run("reap", SWEEP_LIMIT, self._options_json)
         return reaped, promoted, expired
 
-    async def emit(self, deltas: Sequence[tuple[int, JobEvent]]) -> frozenset[str]:
-        """Append (fence, delta) pairs to their jobs' streams; returns ids whose lease is lost.
+    async def emit(self, deltas: Sequence[tuple[int, JobEvent]]) -> list[Commit]:
+        """Append (fence, delta) pairs to their jobs' streams.
 
-        Jobs that keep no stream are passed over.
+        KNOWN: a delta from this offset on was written before, or the job keeps no stream. So whoever was
+        not answered sends the same deltas again.
         """
         args: list[Arg] = [self.options.event_maxlen]
         for fence, event in deltas:
@@ -222,9 +230,13 @@ class JobQueue:
             args += [
                 event.id,
                 fence,
+                "" if event.index is None else event.index,
+                event.offset,
+                len(event.text),
                 event.model_dump_json(exclude_none=True, exclude={"event_id"}),
             ]
-        return frozenset(id.decode() for id in await self._scripts.run("emit", *args))
+        answers = await self._scripts.run("emit", *args)
+        return [Commit(answer.decode()) for answer in answers]
 
     async def beat(self, worker: str, state: WorkerState | None) -> None:
         """Write the worker's registry entry; None removes it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
+from millpond.claims import new_nonce
 from millpond.errors import LimitExceededError
 from millpond.keys import Keys
 from millpond.scripts import Arg, Scripts
@@ -37,7 +38,7 @@ class RateLimiter:
         A bucket without an amount is only read; a negative amount is a refund. Raises LimitExceededError,
         which names the bucket and carries all budgets, and QueueUnavailableError.
         """
-        args: list[Arg] = [key_id]
+        args: list[Arg] = [key_id, new_nonce()]
         for name, limit in limits.items():
             args += [name, limit, amounts.get(name, 0)]
         refused, answers = await self._scripts.run("spend", *args)

@@ -107,19 +107,27 @@ class Committer:
             if choice.job.row in ending_rows or now - choice.written_s >= self._interval_s
         ]
         if due:
-            texts = [choice.unwritten for choice in due]
-            await self._queue.emit(
-                [(c.job.claimed.fence, _delta(c, t)) for c, t in zip(due, texts, strict=True)]
-            )
-            for choice, text in zip(due, texts, strict=True):
-                choice.unwritten = choice.unwritten[len(text) :]
-                choice.written_chars += len(text)
-                choice.written_s = now
-                if not choice.unwritten:
-                    del self._texts[choice.row]
+            await self._send(due)
+            # What came since a delta that had to be sent again.
+            if rest := [c for c in due if c.unwritten and c.job.row in ending_rows]:
+                await self._send(rest)
         if self._texts:
             soonest = min(choice.written_s for choice in self._texts.values()) + self._interval_s
             asyncio.get_running_loop().call_at(max(soonest, now), self._changed.set)
+
+    async def _send(self, choices: list[JobRow]) -> None:
+        for choice in choices:
+            # What was not answered is sent again as it was: the server knows it by its offset.
+            if not choice.sending:
+                choice.sending, choice.unwritten = choice.unwritten, ""
+        await self._queue.emit([(c.job.claimed.fence, _delta(c)) for c in choices])
+        now = asyncio.get_running_loop().time()
+        for choice in choices:
+            choice.written_chars += len(choice.sending)
+            choice.sending = ""
+            choice.written_s = now
+            if not choice.unwritten:
+                del self._texts[choice.row]
 
     def _done(self, ending: Ending, commit: Commit) -> None:
         self._endings.remove(ending)
@@ -128,13 +136,13 @@ class Committer:
         self._on_committed(ending)
 
 
-def _delta(choice: JobRow, text: str) -> JobEvent:
+def _delta(choice: JobRow) -> JobEvent:
     job = choice.job
     return JobEvent(
         type=EventType.DELTA,
         id=job.id,
         attempt=job.claimed.attempt,
-        text=text,
+        text=choice.sending,
         offset=choice.written_chars,
         index=choice.index if len(job.rows) > 1 else None,
     )

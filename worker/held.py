@@ -51,8 +51,10 @@ class JobRow:
     state: RowState = RowState.WAITING
     num_tokens: int = 0  # generated so far
     finished: Finished | None = None  # set once it has ended
-    # Streamed text: what waits to be written, and how many characters were written before.
+    # Streamed text: what waits to be written, what is on its way until the server has answered, and how
+    # many characters were written before.
     unwritten: str = ""
+    sending: str = ""
     written_chars: int = 0
     written_s: float = 0.0
 

@@ -7,12 +7,20 @@ import asyncio
 
 import structlog
 
+from millpond.claims import Lease
 from millpond.errors import QueueUnavailableError
 from millpond.queue import JobQueue
 from worker.job_state import JobState
 from worker.job_table import JobTable
 
 log = structlog.get_logger("millpond.lease")
+
+# How a job goes on whose lease is not simply held.
+STOPS = {
+    Lease.CANCELLED: JobState.CANCELLING,
+    Lease.EXPIRED: JobState.EXPIRING,
+    Lease.LOST: JobState.LOST,
+}
 
 
 class LeaseKeeper:
@@ -37,18 +45,11 @@ class LeaseKeeper:
         jobs = self._jobs.in_flight
         if not jobs:
             return
-        renewal = await self._queue.renew([(job.id, job.claimed.fence) for job in jobs])
-        ended = []
-        for job in jobs:
-            if job.id in renewal.lost:
-                state = JobState.LOST
-            elif job.id in renewal.cancelled:
-                state = JobState.CANCELLING
-            elif job.id in renewal.expired:
-                state = JobState.EXPIRING
-            else:
-                continue
-            if self._jobs.stop(job, state):
-                ended.append(job.row)
+        leases = await self._queue.renew([(job.id, job.claimed.fence) for job in jobs])
+        ended = [
+            job.row
+            for job, lease in zip(jobs, leases, strict=True)
+            if lease in STOPS and self._jobs.stop(job, STOPS[lease])
+        ]
         if ended:
             log.info("rows_to_end", rows=ended)

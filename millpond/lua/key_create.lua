@@ -1,12 +1,14 @@
 -- keys: api_key api_keys
 -- uses: clock
--- ARGV: key id, then field, value for each field of the record
--- -> the time of its making, or false when there is a key of that id
+-- ARGV: key id, digest, then field, value for each other field of the record
+-- -> the time of its making, now or, if this very key is there, before; false when another has the id
 
-if redis.call('EXISTS', K.api_key .. ARGV[1]) == 1 then
-  return false
+local key = K.api_key .. ARGV[1]
+local record = redis.call('HMGET', key, 'digest', 'created')
+if record[1] then
+  return record[1] == ARGV[2] and record[2]
 end
 local now = int(clock_ms())
-redis.call('HSET', K.api_key .. ARGV[1], 'created', now, unpack(ARGV, 2))
+redis.call('HSET', key, 'created', now, 'digest', ARGV[2], unpack(ARGV, 3))
 redis.call('SADD', K.api_keys, ARGV[1])
 return now

@@ -82,7 +82,7 @@ end
 -- False: the job was to be cancelled, and ended here instead.
 local function take_back(id, now, refund, why)
   local job = K.job .. id
-  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'deadline', 'cancel', 'tenant', 'charge')
+  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'deadline', 'cancel', 'tenant', 'charge', 'n')
   if record[5] then
     end_cancelled(id, 'running', now)
     return false
@@ -92,7 +92,10 @@ local function take_back(id, now, refund, why)
     redis.call('ZADD', K.deadlines, record[4], id)
   end
   redis.call('HSET', job, 'status', 'queued')
-  redis.call('HDEL', job, 'worker', 'claimed', 'fence', 'charge')
+  redis.call('HDEL', job, 'worker', 'claimed', 'fence', 'charge', 'said')
+  for choice = 0, (record[8] or 0) - 1 do
+    redis.call('HDEL', job, 'said:' .. choice)
+  end
   redis.call('HINCRBY', K.counts, 'running', -1)
   redis.call('HINCRBY', K.counts, 'queued:' .. record[1], 1)
   tell(id, 'reset', record[2], record[3], ',"reason":"' .. why .. '"', ',"reason":"' .. why .. '"')

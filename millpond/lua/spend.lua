@@ -1,17 +1,26 @@
--- keys: spent
+-- keys: spent paid
 -- flags: allow-oom
 -- uses: clock
--- ARGV: key id, then for each bucket: its name, its units a minute, the units to spend
--- -> {number of the first bucket that refuses or 0, {{units left, ms until it is full, ms to wait}, ...}}
+-- ARGV: key id, nonce, then for each bucket: its name, its units a minute, the units to spend
+-- -> {number of the first bucket that refuses or 0, {{units left, ms until it is full, ms to wait if it refuses}, ...}}
 -- Token buckets that hold a minute's worth. Either all buckets pay or none does. Spending more than a
 -- whole bucket passes when it is full, and leaves a debt: nothing is for ever too large, and the pace
 -- over time holds. Spending 0 only looks; a negative number gives back.
+--
+-- A payment with the nonce of one that was made looks only: its answer was lost, and it was sent again.
+
+-- Longer than a client goes on sending the same call.
+local NONCE_MS = 60000
 
 local key = K.spent .. ARGV[1]
 local now = clock_us() / 1000
-local refused, buckets, longest = 0, {}, 0
-for i = 2, #ARGV, 3 do
-  local name, size, amount = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+local paid = K.paid .. ARGV[2]
+local again = redis.call('EXISTS', paid) == 1
+local refused, buckets, longest, pays = 0, {}, 0, false
+for i = 3, #ARGV, 3 do
+  local name, size = ARGV[i], tonumber(ARGV[i + 1])
+  local amount = again and 0 or tonumber(ARGV[i + 2])
+  pays = pays or amount ~= 0
   local level, pace = size, size / 60000
   local stored = redis.call('HGET', key, name)
   if stored then
@@ -34,7 +43,10 @@ for _, bucket in ipairs(buckets) do
   end
   local full = math.ceil((bucket.size - bucket.level) / bucket.pace)
   longest = math.max(longest, full)
-  answers[#answers + 1] = { math.max(0, math.floor(bucket.level)), full, bucket.wait }
+  answers[#answers + 1] = { math.max(0, math.floor(bucket.level)), full, refused > 0 and bucket.wait or 0 }
+end
+if refused == 0 and pays then
+  redis.call('SET', paid, '', 'PX', NONCE_MS)
 end
 if refused == 0 and longest > 0 then
   redis.call('PEXPIRE', key, int(longest + 60000))

@@ -1,14 +1,14 @@
 -- keys: job body counts open deadlines wake lane active idle weights lengths
 -- uses: clock lanes lengths waking
--- ARGV: max_depth, ageing_ms, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, output tokens at most or '', deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or '', texts
+-- ARGV: max_depth, ageing_ms, nonce, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, output tokens at most or '', deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or '', texts
 -- -> for each job two items: 'accepted' | 'known' | 'conflict' | 'full' | 'tenant_full', and its status, the depth or the tenant's unfinished jobs
--- Harmless when repeated: a known id with the same digest changes nothing. Each job is taken or refused
--- on its own.
+-- Harmless when repeated: a known id with the same digest changes nothing. With the nonce under which it was
+-- accepted the answer is 'accepted' again: the first one was lost. Each job is taken or refused on its own.
 
 local PRIORITIES = { 'interactive', 'normal', 'batch' }
 
-local FIRST, FIELDS = 3, 13
-local max_depth, ageing_us = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000
+local FIRST, FIELDS = 4, 13
+local max_depth, ageing_us, nonce = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000, ARGV[3]
 local now_us = clock_us()
 local now = math.floor(now_us / 1000)
 local created = int(now)
@@ -46,7 +46,11 @@ for i = FIRST, #ARGV, FIELDS do
   local known = redis.call('HMGET', job, 'digest', 'status')
   local answer, detail
   if known[1] then
-    answer, detail = known[1] == digest and 'known' or 'conflict', known[2]
+    local same, accepted_under = string.match(known[1], '^(%S+) (%S+)$')
+    answer, detail = 'conflict', known[2]
+    if same == digest then
+      answer = accepted_under == nonce and 'accepted' or 'known'
+    end
   elseif depth >= max_depth then
     answer, detail = 'full', depth
   elseif ARGV[i + 11] ~= '' and open_jobs(tenant) >= tonumber(ARGV[i + 11]) then
@@ -63,7 +67,7 @@ for i = FIRST, #ARGV, FIELDS do
     order = int(order)
     queue(id, priority, tenant, order)
     redis.call('HSET', job, 'status', 'queued', 'priority', priority, 'tenant', tenant, 'kind', kind,
-      'prompt', ARGV[i + 6], 'tokens', ARGV[i + 7], 'most', most, 'digest', digest, 'order', order,
+      'prompt', ARGV[i + 6], 'tokens', ARGV[i + 7], 'most', most, 'digest', digest .. ' ' .. nonce, 'order', order,
       'created', created, 'attempts', '0', 'stream', ARGV[i + 10])
     if ARGV[i + 12] ~= '1' then
       redis.call('HSET', job, 'n', ARGV[i + 12])

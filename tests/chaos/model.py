@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from millpond.claims import Commit
+from millpond.claims import Commit, Lease
 from millpond.messages import JobStatus
 from millpond.queue import QueueOptions
 
@@ -22,6 +22,7 @@ class ModelJob:
     tokens: int
     order: int
     deadline_ms: int | None
+    stream: bool
     status: JobStatus = QUEUED
     attempts: int = 0
     fence: int | None = None
@@ -31,6 +32,7 @@ class ModelJob:
     due_ms: int | None = None
     deaths: int = 0
     charge: int = 0
+    wrote: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -89,13 +91,19 @@ class Model:
     # -- clients
 
     def submit(
-        self, id: str, priority: str, tenant: str, tokens: int, deadline_ms: int | None
+        self,
+        id: str,
+        priority: str,
+        tenant: str,
+        tokens: int,
+        deadline_ms: int | None,
+        stream: bool,
     ) -> str:
         """'accepted', 'known' or, for another tenant's id, 'conflict'."""
         if id in self.jobs:
             return "known" if self.jobs[id].tenant == tenant else "conflict"
         due = None if deadline_ms is None else self.now_ms + deadline_ms
-        job = ModelJob(id, priority, tenant, tokens, self.now_ms * 1000, due)
+        job = ModelJob(id, priority, tenant, tokens, self.now_ms * 1000, due, stream)
         self.jobs[id] = job
         self._enter(job)
         if due is not None:
@@ -185,21 +193,26 @@ class Model:
     def num_left(self) -> int:
         return sum(j.status is QUEUED and j.due_ms is None for j in self.jobs.values())
 
-    def renew(
-        self, held: Sequence[tuple[str, int]], lease_ms: int
-    ) -> tuple[set[str], set[str], set[str]]:
-        lost, cancelled, expired = set(), set(), set()
+    def renew(self, held: Sequence[tuple[str, int]], lease_ms: int) -> list[Lease]:
+        leases = []
         for id, fence in held:
             job = self.jobs.get(id)
-            if job is None or job.status is not RUNNING or job.fence != fence:
-                lost.add(id)
+            if job is None or not self.holds(id, fence):
+                leases.append(Lease.LOST)
                 continue
             job.lease_end_ms = self.now_ms + lease_ms
-            if job.cancel:
-                cancelled.add(id)
-            elif job.deadline_ms is not None and job.deadline_ms <= self.now_ms:
-                expired.add(id)
-        return lost, cancelled, expired
+            late = job.deadline_ms is not None and job.deadline_ms <= self.now_ms
+            leases.append(Lease.CANCELLED if job.cancel else Lease.EXPIRED if late else Lease.HELD)
+        return leases
+
+    def emit(self, id: str, fence: int) -> Commit:
+        """Each claim writes the same first character, if the job keeps a stream."""
+        job = self.jobs.get(id)
+        if job is None or not self.holds(id, fence):
+            return Commit.LOST
+        stored = job.stream and fence not in job.wrote
+        job.wrote.add(fence)
+        return Commit.STORED if stored else Commit.KNOWN
 
     def holds(self, id: str, fence: int) -> bool:
         job = self.jobs.get(id)

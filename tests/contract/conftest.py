@@ -1,7 +1,7 @@
 """The queue's back-ends: one suite runs over all of them.
 
 ``cluster`` is a server in cluster mode that owns every slot: it refuses a script whose keys lie in
-more than one slot.
+more than one slot. ``repeating`` makes every script call twice.
 """
 
 import asyncio
@@ -21,8 +21,14 @@ from millpond.server import RedisServer, ServerOptions, bundled_server, free_por
 from millpond.subscriptions import Subscriptions
 from tests.conftest import debian_server, skip_or_fail
 from tests.contract.invariants import check_invariants
+from tests.contract.repeating import Repeating
 
-BACKENDS = ("fakeredis", "valkey", "redis7", "cluster")
+BACKENDS = ("fakeredis", "repeating", "valkey", "redis7", "cluster")
+IN_PROCESS = ("fakeredis", "repeating")
+# For tests of what one bounded call leaves to the next.
+one_call_counts = pytest.mark.parametrize(
+    "redis", [backend for backend in BACKENDS if backend != "repeating"], indirect=True
+)
 
 
 @pytest.fixture(scope="session")
@@ -86,9 +92,11 @@ REAL_RUNTIME = ScriptingCommandsMixin._get_server_runtime
 async def redis(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Redis]:
-    if request.param == "fakeredis":
+    if request.param in IN_PROCESS:
         monkeypatch.setattr(ScriptingCommandsMixin, "_get_server_runtime", _server_runtime)
         client: Redis = fakeredis.FakeAsyncRedis()
+        if request.param == "repeating":
+            Repeating(client, monkeypatch)
     else:
         # pytest runs an async test's fixtures on the test's loop; the server starts on its own.
         running = request.getfixturevalue("running_servers")

@@ -118,7 +118,15 @@ def _check_queued(shot: Snapshot, id: str, record: dict[str, str]) -> None:
     assert ("due" in record) == (id in delayed)
     if id in delayed:
         assert delayed[id] == int(record["due"])
-    assert not record.keys() & {"worker", "claimed", "fence", "finished", "cancel", "charge"}
+    assert not record.keys() & {
+        "worker",
+        "claimed",
+        "fence",
+        "finished",
+        "cancel",
+        "charge",
+        "said",
+    }
     if "deadline" in record:
         assert shot.get("deadlines")[id] == int(record["deadline"])
 

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from millpond.messages import JobRequest, JobStatus
 from millpond.queue import JobQueue
 from millpond.results import Results
+from tests.contract.conftest import one_call_counts
 from tests.contract.jobs import (
     failed,
     ids,
@@ -135,6 +136,7 @@ async def test_past_the_deadline_at_claim(queue: JobQueue, redis: Redis, results
     assert view.result.error.code == "deadline_exceeded"
 
 
+@one_call_counts
 async def test_many_expired_jobs_are_ended_over_several_calls(
     queue: JobQueue, redis: Redis
 ) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from millpond.claims import Commit
+from millpond.claims import Commit, Lease
 from millpond.messages import JobResult, JobStatus
 from millpond.queue import JobQueue
 from millpond.results import Results
@@ -197,7 +197,7 @@ async def test_cancel_running_flags_it(queue: JobQueue, results: Results) -> Non
     job = await take_one(queue)
     assert await queue.cancel("a") is JobStatus.RUNNING
     assert (await results.get("a")).cancelling is True
-    assert (await queue.renew([("a", job.fence)])).cancelled == {"a"}
+    assert await queue.renew([("a", job.fence)]) == [Lease.CANCELLED]
     ended = JobResult(id="a", status=JobStatus.CANCELLED, finish_reason="cancelled", text="so far")
     assert await queue.complete([(job.fence, ended)]) == [Commit.STORED]
     view = await results.get("a")
@@ -254,7 +254,7 @@ async def test_a_running_job_past_its_deadline_expires_when_put_back(
     job = await take_one(queue)
 
     async def told() -> bool:
-        return "a" in (await queue.renew([("a", job.fence)])).expired
+        return await queue.renew([("a", job.fence)]) == [Lease.EXPIRED]
 
     await until(told)
     assert await queue.reap() == (0, 0, 0)  # its worker is alive and ends it

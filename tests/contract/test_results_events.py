@@ -7,6 +7,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
+from millpond.claims import ClaimedJob, Commit
 from millpond.errors import InvalidRequestError
 from millpond.messages import EventType, JobEvent, JobStatus
 from millpond.queue import JobQueue
@@ -16,6 +17,7 @@ from tests.contract.jobs import (
     failed,
     lease_over,
     put,
+    request,
     success,
     take,
     take_one,
@@ -33,7 +35,7 @@ async def write(queue: JobQueue, id: str, *texts: str) -> None:
     job = await take_one(queue)
     offset = 0
     for text in texts:
-        assert await queue.emit([delta(job, text, offset)]) == frozenset()
+        assert await queue.emit([delta(job, text, offset)]) == [Commit.STORED]
         offset += len(text)
     await queue.complete([(job.fence, success(id, "".join(texts)))])
 
@@ -74,7 +76,7 @@ async def test_a_replay_of_several_pages(queue: JobQueue, results: Results) -> N
     await put(queue, "a")
     job = await take_one(queue)
     number = REPLAY_PAGE * 2 + 7
-    await queue.emit([delta(job, f"{i} ", i) for i in range(number)])
+    await queue.emit([delta(job, "x", i) for i in range(number)])
     await queue.complete([(job.fence, success("a"))])
     events = await collect(results.subscribe("a"))
     assert [e.offset for e in events[1:-1]] == list(range(number))
@@ -88,13 +90,41 @@ async def test_live_and_replayed_are_the_same_events(queue: JobQueue, results: R
     await queue.emit([delta(job, "one ")])
     seen = [await anext(late), await anext(late)]  # joins in the middle
     for i in range(50):
-        await queue.emit([delta(job, f"{i} ", i)])
+        await queue.emit([delta(job, f"{i:04}", 4 + 4 * i)])
         await asyncio.sleep(0)
     await queue.complete([(job.fence, success("a"))])
     seen += await collect(late)
     replayed = await collect(results.subscribe("a"))
     assert await live == replayed
     assert seen == replayed
+
+
+async def test_a_delta_that_comes_again_is_written_once(queue: JobQueue, results: Results) -> None:
+    """Also after later ones, and beside another choice's: its answer was lost on the way."""
+    await put(queue, "a")
+    await queue.submit(request(n=2), id="two", tokens=10)
+    job, two = await take(queue)
+    one = delta(job, "éé ")
+    assert await queue.emit([one]) == [Commit.STORED]
+    assert await queue.emit([one, delta(job, "two ", 3)]) == [Commit.KNOWN, Commit.STORED]
+    assert await queue.emit([one]) == [Commit.KNOWN]
+    choices = [choice_delta(two, index, "text") for index in (0, 1)]
+    assert await queue.emit(choices) == [Commit.STORED] * 2
+    assert await queue.emit(choices) == [Commit.KNOWN] * 2
+    # Another attempt begins anew.
+    await queue.release([("a", job.fence), ("two", two.fence)])
+    job, two = await take(queue)
+    again = [delta(job, "1"), *(choice_delta(two, index, "2") for index in (0, 1))]
+    assert await queue.emit(again) == [Commit.STORED] * 3
+    await queue.complete([(job.fence, success("a")), (two.fence, success("two"))])
+    for id, said in (("a", ["éé ", "two ", "1"]), ("two", ["text", "text", "2", "2"])):
+        events = await collect(results.subscribe(id))
+        assert [event.text for event in events if event.text] == said
+
+
+def choice_delta(job: ClaimedJob, index: int, text: str) -> tuple[int, JobEvent]:
+    fence, event = delta(job, text)
+    return fence, event.model_copy(update={"index": index})
 
 
 async def test_resets_between_attempts(queue: JobQueue, redis: Redis, results: Results) -> None:
@@ -140,7 +170,7 @@ async def test_a_job_without_a_stream(queue: JobQueue, redis: Redis, results: Re
     await put(queue, "a", stream=False)
     live = asyncio.create_task(collect(results.subscribe("a")))
     job = await take_one(queue)
-    assert await queue.emit([delta(job, "nobody keeps this")]) == frozenset()
+    assert await queue.emit([delta(job, "nobody keeps this")]) == [Commit.KNOWN]
     await queue.complete([(job.fence, success("a"))])
     assert (await live)[-1].type is EventType.FINISHED
     [only] = await collect(results.subscribe("a"))
@@ -164,8 +194,8 @@ async def test_the_stream_is_bounded_and_ends(queue: JobQueue, redis: Redis) -> 
     short = with_options(queue, redis, event_maxlen=100, event_ttl_s=30.0)
     await put(short, "a")
     job = await take_one(short)
-    for _ in range(20):
-        await short.emit([delta(job, "x") for _ in range(50)])
+    for start in range(0, 1_000, 50):
+        await short.emit([delta(job, "x", start + i) for i in range(50)])
     # MAXLEN is approximate: whole nodes of the stream are dropped.
     assert await redis.xlen(queue.keys.events("a")) < 400
     assert await redis.pttl(queue.keys.events("a")) == -1

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from millpond.claims import ClaimedJob
+from millpond.claims import ClaimedJob, Commit
 from millpond.messages import EventType, JobEvent
 from millpond.server import RedisServer
 from tests.integration.conftest import RunningApi, StartApi, listening
@@ -40,7 +40,7 @@ async def read_all(api: RunningApi, id: str, **kwargs: Any) -> list[dict[str, An
 
 async def say(api: RunningApi, job: ClaimedJob, text: str, offset: int) -> None:
     delta = JobEvent(type=EventType.DELTA, id=job.id, attempt=job.attempt, text=text, offset=offset)
-    assert not await api.queue.emit([(job.fence, delta)])
+    assert await api.queue.emit([(job.fence, delta)]) == [Commit.STORED]
 
 
 async def test_a_job_is_followed_live_to_its_end(api: RunningApi) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from millpond.claims import Lease
 from millpond.messages import JobRequest, job_id_from_key
 from millpond.server import RedisServer
 from tests.contract.jobs import a_worker
@@ -92,7 +93,7 @@ async def test_cancelling_is_idempotent_and_tells_queued_from_running(api: Runni
         assert answer.status_code == 202
         assert answer.json() == {"id": running, "status": "running", "cancelling": True}
     assert (await api.http.get(f"/v1/jobs/{running}")).json()["cancelling"] is True
-    assert (await api.queue.renew([(job.id, job.fence)])).cancelled == {running}
+    assert await api.queue.renew([(job.id, job.fence)]) == [Lease.CANCELLED]
 
 
 async def test_the_same_key_with_the_same_request_is_one_job(api: RunningApi) -> None:

@@ -1,0 +1,104 @@
+"""What the Committer sends again, and what does not wait for what. A queue that refuses stands in."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from millpond.claims import ClaimedJob, Commit
+from millpond.errors import QueueUnavailableError
+from millpond.messages import FinishReason, JobEvent, JobRequest, JobResult, JobStatus
+from millpond.prompts import PreparedPrompt
+from millpond.queue import JobQueue
+from worker import committer
+from worker.committer import Committer, Ending
+from worker.held import HeldJob
+
+
+class Refusing:
+    """Records what it is sent and answers nothing while ``refuses`` holds."""
+
+    def __init__(self) -> None:
+        self.refuses = False
+        self.deltas: list[tuple[int, str]] = []
+        self.stored: list[str] = []
+
+    async def emit(self, deltas: Sequence[tuple[int, JobEvent]]) -> list[Commit]:
+        self.deltas += [(event.offset, event.text) for _, event in deltas]
+        if self.refuses:
+            raise QueueUnavailableError("refused")
+        return [Commit.STORED] * len(deltas)
+
+    async def complete(self, results: Sequence[tuple[int, JobResult]]) -> list[Commit]:
+        self.stored += [result.text for _, result in results]
+        return [Commit.STORED] * len(results)
+
+
+def held_job() -> HeldJob:
+    claimed = ClaimedJob("a", 1, 1, 0, 0, b"")
+    prompt = PreparedPrompt(token_ids=[1], max_tokens=10, truncated=False)
+    return HeldJob(claimed, JobRequest(prompt="hi"), prompt, window_jobs=1)
+
+
+def ending(job: HeldJob, text: str) -> Ending:
+    result = JobResult(
+        id=job.id, status=JobStatus.SUCCEEDED, finish_reason=FinishReason.STOP, text=text
+    )
+    return Ending(job.claimed, result)
+
+
+@pytest.fixture
+def queue() -> Refusing:
+    return Refusing()
+
+
+@pytest.fixture
+async def running(queue: Refusing, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(committer, "RETRY_DELAY_S", 0.001)
+    made = Committer(cast(JobQueue, queue), lambda _: None, delta_interval_s=0.0)
+    task = asyncio.create_task(made.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def sent(queue: Refusing, number: int) -> None:
+    async with asyncio.timeout(5):
+        while len(queue.deltas) < number:
+            await asyncio.sleep(0)
+
+
+async def test_what_was_not_answered_is_sent_again_as_it_was(
+    queue: Refusing, running: Committer
+) -> None:
+    """Else the server, which may have written it, could not know it again."""
+    job = held_job()
+    queue.refuses = True
+    running.add_text(job.choices[0], "one ")
+    await sent(queue, 1)
+    running.add_text(job.choices[0], "two")
+    await sent(queue, 3)
+    queue.refuses = False
+    running.add_ending(ending(job, "one two"))
+    async with asyncio.timeout(5):
+        await running.settled()
+    assert set(queue.deltas[:-1]) == {(0, "one ")}
+    assert queue.deltas[-1] == (4, "two")
+    assert queue.stored == ["one two"]
+
+
+async def test_a_result_does_not_wait_for_refused_text(queue: Refusing, running: Committer) -> None:
+    ended, going_on = held_job(), held_job()
+    queue.refuses = True
+    running.add_text(ended.choices[0], "text")
+    running.add_ending(ending(ended, "text"))
+    async with asyncio.timeout(5):
+        await running.settled()
+    assert queue.stored == ["text"]
+    number = len(queue.deltas)
+    running.add_text(going_on.choices[0], "later")
+    await sent(queue, number + 2)
+    assert set(queue.deltas[number:]) == {(0, "later")}, (
+        "the ended job's text is left to its result"
+    )
