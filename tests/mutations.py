@@ -212,8 +212,8 @@ MUTATIONS = [
     Mutation(
         "the worker goes on with rows that it has lost",
         "worker/lease.py",
-        "                state = JobState.LOST\n",
-        "                continue\n",
+        "    Lease.LOST: JobState.LOST,\n",
+        "",
         "tests/integration/test_worker.py",
     ),
     Mutation(

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from millpond.claims import Commit
+from millpond.api_keys import ApiKeys, Scope
+from millpond.claims import Commit, Lease
 from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobRequest, JobStatus
 from millpond.queue import JobQueue
+from millpond.rate_limits import TOKENS, RateLimiter
 from millpond.results import Results
 from millpond.scripts import load_script
 from millpond.server import RedisServer
@@ -24,17 +26,18 @@ from tests.chaos.proxy import Mode, Point, Proxy, Trap
 from tests.chaos.test_workers import jobs, size
 from tests.chaos.test_workers import server as server  # the fixture
 from tests.contract.invariants import check_invariants
-from tests.contract.jobs import failed, success
+from tests.contract.jobs import delta, failed, success
 
 LIMIT_S = 120.0
 WORKER_CALLS = ["claim", "renew", "emit", "complete", "beat", "reap", "release", "suspect"]
+CLIENT_CALLS = ["submit", "cancel", "inspect", "fail", "spend", "key_create"]
 
 
 @pytest.fixture
 async def proxy(server: RedisServer) -> AsyncIterator[Proxy]:
     """The scripts are loaded before: a call that is broken off is then one that runs."""
     redis = connect(server.url)
-    for script in (*WORKER_CALLS, "submit", "cancel", "inspect", "fail"):
+    for script in (*WORKER_CALLS, *CLIENT_CALLS):
         await redis.script_load(load_script(script).source)
     await redis.aclose()
     async with Proxy(server.options.port) as running:
@@ -199,7 +202,7 @@ async def test_a_client_is_cut_off_at_each_call(
 
     trap = broken("submit")
     answer = await ours.submit(JobRequest(prompt="one"), id="one", tokens=5)
-    assert answer == Submission("one", JobStatus.QUEUED, created=point is Point.BEFORE)
+    assert answer == Submission("one", JobStatus.QUEUED, created=True)
     assert await theirs.depth() == 1
     await check(trap)
 
@@ -209,7 +212,14 @@ async def test_a_client_is_cut_off_at_each_call(
 
     job = await take()
     trap = broken("renew")
-    assert not (await ours.renew([("one", job.fence)])).lost
+    assert await ours.renew([("one", job.fence)]) == [Lease.HELD]
+    await check(trap)
+
+    trap = broken("emit")
+    [commit] = await ours.emit([delta(job, "text")])
+    assert commit is (Commit.STORED if point is Point.BEFORE else Commit.KNOWN)
+    entries = await direct.xrange(theirs.keys.events("one"))
+    assert sum(b'"delta"' in fields[b"event"] for _, fields in entries) == 1
     await check(trap)
 
     trap = broken("release")
@@ -249,5 +259,15 @@ async def test_a_client_is_cut_off_at_each_call(
     trap = broken("reap")
     await ours.reap()
     await check(trap)
+
+    trap = broken("spend")
+    [budget] = await RateLimiter(cut, ours.keys).spend("key", {TOKENS: 100}, {TOKENS: 60})
+    assert 40 <= budget.left < 45
+    assert trap.sprung.is_set()
+
+    trap = broken("key_create")
+    key, _ = await ApiKeys(cut, ours.keys).create("default", {Scope.READ})
+    assert await ApiKeys(direct, ours.keys).list() == [key]
+    assert trap.sprung.is_set()
     await cut.aclose()
     await direct.aclose()

@@ -13,7 +13,7 @@ from millpond.prompts import PreparedPrompt
 from millpond.queue import JobQueue
 from worker import committer
 from worker.committer import Committer, Ending
-from worker.held import HeldJob
+from worker.held import InFlightJob
 
 
 class Refusing:
@@ -35,13 +35,15 @@ class Refusing:
         return [Commit.STORED] * len(results)
 
 
-def held_job() -> HeldJob:
+def in_flight() -> InFlightJob:
     claimed = ClaimedJob("a", 1, 1, 0, 0, b"")
     prompt = PreparedPrompt(token_ids=[1], max_tokens=10, truncated=False)
-    return HeldJob(claimed, JobRequest(prompt="hi"), prompt, window_jobs=1)
+    job = InFlightJob(claimed, window_jobs=1)
+    job.prepared(JobRequest(prompt="hi"), prompt)
+    return job
 
 
-def ending(job: HeldJob, text: str) -> Ending:
+def ending(job: InFlightJob, text: str) -> Ending:
     result = JobResult(
         id=job.id, status=JobStatus.SUCCEEDED, finish_reason=FinishReason.STOP, text=text
     )
@@ -73,11 +75,11 @@ async def test_what_was_not_answered_is_sent_again_as_it_was(
     queue: Refusing, running: Committer
 ) -> None:
     """Else the server, which may have written it, could not know it again."""
-    job = held_job()
+    job = in_flight()
     queue.refuses = True
-    running.add_text(job.choices[0], "one ")
+    running.add_text(job.rows[0], "one ")
     await sent(queue, 1)
-    running.add_text(job.choices[0], "two")
+    running.add_text(job.rows[0], "two")
     await sent(queue, 3)
     queue.refuses = False
     running.add_ending(ending(job, "one two"))
@@ -89,15 +91,15 @@ async def test_what_was_not_answered_is_sent_again_as_it_was(
 
 
 async def test_a_result_does_not_wait_for_refused_text(queue: Refusing, running: Committer) -> None:
-    ended, going_on = held_job(), held_job()
+    ended, going_on = in_flight(), in_flight()
     queue.refuses = True
-    running.add_text(ended.choices[0], "text")
+    running.add_text(ended.rows[0], "text")
     running.add_ending(ending(ended, "text"))
     async with asyncio.timeout(5):
         await running.settled()
     assert queue.stored == ["text"]
     number = len(queue.deltas)
-    running.add_text(going_on.choices[0], "later")
+    running.add_text(going_on.rows[0], "later")
     await sent(queue, number + 2)
     assert set(queue.deltas[number:]) == {(0, "later")}, (
         "the ended job's text is left to its result"
