@@ -24,6 +24,8 @@ from tests.contract.invariants import check_invariants
 from tests.contract.repeating import Repeating
 
 BACKENDS = ("fakeredis", "repeating", "valkey", "redis7", "cluster")
+# The bus between nodes listens 10,000 above.
+HIGHEST_CLUSTER_PORT = 55_535
 IN_PROCESS = ("fakeredis", "repeating")
 # For tests of what one bounded call leaves to the next.
 one_call_counts = pytest.mark.parametrize(
@@ -42,9 +44,10 @@ def running_servers(tmp_path_factory: pytest.TempPathFactory):
             binary: Path | None = debian_server() if kind == "redis7" else bundled_server()
             if binary is None:
                 skip_or_fail(f"no server binary for the back-end {kind}")
-            options = ServerOptions(
-                tmp_path_factory.mktemp(kind), free_port(), cluster=kind == "cluster"
-            )
+            port = free_port()
+            while kind == "cluster" and port > HIGHEST_CLUSTER_PORT:
+                port = free_port()
+            options = ServerOptions(tmp_path_factory.mktemp(kind), port, cluster=kind == "cluster")
             servers[kind] = RedisServer(options, binary)
             loop.run_until_complete(servers[kind].start())
             if kind == "cluster":

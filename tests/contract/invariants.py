@@ -11,6 +11,7 @@ from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priorit
 
 KEEPS = {"about", "counts", "dead", "workers", "wake", "weights", "lengths"}
 RECORDS = ("job:", "body:", "result:", "events:")
+PASSING = ("last_claim", "spent", "paid")
 PREFIXES = (*RECORDS, "lane:", "active:", "idle:")
 
 
@@ -96,8 +97,9 @@ def check_only_ttl_left(shot: Snapshot) -> None:
 
 def _check_names(shot: Snapshot) -> None:
     fixed = {shot.keys[name] for name, end in QUEUE_KEYS.items() if end not in PREFIXES}
+    passing = tuple(shot.keys[name] for name in PASSING)
     for key in shot.raw:
-        if key.startswith(shot.keys["last_claim"]):
+        if key.startswith(passing):
             assert shot.ttl(key) != -1, f"{key} stays for ever"  # it may have ended meanwhile
             continue
         assert key in fixed or any(key.startswith(shot.keys[p[:-1]]) for p in PREFIXES), key

@@ -16,7 +16,17 @@ from millpond.results import Results
 from millpond.submission import NewJob
 from tests.contract.conftest import BACKENDS, IN_PROCESS
 from tests.contract.invariants import check_invariants
-from tests.contract.jobs import delta, failed, put, request, success, take, until, with_options
+from tests.contract.jobs import (
+    a_worker,
+    delta,
+    failed,
+    put,
+    request,
+    success,
+    take,
+    until,
+    with_options,
+)
 
 pytestmark = pytest.mark.parametrize(
     "redis", [b for b in BACKENDS if b not in IN_PROCESS], indirect=True
@@ -104,7 +114,7 @@ async def test_a_full_server_answers_whoever_looks_or_ends(
     for left in (9, 8):  # the first payment makes the bucket
         [budget] = await limiter.spend(key.id, {REQUESTS: 10}, {REQUESTS: 1})
         assert budget.left == left
-    await queue.beat("w", {"state": "ready"})
+    await queue.beat("w", a_worker())
     await queue.wake_another()
     assert [worker.id for worker in (await results.queue_state()).workers] == ["w"]
     with pytest.raises(QueueUnavailableError):
