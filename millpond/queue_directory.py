@@ -1,4 +1,4 @@
-"""Which queues a server has, and which model each of them serves: what workers announce."""
+"""The queues on a server and the model that each serves, as announced by the workers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,12 +31,12 @@ class QueueDirectory:
         self._redis = redis
 
     async def announce(self, queue: str, about: AnnouncedQueue) -> None:
-        """Said by each worker when it joins; it stays when the workers are gone, as jobs do."""
+        """Called by each worker when it joins. The entry remains when the workers are gone, as jobs do."""
         with raising_unavailable():
             await self._redis.hset(QUEUES, queue, about.to_json())
 
     async def all(self) -> Mapping[str, AnnouncedQueue]:
-        """By the queue's name. What this side cannot read is left out."""
+        """All entries by the queue's name, without those that this version cannot read."""
         with raising_unavailable():
             found: Any = await self._redis.hgetall(QUEUES)
         queues = {}
@@ -48,6 +48,6 @@ class QueueDirectory:
         return queues
 
     async def forget(self, queue: str) -> bool:
-        """Take it out of the list, until a worker announces it again. False: it was not there."""
+        """Remove the entry, until a worker announces it again. False: there was none."""
         with raising_unavailable():
             return bool(await self._redis.hdel(QUEUES, queue))

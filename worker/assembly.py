@@ -17,7 +17,7 @@ from worker.window import WindowPolicy
 
 
 def window_policy(settings: Settings) -> WindowPolicy:
-    """The policy by its name; ``window_max_jobs`` is the fixed policy's batch."""
+    """The policy of that name; ``window_max_jobs`` is the fixed policy's batch size."""
     wait_s = settings.window_max_wait_ms / 1000
     match settings.window:
         case "fixed":
@@ -31,10 +31,9 @@ def window_policy(settings: Settings) -> WindowPolicy:
 
 
 def prepare_folder(settings: Settings, preset: Preset) -> Path | None:
-    """The folder with the model, or with its tokenizer alone where it runs elsewhere.
+    """The folder with the model, or only its tokenizer if it runs elsewhere. None: there are no files.
 
-    It may have to be made or downloaded first, which can take long. None: there are no files.
-    Raises ModelLoadError.
+    It may have to be converted or downloaded first, which can take long. Raises ModelLoadError.
     """
     if settings.counts_bytes:
         return None
@@ -54,7 +53,7 @@ def identity_of(settings: Settings, preset: Preset, folder: Path | None) -> str:
 def worker_engine(
     settings: Settings, preset: Preset, folder: Path | None
 ) -> tuple[Tokenizer, Callable[[], Engine]]:
-    """The tokenizer, and what builds the engine once its thread runs. Raises ModelLoadError.
+    """The tokenizer, and a function that builds the engine on its thread. Raises ModelLoadError.
 
     ``folder`` is that of `prepare_folder`.
     """

@@ -18,7 +18,7 @@ from millpond.presets import Preset, is_gguf, model_folder
 
 _WHEEL = "wheel:"
 _ORIGIN_FILE = "origin.json"
-# Raise it when what is written changes, so that older copies are made anew.
+# Raise it when the conversion changes, so that older copies are converted again.
 _CONVERSION = 1
 _CONVERTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", _ORIGIN_FILE)
 _TOKENIZER_PATTERNS = ["*.json", "*.jinja", "*.txt"]
@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 
 
 def prepare_model(preset: Preset, cache_dir: Path) -> Path:
-    """The folder with the preset's weights and tokenizer, made or downloaded first if need be.
+    """The folder with the preset's weights and tokenizer, converted or downloaded first if necessary.
 
-    Conversions and downloads are kept under ``cache_dir``. Several processes may ask at once; one
-    works and the others wait. Raises ModelLoadError.
+    Conversions and downloads are kept under ``cache_dir``. If several processes ask at
+    once, one does the work and the others wait. Raises ModelLoadError.
     """
     if preset.source.startswith(_WHEEL):
         gguf = _find_gguf(preset.source.removeprefix(_WHEEL))
-        # A package's own file changes with its version, which its size tells well enough.
+        # A package's file changes only with its version; its size is enough to tell.
         return _converted(gguf, {"bytes": gguf.stat().st_size}, preset, cache_dir)
     folder = Path(preset.source).expanduser()
     if is_gguf(preset.source) and folder.is_file():
@@ -46,7 +46,9 @@ def prepare_model(preset: Preset, cache_dir: Path) -> Path:
         return folder
     if hub.is_hub_name(preset.source):
         return _from_hub(preset, cache_dir, _HUB_PATTERNS)
-    raise ModelLoadError(f"model {preset.name}: source {preset.source!r} is no folder, no hub name")
+    raise ModelLoadError(
+        f"model {preset.name}: source {preset.source!r} is neither a folder nor a hub name"
+    )
 
 
 def prepare_tokenizer(preset: Preset, cache_dir: Path) -> Path:
@@ -72,7 +74,7 @@ def prepare_tokenizer(preset: Preset, cache_dir: Path) -> Path:
 def _converted(gguf: Path, content: dict[str, Any], preset: Preset, cache_dir: Path) -> Path:
     """The float32 copy of a GGUF file, converted once for each ``content``.
 
-    Float32 loses nothing of what the quantized file holds; the engine casts when it loads.
+    Float32 represents the dequantized weights exactly; the engine casts when it loads.
     """
     from filelock import FileLock
 
@@ -91,7 +93,7 @@ def _converted(gguf: Path, content: dict[str, Any], preset: Preset, cache_dir: P
 
 
 def _digest(file: Path) -> str:
-    """Of the whole file: about a second for each gigabyte, at each start of a worker."""
+    """Digest of the whole file: about a second for each gigabyte, at each start of a worker."""
     try:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -126,8 +128,8 @@ def _is_complete(folder: Path, origin: dict[str, Any]) -> bool:
 
 
 def _replace(folder: Path, gguf: Path, origin: dict[str, Any]) -> None:
-    """Convert beside ``folder`` and move into place whole. The caller holds the lock."""
-    for left_over in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a conversion that was killed
+    """Convert into a temporary folder and move it into place. The caller holds the lock."""
+    for left_over in folder.parent.glob(f".{folder.name}.tmp-*"):  # by a conversion that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     _log.info("converting %s, once, to %s", gguf.name, folder)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
@@ -150,7 +152,7 @@ def _convert(gguf: Path, target: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    # Its own bar heeds no switch.
+    # Its progress bar has no switch.
     modeling_gguf_pytorch_utils.tqdm = partial(modeling_gguf_pytorch_utils.tqdm, disable=True)
     try:
         with warnings.catch_warnings():
@@ -159,7 +161,7 @@ def _convert(gguf: Path, target: Path) -> None:
             loaded = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32
             )
-            # A model loaded from GGUF refuses to be saved; its weights in a plain one do not.
+            # A model loaded from GGUF refuses to be saved; a plain one with its weights does not.
             config = loaded.config
             if hasattr(config, "quantization_config"):
                 del config.quantization_config
@@ -175,7 +177,7 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def _from_hub(preset: Preset, cache_dir: Path, patterns: list[str]) -> Path:
-    """Download, or find what was downloaded; then show it where the API looks for its tokenizer."""
+    """Download, or find an earlier download, and link it where the API looks for its tokenizer."""
     folder = hub.download(preset.source, cache_dir, patterns)
     try:
         _link(model_folder(preset, cache_dir), folder)
@@ -185,7 +187,7 @@ def _from_hub(preset: Preset, cache_dir: Path, patterns: list[str]) -> Path:
 
 
 def _link(link: Path, folder: Path) -> None:
-    """Make ``link`` lead to ``folder`` in one step; relative, so that a mounted cache may move."""
+    """Point ``link`` to ``folder`` atomically; relative, so that a mounted cache may move."""
     link.parent.mkdir(parents=True, exist_ok=True)
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)

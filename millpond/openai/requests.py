@@ -1,8 +1,7 @@
 """Bodies of ``/v1/chat/completions`` and ``/v1/completions`` as jobs. Pure.
 
-The fields are those of OpenAI's API, and beside them the ones of `SamplingParams` and a few of
-`JobRequest` that OpenAI's API lacks. What that API knows and this service does not do is refused by
-name, unless it asks for nothing.
+The fields are those of OpenAI's API, plus those of `SamplingParams` and a few of `JobRequest` that OpenAI's
+API lacks. Fields that are not supported here are refused by name, unless their value has no effect.
 """
 
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ Route = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT: Route = "/v1/chat/completions"
 COMPLETIONS: Route = "/v1/completions"
 
-# Fields of OpenAI's API that nothing here can honour, each with the values that ask for nothing.
+# Fields of OpenAI's API that are not supported, each with the values that have no effect.
 _NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -50,7 +49,7 @@ _NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-# The same, of one message of a conversation.
+# The same for one message of a conversation.
 _NOT_SUPPORTED_IN_A_MESSAGE: dict[str, tuple[Any, ...]] = {
     "annotations": ([],),
     "audio": (),
@@ -63,7 +62,7 @@ _NOT_SUPPORTED_IN_A_MESSAGE: dict[str, tuple[Any, ...]] = {
 
 
 def _given(fields: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """The fields that ask for something. Raises ValueError for one that cannot be honoured."""
+    """The fields that have an effect. Raises ValueError for one that is not supported."""
     given = {}
     for name, value in fields.items():
         if value is None:
@@ -148,7 +147,7 @@ class StreamOptions(Frozen):
 
 
 class _Answered(Frozen):
-    """What a request may also say where it is answered, or streamed, at once."""
+    """Further fields of a request that is answered or streamed directly."""
 
     stream: StrictBool = False
     stream_options: StreamOptions | None = None

@@ -6,7 +6,7 @@ from millpond import openai_logprobs
 from millpond.errors import MillpondError
 from millpond.messages import Choice, FinishReason, GeneratedToken, JobResult, Usage
 
-# OpenAI's API has no word for a row that was ended because it repeats itself.
+# OpenAI's API has no finish reason for a row that was ended because it repeats itself.
 FINISH_REASONS = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
@@ -15,7 +15,7 @@ FINISH_REASONS = {
 
 
 def choices_of(result: JobResult) -> list[Choice]:
-    """The texts of a job, also of one that asked for one only."""
+    """The texts of a job, also if it has only one."""
     if result.choices is not None:
         return result.choices
     only = Choice(
@@ -29,7 +29,7 @@ def choices_of(result: JobResult) -> list[Choice]:
 
 
 def completion(result: JobResult, *, chat: bool, model: str, created_s: int) -> dict[str, Any]:
-    """The whole answer to a job that succeeded."""
+    """The complete response for a job that succeeded."""
     assert result.usage is not None, "a succeeded job has a usage"
     body: dict[str, Any] = {
         "id": completion_id(result.id, chat=chat),
@@ -85,7 +85,7 @@ class ChangedTextError(MillpondError):
 
 
 class Chunks:
-    """The chunks of one streamed answer, in OpenAI's shape."""
+    """The chunks of one streamed response, in OpenAI's format."""
 
     def __init__(self, job_id: str, *, chat: bool, model: str, created_s: int) -> None:
         self._chat = chat
@@ -104,7 +104,7 @@ class Chunks:
         return self._of(self._delta(index, text))
 
     def end(self, choice: Choice) -> dict[str, Any]:
-        """The last chunk of a choice; its log-probabilities come all at once, here."""
+        """The last chunk of a choice, with all its log-probabilities."""
         shape = self._delta(choice.index, "")
         if self._chat:
             shape["delta"] = {}
@@ -128,17 +128,17 @@ class Chunks:
 class StreamedTexts:
     """What has been sent of each choice, so that nothing is sent twice.
 
-    A lost attempt begins again and normally writes the same: what was sent is then passed over.
-    The methods raise ChangedTextError if it does not, for OpenAI's clients cannot take text back.
+    A lost attempt is repeated and normally generates the same text: what was sent is then skipped. If not,
+    the methods raise ChangedTextError, since OpenAI's clients cannot withdraw text.
     """
 
     def __init__(self, choices: int) -> None:
         self._sent = [""] * choices
 
     def new_part(self, index: int, offset: int, text: str) -> str:
-        """What of ``text``, which begins at character ``offset`` of its choice, is to be sent now.
+        """The part of ``text``, which begins at character ``offset`` of its choice, to send now.
 
-        Behind a gap that is nothing; `rest` makes up for it.
+        Empty after a gap; `rest` makes up for it.
         """
         sent = self._sent[index]
         if offset > len(sent):
@@ -151,7 +151,7 @@ class StreamedTexts:
         return new
 
     def rest(self, choice: Choice) -> str:
-        """What is left to send of a choice that has ended."""
+        """The unsent rest of a choice that has ended."""
         sent = self._sent[choice.index]
         if not choice.text.startswith(sent):
             raise ChangedTextError

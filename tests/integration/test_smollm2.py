@@ -153,7 +153,7 @@ def test_sources_that_hold_no_model_are_refused(tmp_path: Path) -> None:
     for source, complaint in [
         (str(tmp_path), "config.json"),
         ("wheel:no_such_package", "not installed"),
-        (str(tmp_path / "absent"), "no folder"),
+        (str(tmp_path / "absent"), "neither a folder"),
     ]:
         with pytest.raises(ModelLoadError, match=complaint):
             prepare_model(Preset(name="x", source=source), tmp_path)
