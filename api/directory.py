@@ -25,11 +25,13 @@ from millpond.queue_directory import AnnouncedQueue, QueueDirectory
 from millpond.results import Results
 from millpond.settings import Settings
 from millpond.subscriptions import Subscriptions
-from millpond.tasks import end_tasks
+from millpond.tasks import end_tasks, keep_running
 
 REFRESH_S = 1.0
 LOOK_AGAIN_S = 30.0
 MAX_REMEMBERED_JOBS = 10_000
+# A background task that failed starts again after this.
+AGAIN_S = 1.0
 
 log = structlog.get_logger("millpond.api")
 
@@ -174,8 +176,8 @@ class Directory:
         results = Results(self._redis, settings.queue, self._subscriptions)
         tokenizing = Tokenizing(settings, preset, model)
         self._tasks[settings.queue] = [
-            asyncio.create_task(tokenizing.load(), name=f"tokenizer-{settings.queue}"),
-            asyncio.create_task(sweep_forever(queue), name=f"sweeper-{settings.queue}"),
+            asyncio.create_task(keep_running("tokenizer", tokenizing.load, AGAIN_S)),
+            asyncio.create_task(keep_running("sweeper", lambda: sweep_forever(queue), AGAIN_S)),
         ]
         return ServedQueue(
             name=settings.queue,

@@ -20,7 +20,10 @@ from millpond.presets import Preset
 from millpond.rate_limits import RateLimiter
 from millpond.settings import Settings
 from millpond.subscriptions import Subscriptions
-from millpond.tasks import end_tasks
+from millpond.tasks import end_tasks, keep_running
+
+# A background task that failed starts again after this.
+AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +67,12 @@ async def open_services(
         closing=asyncio.Event(),
     )
     background = [
-        asyncio.create_task(directory.refresh_forever(), name="directory"),
-        asyncio.create_task(services.open_answers.watch_forever(), name="revoked-keys"),
-        asyncio.create_task(watch_queue(redis, settings), name="watch"),
+        asyncio.create_task(keep_running(name, work, AGAIN_S), name=name)
+        for name, work in (
+            ("directory", directory.refresh_forever),
+            ("revoked-keys", services.open_answers.watch_forever),
+            ("watch", lambda: watch_queue(redis, settings)),
+        )
     ]
     try:
         yield services

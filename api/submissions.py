@@ -51,11 +51,10 @@ class SubmitBatcher:
             del self._waiting[:MAX_BATCH_JOBS]
             try:
                 answers = await self._queue.submit_many([job for job, _ in batch])
-            except Exception as error:
+                for (_, future), answer in zip(batch, answers, strict=True):
+                    if not future.done():  # its request was cancelled
+                        future.set_result(answer)
+            except Exception as error:  # those who wait are told, whatever it is
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
-                continue
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():  # its request was cancelled
-                    future.set_result(answer)

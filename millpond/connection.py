@@ -5,10 +5,15 @@ from typing import Any
 
 import hiredis
 from redis.asyncio import BlockingConnectionPool, Connection, Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import (
+    AbstractConnection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError
+from redis.exceptions import ConnectionError, ResponseError
 
 from millpond.errors import InvalidRequestError
 
@@ -20,10 +25,18 @@ MAX_CONNECTIONS = 64
 RETRIES = 2
 
 
-class PackingConnection(Connection):
-    """Encodes commands with hiredis, as redis-py's blocking client does: ten times faster for scripts."""
+# Errors of a server that is not the one to talk to any more: it was demoted, or is starting.
+ROLE_CHANGED = ("READONLY", "UNBLOCKED", "MASTERDOWN", "LOADING")
+
+
+class QueueConnection(AbstractConnection):
+    """What each kind of connection does here, whatever it runs over."""
+
+    pool: "QueuePool"
+    generation: int
 
     def pack_command(self, *args: Any) -> list[bytes]:
+        """With hiredis, as redis-py's blocking client does: ten times faster for scripts."""
         name = args[0]
         if isinstance(name, str) and " " in name:  # redis-py's way to say CONFIG GET
             args = (*name.split(), *args[1:])
@@ -36,6 +49,68 @@ class PackingConnection(Connection):
         except RuntimeError as error:
             raise ConnectionError(f"the connection is gone: {error}") from error
 
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """A server that changed its role counts as a lost connection: the command is retried on a new
+        one, for which the server's name is resolved again."""
+        try:
+            return await super().read_response(*args, **kwargs)
+        except ResponseError as error:
+            if not any(code in str(error) for code in ROLE_CHANGED):
+                raise
+            self.pool.renew(self)
+            await self.disconnect(nowait=True)
+            raise ConnectionError(str(error)) from error
+
+
+class TCPConnection(QueueConnection, Connection):
+    pass
+
+
+class TLSConnection(QueueConnection, SSLConnection):
+    pass
+
+
+class UnixConnection(QueueConnection, UnixDomainSocketConnection):
+    pass
+
+
+KINDS: dict[type, type[QueueConnection]] = {
+    Connection: TCPConnection,
+    SSLConnection: TLSConnection,
+    UnixDomainSocketConnection: UnixConnection,
+}
+
+
+class QueuePool(BlockingConnectionPool):
+    """Replaces its idle connections, too, once one of them found that its server changed its role.
+
+    They lead to the same server, where reads would go on to be answered, and be stale.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connection_class = KINDS[self.connection_class]
+        self.generation = 0
+
+    def make_connection(self) -> QueueConnection:
+        connection = super().make_connection()  # type: ignore[no-untyped-call]
+        assert isinstance(connection, QueueConnection)
+        connection.pool, connection.generation = self, self.generation
+        return connection
+
+    def renew(self, connection: QueueConnection) -> None:
+        """``connection`` is to be replaced, and so are all that are as old."""
+        if connection.generation == self.generation:
+            self.generation += 1
+        connection.generation = self.generation
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        assert isinstance(connection, QueueConnection)
+        if connection.generation != self.generation:
+            await connection.disconnect(nowait=True)
+            connection.generation = self.generation
+        await super().ensure_connection(connection)
+
 
 def connect(url: str) -> Redis:
     """A client that retries commands on a broken connection: every script is safe to repeat.
@@ -47,9 +122,8 @@ def connect(url: str) -> Redis:
         parse_url(url)
     except ValueError as error:
         raise InvalidRequestError("redis_url", str(error)) from error
-    pool = BlockingConnectionPool.from_url(
+    pool = QueuePool.from_url(
         url,
-        connection_class=PackingConnection,  # rediss:// and unix:// bring their own
         max_connections=MAX_CONNECTIONS,
         timeout=SOCKET_TIMEOUT_S,
         socket_timeout=SOCKET_TIMEOUT_S,

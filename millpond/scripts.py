@@ -43,6 +43,7 @@ _UNAVAILABLE_CODES = (
     "READONLY",
     "OOM",
     "MASTERDOWN",
+    "UNBLOCKED",
     "CLUSTERDOWN",
     "MISCONF",
     "NOREPLICAS",

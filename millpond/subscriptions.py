@@ -15,11 +15,12 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from millpond.keys import IDLE_CHANNEL
-from millpond.tasks import end_tasks
+from millpond.tasks import end_tasks, keep_running
 
 GAP: Final = b""
 RECONNECT_DELAY_S = 0.2
-POLL_S = 5.0
+# A connection that was silent for so long is asked for a sign of life, and given up without one.
+SILENCE_S = 2.0
 # A listener this far behind gets one GAP instead of its messages, so memory stays bounded.
 MAX_BACKLOG = 1_000
 
@@ -40,7 +41,10 @@ class Subscriptions:
         The first item is always GAP: read the stored state before waiting for the next.
         """
         if self._reader is None:
-            self._reader = asyncio.create_task(self._read(), name="millpond-subscriptions")
+            self._reader = asyncio.create_task(
+                keep_running("subscriptions", self._read_until_broken, RECONNECT_DELAY_S),
+                name="millpond-subscriptions",
+            )
         inbox: asyncio.Queue[bytes] = asyncio.Queue()
         first = not self._listeners[channel]
         self._listeners[channel].add(inbox)
@@ -63,14 +67,8 @@ class Subscriptions:
         reader, self._reader = self._reader, None
         await end_tasks(reader)
 
-    async def _read(self) -> None:
-        while True:
-            try:
-                await self._read_until_broken()
-            except (RedisError, OSError):
-                await asyncio.sleep(RECONNECT_DELAY_S)
-
     async def _read_until_broken(self) -> None:
+        """Read until the connection fails, which raises."""
         pubsub = self._redis.pubsub()
         try:
             # The connection has to be in pub/sub mode even without listeners.
@@ -82,8 +80,14 @@ class Subscriptions:
             for inboxes in self._listeners.values():
                 for inbox in inboxes:
                     inbox.put_nowait(GAP)
+            asked = False
             while True:
-                message = await pubsub.get_message(timeout=POLL_S)
+                message = await pubsub.get_message(timeout=SILENCE_S)
+                if message is None:
+                    if asked:
+                        raise TimeoutError(f"no sign of life for {2 * SILENCE_S:g} s")
+                    await pubsub.ping()
+                asked = message is None
                 if message is None or message["type"] not in ("message", "subscribe"):
                     continue
                 # A confirmed subscription is a GAP too: earlier messages were missed.

@@ -1,9 +1,38 @@
-"""Ending asyncio tasks reliably."""
+"""Asyncio tasks: ending them reliably, and keeping those alive that a process cannot do without."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import structlog
+
+from millpond.logs import outline
+
 AGAIN_S = 0.1
+# A failure that repeats itself is logged once in so many seconds.
+LOG_EVERY_S = 60.0
+
+log = structlog.get_logger("millpond.tasks")
+
+
+async def keep_running(name: str, work: Callable[[], Awaitable[None]], again_s: float) -> None:
+    """Run ``work`` until it returns. When it raises, log that and start it again after ``again_s``.
+
+    For background tasks, whose exceptions nobody else would see.
+    """
+    loop = asyncio.get_running_loop()
+    logged: tuple[type[Exception], float] | None = None
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            now_s = loop.time()
+            if logged is None or logged[0] is not type(error) or now_s - logged[1] > LOG_EVERY_S:
+                log.error("task_failed", task=name, again_s=again_s, **outline(error))
+                logged = type(error), now_s
+            await asyncio.sleep(again_s)
+        else:
+            return
 
 
 async def end_tasks(*tasks: "asyncio.Task[Any] | None") -> None:

@@ -18,7 +18,7 @@ from millpond.errors import QueueUnavailableError
 from millpond.logs import outline
 from millpond.presets import Preset
 from millpond.queue import JobQueue
-from millpond.tasks import end_tasks
+from millpond.tasks import end_tasks, keep_running
 from millpond.tokenization import Tokenizer
 from millpond.worker_state import WorkerPhase, WorkerState
 from worker.engine_thread import EngineThread
@@ -40,6 +40,8 @@ MAX_ENGINE_FAILURES = 3
 # An engine that cannot be built yet is tried again after this, doubling.
 NOT_READY_DELAY_S = 0.5
 NOT_READY_DELAY_MAX_S = 10.0
+# A listener that failed starts again after this.
+LISTEN_AGAIN_S = 0.25
 # How often the watchdog looks at the engine, at least.
 WATCH_EVERY_S = 1.0
 # For storing what has ended and releasing the rest, on top of the grace time.
@@ -176,7 +178,9 @@ class Worker:
         if not await self._load_engine():
             return
         intake = self._open_intake()
-        listener = asyncio.create_task(intake.listen(), name="intake")
+        listener = asyncio.create_task(
+            keep_running("listener", intake.listen, LISTEN_AGAIN_S), name="listener"
+        )
         try:
             self._phase = WorkerPhase.READY
             await self._registry.beat()

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 
 from millpond import subscriptions as module
 from millpond.connection import connect
@@ -14,6 +16,7 @@ from millpond.queue import JobQueue
 from millpond.results import Results
 from millpond.server import RedisServer
 from millpond.subscriptions import GAP, MAX_BACKLOG, Subscriptions
+from tests.chaos.proxy import Mode, Proxy
 from tests.contract.jobs import put, success, take_one, until
 
 
@@ -190,3 +193,69 @@ async def test_an_end_missed_while_away_is_found(
     await hub.close()
     await redis.aclose()
     await other.aclose()
+
+
+async def test_a_reader_that_fails_in_any_way_listens_again(
+    hub: Subscriptions, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other error than those of a connection ended it in silence: waits became polls."""
+    monkeypatch.setattr(module, "RECONNECT_DELAY_S", 0.02)
+    failures = iter([ZeroDivisionError("unforeseen"), RuntimeError("unforeseen")])
+    get_message = PubSub.get_message
+
+    async def failing(pubsub: PubSub, **rest: Any) -> Any:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return await get_message(pubsub, **rest)
+
+    monkeypatch.setattr(PubSub, "get_message", failing)
+    async with hub.listen("c") as inbox:
+        await listening(redis, "c")
+        await until_heard(redis, inbox)
+    assert next(failures, None) is None
+
+
+async def until_heard(redis: Redis, inbox: "asyncio.Queue[bytes]") -> None:
+    """Publish until it arrives."""
+
+    async def heard() -> bool:
+        await redis.publish("c", "m")
+        return any(inbox.get_nowait() == b"m" for _ in range(inbox.qsize()))
+
+    await until(heard)
+
+
+async def test_a_silent_connection_is_replaced(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that keeps the connection open and passes nothing on: only the waiters' polls noticed."""
+    monkeypatch.setattr(module, "SILENCE_S", 0.1)
+    monkeypatch.setattr(module, "RECONNECT_DELAY_S", 0.02)
+    direct = connect(redis_server.url)
+    async with Proxy(redis_server.options.port) as proxy:
+        redis = connect(proxy.url)
+        hub = Subscriptions(redis)
+        async with hub.listen("c") as inbox:
+            await listening(direct, "c")
+            await until_heard(direct, inbox)
+            proxy.mode = Mode.SWALLOW
+            await direct.publish("c", "lost")
+            await asyncio.sleep(0.05)
+            proxy.heal(leave_deaf=True)
+            await until_heard(direct, inbox)
+        await hub.close()
+        await redis.aclose()
+    await direct.aclose()
+
+
+async def test_a_quiet_connection_is_kept(
+    hub: Subscriptions, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENCE_S", 0.02)
+    async with hub.listen("c") as inbox:
+        await listening(redis, "c")
+        first = hub._pubsub
+        for _ in range(10):
+            await asyncio.sleep(0.02)
+        assert hub._pubsub is first
+        await until_heard(redis, inbox)

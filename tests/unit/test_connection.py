@@ -3,7 +3,13 @@
 import pytest
 import redis.exceptions
 
-from millpond.connection import PackingConnection, without_password
+from millpond.connection import (
+    TCPConnection,
+    TLSConnection,
+    UnixConnection,
+    connect,
+    without_password,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,7 @@ class ClosedByUvloop:
 
 async def test_a_transport_that_uvloop_closed_is_a_broken_connection() -> None:
     """A reset between two commands: the next write must count as a lost connection, to be made anew."""
-    connection = PackingConnection()
+    connection = TCPConnection()
     connection._reader = object()  # type: ignore[assignment]
     connection._writer = ClosedByUvloop()  # type: ignore[assignment]
 
@@ -39,3 +45,15 @@ async def test_a_transport_that_uvloop_closed_is_a_broken_connection() -> None:
         await connection.send_packed_command([b"PING"], check_health=False)
 
     assert not connection.is_connected
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("redis://127.0.0.1:6379/0", TCPConnection),
+        ("rediss://127.0.0.1:6379/0", TLSConnection),
+        ("unix:///run/redis.sock", UnixConnection),
+    ],
+)
+def test_every_kind_of_url_has_the_same_care(url: str, kind: type) -> None:
+    assert connect(url).connection_pool.connection_class is kind
