@@ -28,14 +28,16 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The jobs of one claim, and how many claimable ones were left.
+    """The jobs of one claim, and how many were left that such a claim could take.
 
-    ``alone``: these are suspects; run nothing beside them.
+    ``alone``: these are suspects; run nothing beside them. ``draining``: take nothing more until all
+    that runs has ended, since suspects have waited for too long.
     """
 
     jobs: list[ClaimedJob]
     left: int
     alone: bool
+    draining: bool = False
 
 
 def new_nonce() -> str:

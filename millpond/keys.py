@@ -21,9 +21,11 @@ QUEUE_KEYS: dict[str, str] = {
     "idle": "idle:",
     # Hash, tenant -> weight; a tenant that is not in it has 1.
     "weights": "weights",
-    # List of groups of ids, separated by spaces: the poison-message quarantine, jobs whose worker died
-    # while it ran them. One of them may be the cause, so each group runs with nothing else beside it.
+    # List of "SINCE_MS ID ID ...": the poison-message quarantine, groups of jobs whose worker died while
+    # it ran them. One of them may be the cause, so each group runs with nothing else beside it.
     "suspects": "suspects",
+    # Hash with a time to live, worker -> what it does about suspects, see trials.lua.
+    "trials": "trials",
     # Sorted set, job id -> server time in ms at which the running job's lease ends.
     "leases": "leases",
     # Sorted set, job id -> server time in ms at which a failed attempt is to be queued again.

@@ -28,7 +28,7 @@ from millpond.messages import (
 )
 from millpond.scripts import Arg, Scripts, raising_unavailable
 from millpond.submission import DEFAULT_TENANT, NewJob, Submission, read_answer, script_fields
-from millpond.worker_state import WorkerState
+from millpond.worker_state import WORKER_ALIVE_MS, WorkerState
 
 MIN_BLOCK_S = 0.001  # the server takes 0 for no end
 SWEEP_LIMIT = 100  # bounds the work of one call; the rest waits for the next one
@@ -55,6 +55,7 @@ class QueueOptions:
     max_depth: int = 100_000
     ageing_ms: float = 20.0
     dead_max: int = 10_000
+    suspect_wait_s: float = 10.0
 
     def to_json(self) -> bytes:
         """The options that the scripts read."""
@@ -68,6 +69,8 @@ class QueueOptions:
                 "retry_delay_ms": round(self.retry_delay_s * 1000),
                 "retry_delay_max_ms": round(self.retry_delay_max_s * 1000),
                 "dead_max": self.dead_max,
+                "suspect_wait_ms": round(self.suspect_wait_s * 1000),
+                "alive_ms": WORKER_ALIVE_MS,
             }
         )
 
@@ -136,7 +139,7 @@ class JobQueue:
         repeating it after a lost answer returns the jobs of that claim that are still held, whatever
         ``count`` is. None: a new one.
         """
-        now, left, jobs, alone = await self._scripts.run(
+        now, left, jobs, mode = await self._scripts.run(
             "claim",
             worker,
             nonce or new_nonce(),
@@ -155,7 +158,8 @@ class JobQueue:
                 for id, fence, attempt, created, body, predicted in jobs
             ],
             left,
-            alone == b"1",
+            alone=mode == b"alone",
+            draining=mode == b"draining",
         )
 
     async def renew(self, held: Sequence[tuple[str, int]]) -> list[Lease]:

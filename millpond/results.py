@@ -53,8 +53,8 @@ class JobView:
 
     ``ahead`` counts the queued jobs that run before it: those before it in its lane, those that the other
     tenants' fair shares put before it, and those of higher priorities. ``ahead_exact``: the count is not
-    an estimate, though shorter jobs that arrive later may still go first. Suspects and retries that are
-    due go before all lanes: position 1, none ahead. ``retry_in_ms`` is set while a retry is delayed.
+    an estimate, though shorter jobs that arrive later may still go first. Suspects are in no lane:
+    position 1, none ahead. ``retry_in_ms`` is set while a retry is delayed.
     """
 
     id: str

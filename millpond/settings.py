@@ -123,6 +123,10 @@ class Settings(BaseSettings):
         default=_PROMISES.max_deaths,
         description="Workers that may die while they run a job and nothing else.",
     )
+    suspect_wait_s: Annotated[float, Field(ge=0)] = Field(
+        default=_PROMISES.suspect_wait_s,
+        description="Jobs to be tried alone wait this long for an idle worker; then one drains.",
+    )
     retry_delay_s: Seconds = _PROMISES.retry_delay_s
     retry_delay_max_s: Seconds = Field(default=_PROMISES.retry_delay_max_s, validate_default=True)
     result_ttl_s: Seconds = _PROMISES.result_ttl_s

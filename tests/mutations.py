@@ -35,6 +35,7 @@ def lua(name: str, script: str, old: str, new: str, caught_by: str = MODEL) -> M
 
 LEASES = "tests/contract/test_queue_leases.py"
 EVENTS = "tests/contract/test_results_events.py"
+SUSPECTS = "tests/contract/test_queue_suspects.py"
 NETWORK = "tests/chaos/test_network.py"
 MUTATIONS = [
     lua("complete takes any fence", "complete", "record[2] == fence and ", ""),
@@ -92,7 +93,7 @@ MUTATIONS = [
         "take_back(id, now, true, why)",
         "take_back(id, now, false, why)",
     ),
-    lua("the second half is forgotten", "records", "  to_suspects(halves[2])\n", ""),
+    lua("the second half is forgotten", "records", "  to_suspects(halves[2], now)\n", ""),
     lua(
         "a job taken back keeps its lease",
         "records",
@@ -130,13 +131,36 @@ MUTATIONS = [
     lua("fences do not grow", "claim", "  fence = fence + 1\n", ""),
     lua("fences rewind with the server", "claim", ", now * 1000)", ", 0)", LEASES),
     lua("a claim takes ended jobs", "claim", "record[1] ~= 'queued' or record[8]", "false"),
-    lua("suspects come to a busy worker", "claim", " and budget >= capacity", ""),
     lua(
-        "a busy worker overtakes suspects",
+        "suspects come to a busy worker",
         "claim",
-        "redis.call('LLEN', K.suspects) == 0 and not alone",
-        "not alone",
+        "others_drain = budget >= capacity,",
+        "others_drain = true,",
     ),
+    lua(
+        "suspects run beside others", "claim", "if not alone and not draining then", "if true then"
+    ),
+    lua(
+        "nobody drains for suspects",
+        "claim",
+        "draining = suspects_overdue(now, OPTIONS.suspect_wait_ms)",
+        "draining = false",
+    ),
+    lua("everybody drains", "claim", "running == 0 and not others_drain", "running == 0"),
+    lua(
+        "a trial that is over counts",
+        "trials",
+        "record[1] == 'running' and record[2] == worker",
+        "true",
+    ),
+    lua(
+        "a dead worker stays in the registry",
+        "sweep",
+        "    redis.call('HDEL', K.workers, worker)",
+        "    --",
+        SUSPECTS,
+    ),
+    lua("all workers try suspects", "trials", "math.max(1, others)", "1000", SUSPECTS),
     lua(
         "an unheard claim is forgotten",
         "claim",

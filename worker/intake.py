@@ -25,9 +25,11 @@ from worker.window import WindowPolicy, decide
 
 log = structlog.get_logger("millpond.intake")
 
-# Wake-ups are a hint: an idle worker looks for itself at least this often.
+# Wake-ups are a hint: a worker with room looks for itself at least this often.
 IDLE_LOOK_S = 1.0
 REDIS_RETRY_S = 0.25
+# A worker that drains for suspects says so again this often, which is within every sound lease.
+DRAIN_LOOK_S = 0.25
 # So long one turn waits for a claim that is under way: for a round trip, not for a server that hangs
 # or for long prompts.
 REFILL_PATIENCE_S = 0.02
@@ -68,6 +70,8 @@ class Intake:
         self._arrived = asyncio.Event()  # a job is ready for the engine, or refused
         self._closed = False
         self._alone = False  # what was claimed last is to run with nothing beside it
+        self._drains_until_s = 0.0  # until then nothing is to be claimed but by an idle worker
+        self._fruitless = False  # the last claim gave nothing, and said that there is no more
         self._underway: str | None = None  # the nonce of a claim whose jobs are not here yet
         self._claiming: asyncio.Task[None] | None = None
         self._waited = False  # a turn has waited for it
@@ -78,11 +82,11 @@ class Intake:
         while True:
             await self._wanted.wait()
             try:
-                if await self._queue.wait_for_work(IDLE_LOOK_S):
-                    if self._wanted.is_set():
-                        self._work.set()
-                    else:
-                        await self._queue.wake_another()
+                woken = await self._queue.wait_for_work(IDLE_LOOK_S)
+                if self._wanted.is_set():
+                    self._work.set()
+                elif woken:
+                    await self._queue.wake_another()
             except QueueUnavailableError:
                 await asyncio.sleep(REDIS_RETRY_S)
 
@@ -99,6 +103,10 @@ class Intake:
         while not self._closed and not self._jobs.busy:
             if self._is_claiming():
                 await self._first_arrival()
+                continue
+            if self._fruitless:  # what is queued is for others, or for later
+                self._fruitless = False
+                await self._woken(IDLE_LOOK_S)
                 continue
             try:
                 # Cleared before looking: what is queued after the look sets it again.
@@ -120,16 +128,14 @@ class Intake:
                 self._start_claim(decision.take, self._full)
                 opened_s = None
                 continue
-            timeout_s = IDLE_LOOK_S if decision.wait_s is None else decision.wait_s
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), timeout_s)
+            await self._woken(IDLE_LOOK_S if decision.wait_s is None else decision.wait_s)
 
     async def refill(self, room: Capacity) -> None:
         """For a busy worker: claim what waits for its free slots, without waiting for more.
 
         ``room`` is beside what is ready already. Returns when what is claimed is ready, or soon.
         """
-        if room.free_slots < 1 or self._alone:
+        if room.free_slots < 1 or self._shut:
             self._wanted.clear()
             return
         self._wanted.set()
@@ -149,7 +155,7 @@ class Intake:
         slots = max(0, wanted - self._jobs.num_waiting)
         if slots < 1 and self._underway is None:
             return
-        if self._alone or self._is_claiming() or not self._work.is_set():
+        if self._shut or self._is_claiming() or not self._work.is_set():
             return
         # Their share of the worker; suspects only come to one that has room for everything.
         tokens = self._full.free_tokens * slots // self._full.free_slots
@@ -169,12 +175,22 @@ class Intake:
         """It has been released."""
         self._underway = None
 
+    @property
+    def _shut(self) -> bool:
+        """Whether a busy worker is to take nothing beside what runs."""
+        return self._alone or time.monotonic() < self._drains_until_s
+
     def _is_claiming(self) -> bool:
         """Raises what nobody foresaw in the last claim."""
         if self._claiming is not None and self._claiming.done():
             claimed, self._claiming = self._claiming, None
             claimed.result()
         return self._claiming is not None
+
+    async def _woken(self, timeout_s: float) -> None:
+        """Until something may be queued, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._work.wait(), timeout_s)
 
     async def _first_arrival(self) -> None:
         """Wait until the claim under way has made a job ready, or has ended."""
@@ -201,7 +217,11 @@ class Intake:
         jobs = self._jobs.claim(claim.jobs)
         self._underway = None
         self._alone = claim.alone
-        if claim.left:
+        self._drains_until_s = time.monotonic() + DRAIN_LOOK_S if claim.draining else 0.0
+        if self._shut:
+            self._wanted.clear()
+        self._fruitless = not claim.jobs and not claim.left
+        if claim.left or claim.draining:
             self._work.set()
         for portion, num_bytes in _portions(jobs):
             claimed = [job.claimed for job in portion]

@@ -1,15 +1,16 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake last_claim lane active idle weights lengths
+-- keys: job body result events channel counts open leases delayed deadlines dead suspects trials workers wake last_claim lane active idle weights lengths
 -- flags: allow-oom
--- uses: clock lanes lengths waking records sweep last_claim
+-- uses: clock lanes lengths waking records sweep trials last_claim
 -- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
--- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing}, ...}, '1' if they are suspects}
+-- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing}, ...}, 'alone' if they are suspects, 'draining' if the worker is to take nothing until it is empty, or ''}
 -- Takes up to `count` jobs whose prompts and predicted outputs fit the budget: the priority by turns, then the active tenant
 -- with the least counter, then the first job of its lane. A job that claims to need more than the
 -- worker's whole capacity counts as needing all of it: the worker gets to see it when it is empty, and
 -- refuses it.
 --
--- Suspects come first and alone: a worker that runs nothing takes one group of them and is to take
--- nothing else until they have ended; a busy worker gets nothing until somebody has taken them.
+-- Suspects run alone: a worker that runs nothing takes a group of them before anything else, unless
+-- another worker tries one, and is to take nothing beside it. Others go on as if there were none; but
+-- when a group has waited for too long, the next worker that claims drains for it (see trials.lua).
 --
 -- A claim with the nonce of the worker's last one, whose answer was lost, hands out the same jobs.
 
@@ -38,7 +39,7 @@ end
 
 local same, were_alone = claimed_before(worker, nonce, now, lease_ms)
 if same then
-  return { now, jobs_left(), same, were_alone and '1' or '0' }
+  return { now, jobs_left(), same, were_alone and 'alone' or '' }
 end
 sweep(now, tonumber(ARGV[7]))
 
@@ -167,23 +168,26 @@ local function claim_suspects()
     if not group then
       return
     end
-    local rest = {}
-    for id in string.gmatch(group, '%S+') do
+    local word, rest = string.gmatch(group, '%S+'), {}
+    local since = word()
+    for id in word do
       if rows >= count or claim(id) == 'full' then
         rest[#rest + 1] = id
       end
     end
     if #rest > 0 then
-      redis.call('LPUSH', K.suspects, table.concat(rest, ' '))
+      redis.call('LPUSH', K.suspects, since .. ' ' .. table.concat(rest, ' '))
     end
   end
 end
 
+local exhausted = false -- there is nothing left in the lanes
 local function claim_lanes()
   local ended = 0
   while rows < count and ended < ENDED_A_CALL do
     local id, order, line = pop()
     if not id then
+      exhausted = true
       break
     end
     local outcome = claim(id, line)
@@ -199,13 +203,34 @@ local function claim_lanes()
   settle_lines()
 end
 
-local alone = false
-if count > 0 and redis.call('LLEN', K.suspects) > 0 and budget >= capacity then
+local function try_suspects()
   claim_suspects()
-  alone = #claimed > 0
+  return #claimed > 0
 end
-if redis.call('LLEN', K.suspects) == 0 and not alone then
+
+local alone, draining = false, false
+local waiting = count > 0 and redis.call('LLEN', K.suspects) > 0
+local empty, running, others_drain = budget >= capacity, 0, false
+if waiting then
+  running, others_drain = trials_elsewhere(worker, now)
+  if empty then
+    alone = running == 0 and try_suspects()
+  elseif running == 0 and not others_drain then
+    draining = suspects_overdue(now, OPTIONS.suspect_wait_ms)
+  end
+end
+if not alone and not draining then
   claim_lanes()
+  if waiting and empty and #claimed == 0 and running < trials_at_most(worker, now, OPTIONS.alive_ms) then
+    alone = try_suspects()
+  end
+end
+if draining then
+  note_trial(worker, 'drains ' .. int(now + lease_ms))
+elseif alone then
+  note_running(worker, claimed)
+elseif count > 0 then
+  redis.call('HDEL', K.trials, worker)
 end
 
 if #claimed > 0 then
@@ -219,8 +244,8 @@ if #claimed > 0 then
   redis.call('HSET', K.counts, 'turn', turn % #TURNS, 'fence', int(fence))
   remember_claim(worker, nonce, claimed, alone, lease_ms)
 end
-local left = jobs_left()
-if left > 0 then
+local left = (draining or (exhausted and not alone)) and 0 or jobs_left()
+if left > 0 or draining then
   wake_worker()
 end
-return { now, left, claimed, alone and '1' or '0' }
+return { now, left, claimed, alone and 'alone' or draining and 'draining' or '' }

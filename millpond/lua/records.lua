@@ -7,7 +7,7 @@
 --
 -- Options, the same for every script, come last in ARGV as one JSON object:
 --   result_ttl_ms  event_ttl_ms  event_maxlen  max_attempts  max_deaths  retry_delay_ms  retry_delay_max_ms
---   dead_max
+--   dead_max  suspect_wait_ms  alive_ms
 
 local OPTIONS = cjson.decode(ARGV[#ARGV])
 
@@ -118,9 +118,9 @@ local function to_delay(id, due)
   redis.call('ZADD', K.delayed, int(due), id)
 end
 
-local function to_suspects(ids)
+local function to_suspects(ids, now)
   if #ids > 0 then
-    redis.call('RPUSH', K.suspects, table.concat(ids, ' '))
+    redis.call('RPUSH', K.suspects, int(now) .. ' ' .. table.concat(ids, ' '))
     wake_worker()
   end
 end
@@ -147,6 +147,6 @@ local function isolate(ids, now, why, blame)
       half[#half + 1] = id
     end
   end
-  to_suspects(halves[1])
-  to_suspects(halves[2])
+  to_suspects(halves[1], now)
+  to_suspects(halves[2], now)
 end

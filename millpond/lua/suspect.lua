@@ -18,7 +18,7 @@ if #held > 0 then
     if tonumber(redis.call('HGET', K.job .. id, 'attempts')) >= OPTIONS.max_attempts then
       bury(id, 'running', results[id], now)
     elseif take_back(id, now, false, 'failed') then
-      to_suspects({ id })
+      to_suspects({ id }, now)
     end
   end)
 end

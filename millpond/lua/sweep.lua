@@ -1,12 +1,16 @@
 -- What time alone brings about, bounded by `limit` of each kind. Prepended to claim and reap.
 
--- Retries whose delay is over, the first due foremost. A job that failed alone is tried again alone.
+-- Retries whose delay is over, the first due foremost. A job that has met a death is tried alone.
 local function promote_due(now, limit)
   local ids = redis.call('ZRANGEBYSCORE', K.delayed, '-inf', int(now), 'LIMIT', 0, limit)
   for _, id in ipairs(ids) do
     redis.call('ZREM', K.delayed, id)
     redis.call('HDEL', K.job .. id, 'due')
-    to_suspects({ id })
+    if redis.call('HEXISTS', K.job .. id, 'deaths') == 1 then
+      to_suspects({ id }, now)
+    else
+      to_lane(id)
+    end
   end
   return #ids
 end
@@ -59,6 +63,7 @@ local function reap_leases(now, limit)
   hold(first, false)
   hold(redis.call('ZRANGEBYSCORE', K.leases, '(' .. int(now), '+inf', 'LIMIT', 0, limit), true)
   for _, worker in ipairs(workers) do
+    redis.call('HDEL', K.workers, worker) -- if it lives all the same, its next beat says so
     table.sort(held[worker], function(one, other)
       return tonumber(one[2]) < tonumber(other[2])
     end)

@@ -106,6 +106,10 @@ class Fleet:
             await self.processes[place].wait()
             self.processes[place] = await self._start(place)
 
+    def leave_dead(self, place: int) -> None:
+        """Should that worker end, it is not started again."""
+        self._watchers[place].cancel()
+
     def signal_one(self, number: signal.Signals, chance: random.Random) -> None:
         with contextlib.suppress(ProcessLookupError):
             chance.choice(self.processes).send_signal(number)

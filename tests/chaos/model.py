@@ -1,7 +1,7 @@
 """The queue as a plain Python model: what the scripts are to do, said a second time without Redis."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from millpond.claims import Commit, Lease
@@ -71,7 +71,8 @@ class Shares:
 class Model:
     """Nothing is learnt of lengths here: results tell of no output.
 
-    A lane maps ids to their order. ``suspects`` holds tombstones, as the queue's list does.
+    A lane maps ids to their order. ``suspects`` are groups and since when they wait; they hold
+    tombstones, as the queue's list does.
     """
 
     options: QueueOptions
@@ -80,7 +81,9 @@ class Model:
     jobs: dict[str, ModelJob] = field(default_factory=dict)
     lanes: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
     shares: dict[str, Shares] = field(default_factory=lambda: {p: Shares() for p in PRIORITIES})
-    suspects: list[list[str]] = field(default_factory=list)
+    suspects: list[tuple[int, list[str]]] = field(default_factory=list)
+    # Of each worker: the suspects that it runs, or until when it drains for some.
+    trials: dict[str, list[str] | int] = field(default_factory=dict)
     deadlines: dict[str, int] = field(default_factory=dict)
     dead: list[str] = field(default_factory=list)
     fence: int = 0
@@ -124,15 +127,15 @@ class Model:
 
     def claim(
         self, worker: str, nonce: int, count: int, budget: int, capacity: int, lease_ms: int
-    ) -> tuple[list[tuple[str, int, int]], int, bool]:
-        """(id, fence, attempt) of each job, jobs left, whether they are suspects."""
+    ) -> tuple[list[tuple[str, int, int]], int, str]:
+        """(id, fence, attempt) of each job, jobs left, 'alone' if they are suspects, or 'draining'."""
         last_nonce, last, were_alone = self.last_claims.get(worker, (None, [], False))
         if nonce == last_nonce:
             held = [self.jobs[id] for id, fence in last if self.holds(id, fence)]
             for job in held:
                 job.lease_end_ms = self.now_ms + lease_ms
             again = [(job.id, job.fence or 0, job.attempts) for job in held]
-            return again, self.num_left, were_alone
+            return again, self.num_left, "alone" if were_alone else ""
         self.sweep()
         self.fence = max(self.fence, self.now_ms * 1000)
         claimed: list[tuple[str, int, int]] = []
@@ -155,39 +158,80 @@ class Model:
             claimed.append((id, self.fence, job.attempts))
             return "claimed"
 
-        alone = False
-        if count and self.suspects and budget >= capacity:
+        def take_suspects() -> bool:
             while self.suspects and not claimed:
-                group = self.suspects.pop(0)
+                since, group = self.suspects.pop(0)
                 rest = [id for id in group if len(claimed) >= count or take(id) == "full"]
                 if rest:
-                    self.suspects.insert(0, rest)
-            alone = bool(claimed)
-        if not self.suspects and not alone:
-            while len(claimed) < count:
-                wanted = next(p for p in PRIORITIES if p[0] == TURNS[self.turn])
-                lined = {p: [t for q, t in self.lanes if q == p] for p in PRIORITIES}
-                priority = next((p for p in (wanted, *PRIORITIES) if lined[p]), None)
-                if priority is None:
-                    break
-                counters = self.shares[priority].active
-                tenant = min(lined[priority], key=lambda t: (counters[t], t))
-                lane = self.lanes[priority, tenant]
-                id = min(lane, key=lambda i: (lane[i], i))
-                if take(id) == "full":
-                    break
-                del lane[id]
-                if not lane:
-                    del self.lanes[priority, tenant]
-                self.turn = (self.turn + 1) % len(TURNS)
-            for priority, shares in self.shares.items():
-                for tenant in sorted(shares.active, key=lambda t: shares.active[t]):
-                    if (priority, tenant) not in self.lanes:
-                        shares.leave(tenant)
+                    self.suspects.insert(0, (since, rest))
+            return bool(claimed)
+
+        empty, waiting = budget >= capacity, bool(count and self.suspects)
+        running, others_drain = self._trials_elsewhere(worker) if waiting else (0, False)
+        alone = waiting and empty and not running and take_suspects()
+        draining = waiting and not empty and not running and not others_drain
+        draining = draining and self._suspects_overdue
+        exhausted = False
+        if not alone and not draining:
+            exhausted = self._claim_lanes(take, claimed, count)
+            alone = waiting and empty and not claimed and not running and take_suspects()
+        if draining:
+            self.trials[worker] = self.now_ms + lease_ms
+        elif alone:
+            self.trials[worker] = [id for id, _, _ in claimed]
+        elif count:
+            self.trials.pop(worker, None)
         if claimed:
             given = [(id, fence) for id, fence, _ in claimed]
             self.last_claims[worker] = (nonce, given, alone)
-        return claimed, self.num_left, alone
+        left = 0 if draining or (exhausted and not alone) else self.num_left
+        return claimed, left, "alone" if alone else "draining" if draining else ""
+
+    def _claim_lanes(
+        self, take: Callable[[str], str], claimed: list[tuple[str, int, int]], count: int
+    ) -> bool:
+        """Whether that has emptied them."""
+        exhausted = False
+        while len(claimed) < count:
+            wanted = next(p for p in PRIORITIES if p[0] == TURNS[self.turn])
+            lined = {p: [t for q, t in self.lanes if q == p] for p in PRIORITIES}
+            priority = next((p for p in (wanted, *PRIORITIES) if lined[p]), None)
+            if priority is None:
+                exhausted = True
+                break
+            counters = self.shares[priority].active
+            tenant = min(lined[priority], key=lambda t: (counters[t], t))
+            lane = self.lanes[priority, tenant]
+            id = min(lane, key=lambda i: (lane[i], i))
+            if take(id) == "full":
+                break
+            del lane[id]
+            if not lane:
+                del self.lanes[priority, tenant]
+            self.turn = (self.turn + 1) % len(TURNS)
+        for priority, shares in self.shares.items():
+            for tenant in sorted(shares.active, key=lambda t: shares.active[t]):
+                if (priority, tenant) not in self.lanes:
+                    shares.leave(tenant)
+        return exhausted
+
+    def _trials_elsewhere(self, worker: str) -> tuple[int, bool]:
+        """How many run suspects, and whether one drains. No worker signs the registry here."""
+        running, draining = 0, False
+        for who, trial in list(self.trials.items()):
+            if who == worker:
+                continue
+            if isinstance(trial, int):
+                draining = draining or trial > self.now_ms
+                continue
+            jobs = [self.jobs[id] for id in trial if id in self.jobs]
+            running += any(j.status is RUNNING and j.worker == who for j in jobs)
+        return running, draining
+
+    @property
+    def _suspects_overdue(self) -> bool:
+        patience_ms = round(self.options.suspect_wait_s * 1000)
+        return bool(self.suspects) and self.suspects[0][0] + patience_ms <= self.now_ms
 
     @property
     def num_left(self) -> int:
@@ -254,7 +298,7 @@ class Model:
             if ours[0].attempts >= self.options.max_attempts:
                 self._bury(ours[0])
             elif self._take_back(ours[0], refund=False):
-                self.suspects.append([ours[0].id])
+                self.suspects.append((self.now_ms, [ours[0].id]))
         else:
             self._halve(ours)
         return len(ours)
@@ -287,7 +331,10 @@ class Model:
             assert job.due_ms is not None
             if job.due_ms <= self.now_ms:
                 job.due_ms = None
-                self.suspects.append([job.id])
+                if job.deaths:
+                    self.suspects.append((self.now_ms, [job.id]))
+                else:
+                    self._enter(job)
         for id, deadline in list(self.deadlines.items()):
             if deadline <= self.now_ms:
                 if self.jobs[id].status is QUEUED:
@@ -311,7 +358,7 @@ class Model:
         middle = len(held) // 2
         halves = [held[:middle], held[middle:]]
         left = [[j.id for j in half if self._take_back(j, refund=True)] for half in halves]
-        self.suspects += [ids for ids in left if ids]
+        self.suspects += [(self.now_ms, ids) for ids in left if ids]
 
     def _take_back(self, job: ModelJob, *, refund: bool) -> bool:
         if job.cancel:

@@ -32,7 +32,9 @@ from tests.contract.jobs import failed, success
 T = TypeVar("T")
 CLOCK = "clock"
 LEASE_MS = 60_000
-OPTIONS = QueueOptions(lease_s=LEASE_MS / 1000, retry_delay_s=30.0, max_attempts=2, max_deaths=2)
+OPTIONS = QueueOptions(
+    lease_s=LEASE_MS / 1000, retry_delay_s=30.0, max_attempts=2, max_deaths=2, suspect_wait_s=20.0
+)
 IDS = st.sampled_from([f"job-{i}" for i in range(12)])
 WORKERS = st.sampled_from(["ann", "bob", "cleo"])
 PICK = st.integers(0, 1_000)
@@ -114,9 +116,10 @@ class QueueMachine(RuleBasedStateMachine):
                 worker, count, budget_tokens=free, capacity_tokens=30, nonce=str(nonce)
             )
         )
-        jobs, left, alone = self.model.claim(worker, nonce, count, free, 30, LEASE_MS)
+        jobs, left, mode = self.model.claim(worker, nonce, count, free, 30, LEASE_MS)
         assert [(j.id, j.fence, j.attempt) for j in claim.jobs] == jobs
-        assert (claim.left, claim.alone) == (left, alone)
+        assert claim.left == left
+        assert (claim.alone, claim.draining) == (mode == "alone", mode == "draining")
         self.rows += [(worker, job) for job in claim.jobs]
 
     @rule(
@@ -195,7 +198,7 @@ class QueueMachine(RuleBasedStateMachine):
         """The time to live of a job that has ended is over; its id may come again."""
         job = self.model.jobs.get(id)
         # A tombstone among the suspects is gone long before any time to live.
-        if job is None or not job.status.terminal or any(id in g for g in self.model.suspects):
+        if job is None or not job.status.terminal or any(id in g for _, g in self.model.suspects):
             return
         keys = self.queue.keys
         self.wait(self.redis.delete(*(keys[k] + id for k in ("job", "body", "result", "events"))))
@@ -217,7 +220,8 @@ class QueueMachine(RuleBasedStateMachine):
                 assert shot.lane(priority, tenant) == model.lanes.get((name, tenant), {})
             assert shot.counters("active", priority) == shares.active
             assert shot.counters("idle", priority) == shares.idle
-        assert [g.split() for g in shot.get("suspects") or []] == model.suspects
+        suspects = [(int(g.split()[0]), g.split()[1:]) for g in shot.get("suspects") or []]
+        assert suspects == model.suspects
         assert (shot.get("deadlines") or {}) == model.deadlines
         assert (shot.get("dead") or []) == model.dead
         waiting = {j.id: j.due_ms for j in model.jobs.values() if j.due_ms is not None}

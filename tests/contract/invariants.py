@@ -11,7 +11,7 @@ from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priorit
 
 KEEPS = {"about", "counts", "dead", "workers", "wake", "weights", "lengths"}
 RECORDS = ("job:", "body:", "result:", "events:")
-PASSING = ("last_claim", "spent", "paid")
+PASSING = ("trials", "last_claim", "spent", "paid")
 PREFIXES = (*RECORDS, "lane:", "active:", "idle:")
 
 
@@ -112,7 +112,7 @@ def _check_queued(shot: Snapshot, id: str, record: dict[str, str]) -> None:
     _check_unfinished(shot, id, record)
     lane = shot.lane(Priority(record["priority"]), record["tenant"])
     delayed = shot.get("delayed") or {}
-    suspects = " ".join(shot.get("suspects") or []).split()
+    suspects = [id for group in shot.get("suspects") or [] for id in group.split()[1:]]
     places = [id in lane, id in delayed, id in suspects]
     assert sum(places) == 1, f"{id} is queued in {sum(places)} places"
     if id in lane:

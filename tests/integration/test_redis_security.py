@@ -115,8 +115,13 @@ async def run_everything(api_url: str, worker_url: str) -> None:
         for request in (JobRequest(prompt="c"), JobRequest(prompt="d", deadline_s=0.01)):
             await front.cancel((await front.submit(request)).id)
         await front.submit(JobRequest(prompt="e"))
-        for _ in range(OPTIONS.max_deaths):
+        for deaths in range(OPTIONS.max_deaths):
             async with asyncio.timeout(5):
+                if deaths:
+                    while not await worker.llen(back.keys["suspects"]):
+                        await front.reap()
+                    # A busy worker looks how long they have waited.
+                    await back.claim("v", 1, budget_tokens=1, capacity_tokens=PLENTY)
                 while not (
                     await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)
                 ).jobs:
