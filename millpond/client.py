@@ -6,7 +6,7 @@ made from the async ones, so there is one implementation and one set of docstrin
 
 import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -119,8 +119,11 @@ class Client:
 
     async def watch(self, id: str, after: str = "0") -> AsyncGenerator[JobEvent, None]:
         """The job's events, oldest first, up to ``finished``. ``after`` is an ``event_id`` to resume from."""
-        async for event in self._results.subscribe(id, after, tenant=self._tenant):
-            yield event
+        events = self._results.subscribe(id, after, tenant=self._tenant)
+        # So that whoever leaves early leaves nothing behind.
+        async with aclosing(cast(AsyncGenerator[JobEvent, None], events)):
+            async for event in events:
+                yield event
 
     async def cancel(self, id: str) -> JobStatus:
         """Cancel the job: at once if queued, within a heartbeat if running. Raises JobNotFoundError."""

@@ -228,10 +228,13 @@ def judge(needed_bytes: int, memory_bytes: int) -> Verdict:
 
 
 def parse_bytes(field: str, text: str) -> int:
-    """``16GiB``, ``16GB``, ``512MiB`` or bytes. Raises InvalidRequestError naming ``field``."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    """``16GiB``, ``16GB``, ``512MiB``, ``1000B``; never a bare number, which could mean any of them.
+
+    Raises InvalidRequestError naming ``field``.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)\s*", text, re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
         raise InvalidRequestError(field, f"{text!r} is no size such as 16GiB, 16GB or 512MiB")
-    unit = match[2].upper()
+    unit = (match[2] or "").upper()
     base = 1024 if match[3] else 1000
     return int(float(match[1]) * base ** (_UNITS[unit] if unit else 0))

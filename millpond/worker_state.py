@@ -63,6 +63,11 @@ class WorkerState(WorkerRates):
     def ready(self) -> bool:
         return self.state is WorkerPhase.READY
 
+    @property
+    def made_with(self) -> str:
+        """What computes and in which numbers, for people; empty while it is not known."""
+        return " ".join(word for word in (self.backend, self.dtype) if word not in (None, "none"))
+
 
 @dataclass(frozen=True, slots=True)
 class RegisteredWorker:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from millpond import __version__
 from millpond.batch_file import first_error
-from millpond.cli import jobs, keys, plan, run_batch, services, tenants, up
+from millpond.cli import chat, jobs, keys, plan, queue_view, run_batch, services, tenants, up, url
 from millpond.errors import MillpondError
 
 app = typer.Typer(
@@ -42,7 +42,9 @@ app.command("submit")(jobs.submit)
 app.command("result")(jobs.result)
 app.command("watch")(jobs.watch)
 app.command("cancel")(jobs.cancel)
-app.command("queue")(jobs.queue)
+app.command("chat")(chat.chat)
+app.command("queue")(queue_view.queue)
+app.command("url")(url.url)
 app.command("run-batch")(run_batch.run_batch)
 app.command("worker")(services.worker)
 app.command("api")(services.api)

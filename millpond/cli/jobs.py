@@ -1,20 +1,20 @@
-"""The commands of a client: submit, result, watch, cancel, queue."""
+"""The commands of a client: submit, result, watch, cancel."""
 
-import asyncio
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from millpond.cli.options import DataFlag, QueueFlag, RedisFlag, client_settings
+from millpond.cli.connecting import open_client, run_with
+from millpond.cli.following import Follower
+from millpond.cli.options import DataFlag, QueueFlag, RedisFlag
 from millpond.client import Client
-from millpond.messages import EventType, JobRequest, JobResult, JobStatus, Priority
+from millpond.messages import JobRequest, JobResult, JobStatus, Priority
 
 JobId = Annotated[str, typer.Argument(help="The id that submit printed.", show_default=False)]
+
+FOREVER_S = 7 * 24 * 3600.0  # no job waits longer
 
 
 def submit(
@@ -38,7 +38,12 @@ def submit(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands.")] = False,
     priority: Annotated[Priority, typer.Option()] = Priority.NORMAL,
     deadline_s: Annotated[float | None, typer.Option()] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait, and print the result.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait, and print the text as it comes.")
+    ] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="With --wait: the whole result as JSON.")
+    ] = False,
     redis_url: RedisFlag = None,
     queue: QueueFlag = None,
     data: DataFlag = None,
@@ -69,10 +74,12 @@ def submit(
         id = await client.submit(request)
         if not wait:
             print(id)
-            return
-        _show(await client.result(id))
+        elif json_:
+            _show(await client.result(id, FOREVER_S))
+        else:
+            _exit_by(await Follower(client).follow(id))
 
-    _with_client(call, redis_url, queue, data)
+    run_with(open_client, call, redis_url, queue, data)
 
 
 def result(
@@ -95,26 +102,18 @@ def result(
             raise typer.Exit(1)
         _show(view.result)
 
-    _with_client(call, redis_url, queue, data)
+    run_with(open_client, call, redis_url, queue, data)
 
 
 def watch(
     id: JobId, redis_url: RedisFlag = None, queue: QueueFlag = None, data: DataFlag = None
 ) -> None:
-    """Print a job's text as it is written, the first one of several."""
+    """Print a job's text as it is written; of several the first, then the others."""
 
     async def call(client: Client) -> None:
-        async for event in client.watch(id):
-            if event.type is EventType.DELTA:
-                print("" if event.index else event.text, end="", flush=True)
-            elif event.type is EventType.RESET:
-                print(f"\n-- starting over ({event.reason}) --", flush=True)
-            elif event.type is EventType.FINISHED and event.result is not None:
-                print(flush=True)
-                if event.result.status is not JobStatus.SUCCEEDED:
-                    _show(event.result)
+        _exit_by(await Follower(client).follow(id))
 
-    _with_client(call, redis_url, queue, data)
+    run_with(open_client, call, redis_url, queue, data)
 
 
 def cancel(
@@ -125,63 +124,15 @@ def cancel(
     async def call(client: Client) -> None:
         print(await client.cancel(id))
 
-    _with_client(call, redis_url, queue, data)
-
-
-def queue(redis_url: RedisFlag = None, name: QueueFlag = None, data: DataFlag = None) -> None:
-    """Show what is queued, what has been done and who works."""
-
-    async def call(client: Client) -> None:
-        state = await client.queue_state()
-        console = Console(highlight=False)
-        counts = Table("queued", *Priority, "running", "retrying", "dead", *state.done)
-        counts.add_row(
-            str(state.depth),
-            *(str(state.queued[p]) for p in Priority),
-            str(state.running),
-            str(state.delayed),
-            str(state.dead),
-            *(str(n) for n in state.done.values()),
-        )
-        console.print(counts)
-        workers = Table(
-            "worker", "state", "model", "backend", "rows", "jobs/s", "tok/s", "slots taken"
-        )
-        for worker in state.workers:
-            own = worker.state
-            workers.add_row(
-                worker.id,
-                own.state if worker.alive else f"silent {worker.beat_age_ms} ms",
-                own.model,
-                f"{own.backend or ''} {own.dtype or ''}",
-                f"{own.rows}/{own.slots or '?'}",
-                f"{own.jobs_per_s:.2f}",
-                f"{own.tokens_per_s:.0f}",
-                f"{own.slot_share:.1%}",
-            )
-        console.print(workers if state.workers else "No worker has signed on.")
-
-    _with_client(call, redis_url, name, data)
-
-
-def _with_client(
-    call: Callable[[Client], Coroutine[Any, Any, None]],
-    redis_url: str | None,
-    queue: str | None,
-    data: Any,
-) -> None:
-    settings = client_settings(redis_url, queue, data)
-
-    async def run() -> None:
-        options = settings.queue_options()
-        async with Client(settings.redis_url, settings.queue, options=options) as client:
-            await call(client)
-
-    asyncio.run(run())
+    run_with(open_client, call, redis_url, queue, data)
 
 
 def _show(result: JobResult) -> None:
     """One JSON document on standard output; a failed job is exit status 1."""
     print(orjson.dumps(orjson.loads(result.to_json()), option=orjson.OPT_INDENT_2).decode())
+    _exit_by(result)
+
+
+def _exit_by(result: JobResult) -> None:
     if result.status is not JobStatus.SUCCEEDED:
         raise typer.Exit(1)

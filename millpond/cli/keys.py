@@ -1,20 +1,16 @@
 """``millpond keys``: make, list and revoke the API keys of a queue."""
 
-import asyncio
 import datetime
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from millpond.api_keys import ApiKey, ApiKeys, KeyLimits, Scope
-from millpond.cli.options import DataFlag, QueueFlag, RedisFlag, client_settings
-from millpond.connection import connect
-from millpond.keys import Keys
+from millpond.cli.connecting import on_redis, run_with
+from millpond.cli.options import DataFlag, QueueFlag, RedisFlag
+from millpond.cli.tables import folding_table
 from millpond.messages import Priority
 from millpond.submission import DEFAULT_TENANT
 
@@ -59,7 +55,7 @@ def create(
         )
         print(token)
 
-    _with_keys(call, redis_url, queue, data)
+    run_with(on_redis(ApiKeys), call, redis_url, queue, data)
 
 
 @app.command("list")
@@ -67,7 +63,9 @@ def list_keys(redis_url: RedisFlag = None, queue: QueueFlag = None, data: DataFl
     """Show all keys, without what opens them."""
 
     async def call(keys: ApiKeys) -> None:
-        table = Table("id", "name", "tenant", "scopes", "limits", "created", "revoked")
+        table = folding_table(
+            *("id", "name", "tenant", "scopes", "limits", "created", "revoked"), whole=("id",)
+        )
         for key in await keys.list():
             table.add_row(
                 key.id,
@@ -80,7 +78,7 @@ def list_keys(redis_url: RedisFlag = None, queue: QueueFlag = None, data: DataFl
             )
         Console(highlight=False).print(table if table.rows else "No keys.")
 
-    _with_keys(call, redis_url, queue, data)
+    run_with(on_redis(ApiKeys), call, redis_url, queue, data)
 
 
 @app.command()
@@ -98,7 +96,7 @@ def revoke(
             raise typer.Exit(1)
         print(id)
 
-    _with_keys(call, redis_url, queue, data)
+    run_with(on_redis(ApiKeys), call, redis_url, queue, data)
 
 
 def _limits(key: ApiKey) -> str:
@@ -116,21 +114,3 @@ def _limits(key: ApiKey) -> str:
 
 def _when(ms: int) -> str:
     return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _with_keys(
-    call: Callable[[ApiKeys], Coroutine[Any, Any, None]],
-    redis_url: str | None,
-    queue: str | None,
-    data: Path | None,
-) -> None:
-    settings = client_settings(redis_url, queue, data)
-
-    async def run() -> None:
-        redis = connect(settings.redis_url)
-        try:
-            await call(ApiKeys(redis, Keys(settings.queue)))
-        finally:
-            await redis.aclose()
-
-    asyncio.run(run())

@@ -5,9 +5,16 @@ from typing import Annotated
 
 import typer
 
-from millpond.errors import InvalidRequestError
+from millpond.errors import InvalidRequestError, MillpondError
 from millpond.settings import Settings, load_settings
 from millpond.stack_file import StackFile
+
+
+class NoStackError(MillpondError):
+    """Nothing says where the queue is."""
+
+    code = "no_stack"
+
 
 ModelFlag = Annotated[
     str | None, typer.Option("--model", help="A preset, a model folder, a GGUF file or a hub name.")
@@ -43,11 +50,24 @@ def parse_assignments(pairs: list[str] | None) -> dict[str, str]:
 
 
 def client_settings(redis_url: str | None, queue: str | None, data: Path | None) -> Settings:
-    """Where a client command looks: its flags, else the stack on the data folder, else the settings."""
+    """Where a client command looks: the server that is given, else the stack on the data folder.
+
+    Of a stack it has the model, too. Raises NoStackError.
+    """
     settings = load_settings(redis_url=redis_url, queue=queue, data_dir=data)
     if "redis_url" in settings.model_fields_set:
         return settings
+    stack = running_stack_file(settings)
+    return settings.model_copy(
+        update={**stack.serves, "redis_url": stack.redis_url, "queue": queue or stack.queue}
+    )
+
+
+def running_stack_file(settings: Settings) -> StackFile:
+    """What the stack on the settings' data folder says of itself. Raises NoStackError."""
     stack = StackFile.read(settings.data_dir)
     if stack is None:
-        return settings
-    return settings.model_copy(update={"redis_url": stack.redis_url, "queue": queue or stack.queue})
+        raise NoStackError(
+            f"no stack runs in {settings.data_dir}/; start one with millpond up, or give --redis-url"
+        )
+    return stack

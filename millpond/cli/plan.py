@@ -27,7 +27,7 @@ _SHORT = {Verdict.FITS: "fits", Verdict.NEAR: "near", Verdict.NOT: "no"}
 
 def plan(
     memory: Annotated[
-        str, typer.Option("--memory", help="Of the card: 16GiB, 24GB, 81920MiB or bytes.")
+        str, typer.Option("--memory", help="Of the card, with its unit: 16GiB, 24GB or 81920MiB.")
     ],
     model: ModelFlag = None,
     dtype: DtypeFlag = None,

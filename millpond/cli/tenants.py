@@ -1,17 +1,13 @@
 """``millpond tenants``: show who has jobs in a queue, and set by what weight they share the workers."""
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from millpond.cli.options import DataFlag, QueueFlag, RedisFlag, client_settings
-from millpond.connection import connect
-from millpond.keys import Keys
+from millpond.cli.connecting import on_redis, run_with
+from millpond.cli.options import DataFlag, QueueFlag, RedisFlag
+from millpond.cli.tables import folding_table
 from millpond.tenants import Tenants
 
 app = typer.Typer(no_args_is_help=True, help="Tenants: who shares the workers, by what weight.")
@@ -30,7 +26,7 @@ def weight(
     async def call(tenants: Tenants) -> None:
         await tenants.set_weight(tenant, weight)
 
-    _with_tenants(call, redis_url, queue, data)
+    run_with(on_redis(Tenants), call, redis_url, queue, data)
 
 
 @app.command("list")
@@ -40,27 +36,9 @@ def list_tenants(
     """Show those who have unfinished jobs or a weight of their own."""
 
     async def call(tenants: Tenants) -> None:
-        table = Table("tenant", "weight", "unfinished jobs")
+        table = folding_table("tenant", "weight", "unfinished jobs", whole=("tenant",))
         for tenant in await tenants.list():
             table.add_row(tenant.name, f"{tenant.weight:g}", str(tenant.unfinished_jobs))
         Console(highlight=False).print(table if table.rows else "No tenants.")
 
-    _with_tenants(call, redis_url, queue, data)
-
-
-def _with_tenants(
-    call: Callable[[Tenants], Coroutine[Any, Any, None]],
-    redis_url: str | None,
-    queue: str | None,
-    data: Path | None,
-) -> None:
-    settings = client_settings(redis_url, queue, data)
-
-    async def run() -> None:
-        redis = connect(settings.redis_url)
-        try:
-            await call(Tenants(redis, Keys(settings.queue)))
-        finally:
-            await redis.aclose()
-
-    asyncio.run(run())
+    run_with(on_redis(Tenants), call, redis_url, queue, data)

@@ -104,7 +104,9 @@ async def up(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Up]]]:
         await running.stop(signal.SIGTERM)
 
 
-async def run_command(*arguments: str, cwd: Path, timeout_s: float = 60.0) -> tuple[int, str, str]:
+async def run_command(
+    *arguments: str, cwd: Path, timeout_s: float = 60.0, columns: int = 200
+) -> tuple[int, str, str]:
     """Run ``millpond ARGUMENTS``; its status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         MILLPOND,
@@ -112,7 +114,7 @@ async def run_command(*arguments: str, cwd: Path, timeout_s: float = 60.0) -> tu
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": str(columns)},
     )
     out, err = await asyncio.wait_for(process.communicate(), timeout_s)
     assert process.returncode is not None

@@ -87,7 +87,7 @@ async def test_client_commands(up: Start, tmp_path: Path) -> None:
     stack = await up(*SIMULATED)
     data = ("--data", str(stack.data))
 
-    code, out, _ = await run_command("submit", "hi", "--wait", *data, cwd=tmp_path)
+    code, out, _ = await run_command("submit", "hi", "--wait", "--json", *data, cwd=tmp_path)
     assert code == 0
     result = orjson.loads(out)
     assert result["status"] == "succeeded"
@@ -111,7 +111,7 @@ async def test_client_commands(up: Start, tmp_path: Path) -> None:
 
 async def test_mistakes_are_told_in_one_line(tmp_path: Path, up: Start) -> None:
     for arguments, words in (
-        (("up", "--model", "no-such-model"), "no preset"),
+        (("up", "--model", "no-such-model"), "not a preset"),
         (("up", "--engine", "warp"), "engine"),
         (("up", "--set", "lease_s=-1"), "lease_s"),
         (("up", "--set", "nonsense=1"), "nonsense"),

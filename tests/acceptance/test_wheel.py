@@ -87,7 +87,7 @@ async def test_up_works_outside_of_the_tree(environment: Path, elsewhere: Path) 
             "the stack is ready",
         )
         assert process.returncode is None, printed.read_text()
-        command = (environment / "millpond", "submit", "hi", "--wait")
+        command = (environment / "millpond", "submit", "hi", "--wait", "--json")
         out = await asyncio.to_thread(run, *command, cwd=elsewhere)
         assert orjson.loads(out)["status"] == "succeeded"
     finally:

@@ -64,6 +64,12 @@ def queue(*workers: dict[str, Any], beat_age_ms: int = 0) -> QueueState:
             "window_open",
             "waiting for the window to fill (2 jobs or 200 ms)",
         ),
+        (
+            VIEW,
+            queue({**READY, "window": {"close_jobs": 1, "max_jobs": 64, "max_wait_ms": 0}}),
+            "window_open",
+            "next: a worker is about to take it",
+        ),
         (VIEW, queue({**READY, "held": 4}), "slots_busy", "all slots are busy"),
         (VIEW, queue({**READY, "held": 4}, READY), "window_open", "waiting for the window to fill"),
         (replace(VIEW, ahead=1), queue(READY), "behind_others", "behind 1 job"),

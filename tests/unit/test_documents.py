@@ -44,7 +44,7 @@ FAULTS: list[tuple[Check, str, str, str, str]] = [
     (tree, README, "glossary", "words", "docs/glossary.md"),
     (commands, README, "`millpond up`", "`millpond upp`", "upp"),
     (commands, README, "[--wait]", "--patient", "--patient"),
-    (commands, README, "| `millpond queue` |", "| `millpond result` |", "queue"),
+    (commands, README, "| `millpond queue [--watch]` |", "| `millpond result` |", "queue"),
     (make_targets, MAKEFILE, "clean: ## remove", "clean: # remove", "clean"),
     (make_targets, README, "make demo ", "make demonstration ", "demonstration"),
     (make_targets, CONTRIBUTING, "make fuzz ", "make fuss ", "fuss"),

@@ -119,7 +119,6 @@ def test_what_cannot_be_counted_says_so() -> None:
         ("16GB", 16_000_000_000),
         ("16g", 16_000_000_000),
         (" 1.5 MiB ", 1_572_864),
-        ("123", 123),
         ("7B", 7),
     ],
 )
@@ -127,7 +126,9 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_bytes("--memory", text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "16 GiBi", "-1GiB", "0", "16XB", "1e9", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "16 GiBi", "-1GiB", "0", "16", "123", "16XB", "1e9", "nan"]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="--memory"):
         parse_bytes("--memory", text)

@@ -1,0 +1,85 @@
+"""Following one job: its text on standard output as it comes, on standard error why none comes."""
+
+import asyncio
+import contextlib
+import sys
+
+from rich.console import Console
+
+from millpond.client import Client
+from millpond.errors import MillpondError
+from millpond.messages import EventType, JobEvent, JobResult, JobStatus
+from millpond.tasks import end_tasks
+from millpond.waiting import why_silent
+
+EXPLAIN_AFTER_S = 2.0
+
+
+class Follower:
+    """Prints a job's first text. On a terminal piece by piece; else whole, when it is certain.
+
+    A text that is begun anew, since its worker died, can only be marked on a terminal; a pipe gets the
+    final text alone.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._live = sys.stdout.isatty()
+        self._notes = Console(stderr=True, highlight=False)
+        self._heard_s = 0.0
+        self._printed = False
+
+    async def follow(self, id: str) -> JobResult:
+        """Until the job has ended; its result."""
+        self._heard_s = asyncio.get_running_loop().time()
+        explaining = asyncio.create_task(self._explain(id), name="explain")
+        try:
+            async with contextlib.aclosing(self._client.watch(id)) as events:
+                async for event in events:
+                    self._heard_s = asyncio.get_running_loop().time()
+                    if event.type is EventType.FINISHED and event.result is not None:
+                        self._finish(event.result)
+                        return event.result
+                    self._show(event)
+        finally:
+            await end_tasks(explaining)
+        raise AssertionError("the last event is the finished one")
+
+    def _show(self, event: JobEvent) -> None:
+        if event.type is EventType.DELTA and not event.index and self._live:
+            self._printed = True
+            print(event.text, end="", flush=True)
+        elif event.type is EventType.RESET:
+            if self._printed:
+                print(flush=True)
+            self._printed = False
+            self._note(f"starting over: {event.reason}")
+
+    def _finish(self, result: JobResult) -> None:
+        if result.status is not JobStatus.SUCCEEDED:
+            if self._printed:
+                print(flush=True)
+            why = f": {result.error.message}" if result.error else ""
+            self._note(f"the job is {result.status}{why}")
+        else:
+            print("" if self._printed else result.text, flush=True)
+        for choice in (result.choices or [])[1:]:
+            print(f"\n{choice.text}", flush=True)
+
+    async def _explain(self, id: str) -> None:
+        """After a while without news, and whenever the reason becomes another one."""
+        said = "it runs"
+        while True:
+            await asyncio.sleep(EXPLAIN_AFTER_S / 4)
+            if asyncio.get_running_loop().time() - self._heard_s < EXPLAIN_AFTER_S:
+                continue
+            try:
+                why = why_silent(await self._client.get(id), await self._client.queue_state())
+            except MillpondError as error:
+                why = str(error)
+            if why != said:
+                said = why
+                self._note(why)
+
+    def _note(self, text: str) -> None:
+        self._notes.print(f"[{text}]", style="dim", markup=False)
