@@ -76,19 +76,21 @@ class Bench:
         slots = engine.info.slots
         tokens = decode_steps = full_rows = full_steps = 0
         prefill_s = decode_s = 0.0
+        started: set[str] = set()
         started_s = time.perf_counter()
         while waiting or engine.num_rows:
-            admitted, waiting = self._admit(waiting)
-            rows, step_s, ended = engine.num_rows, time.perf_counter(), engine.step()
+            waiting = self._admit(waiting)
+            step_s, events = time.perf_counter(), engine.step()
             step_s = time.perf_counter() - step_s
-            prefilled = admitted > 0
-            prefill_s += step_s if prefilled else 0.0
-            if not prefilled:
+            decoded = {event.id for event in events} & started
+            started.update(event.id for event in events)
+            if decoded:
                 decode_s, decode_steps = decode_s + step_s, decode_steps + 1
-                full_rows, full_steps = (
-                    (full_rows + rows, full_steps + 1) if waiting else (full_rows, full_steps)
-                )
-            for event in ended:
+                if waiting:
+                    full_rows, full_steps = full_rows + len(decoded), full_steps + 1
+            else:
+                prefill_s += step_s
+            for event in events:
                 if isinstance(event, Finished):
                     tokens += len(event.token_ids)
         prompts = sum(len(row.prompt_token_ids) for row in self._rows)
@@ -99,18 +101,18 @@ class Bench:
             "slot_share": full_rows / (slots * full_steps) if full_steps else None,
         }
 
-    def _admit(self, waiting: list[GenerationRequest]) -> tuple[int, list[GenerationRequest]]:
-        """Fill the free slots with one group; how many rows that took, and the rest."""
+    def _admit(self, waiting: list[GenerationRequest]) -> list[GenerationRequest]:
+        """Fill the free slots with one group; the rest."""
         free = self._engine.capacity()
         fitting = waiting[: free.free_slots]
         lengths = [len(row.prompt_token_ids) for row in fitting]
         groups = cut_groups(lengths, self._settings.group_padded_tokens, max(1, len(fitting)))
         if not groups:
-            return 0, waiting
+            return waiting
         group = [fitting[i] for i in groups[0]]
         rejected = {r.id for r in self._engine.admit(group)}
         taken = {row.id for row in group} - rejected
-        return len(taken), [row for row in waiting if row.id not in taken]
+        return [row for row in waiting if row.id not in taken]
 
     def run_one_row(self) -> float:
         """Milliseconds for each output token of a row alone."""

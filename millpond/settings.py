@@ -25,6 +25,7 @@ from pydantic_settings import (
 from redis.asyncio.connection import parse_url
 
 from millpond.errors import InvalidRequestError
+from millpond.memory_plan import PREFILL_TOKENS
 from millpond.presets import Preset, chat_preset, find_preset
 from millpond.queue import QueueOptions
 
@@ -111,6 +112,11 @@ class Settings(BaseSettings):
     window_min_jobs: Count = 2
     window_max_jobs: Count = 64
     window_max_wait_ms: Annotated[float, Field(ge=0)] = 200.0
+    max_batched_tokens: Annotated[int, Field(ge=16, le=PREFILL_TOKENS)] = Field(
+        default=512,
+        description="The most that is prefilled between two decode steps; a long prompt goes in "
+        "chunks.",
+    )
     group_padded_tokens: Count = Field(
         default=4096, description="Prefill budget of one group, padding included."
     )

@@ -79,13 +79,16 @@ def generate_alone(model: Any, prompt: list[int], max_tokens: int) -> list[int]:
     return [int(t) for t in out[0, len(prompt) :]]
 
 
-def build_engine(model: Any, slots: int, kv_tokens: int | None = None) -> TransformersEngine:
+def build_engine(
+    model: Any, slots: int, kv_tokens: int | None = None, *, max_batched_tokens: int = 512
+) -> TransformersEngine:
     config = EngineConfig(
         "transformers",
         None,
         Preset(name="tiny", source="", context_tokens=CONTEXT_TOKENS),
         slots=slots,
         kv_tokens=kv_tokens or slots * CONTEXT_TOKENS,
+        max_batched_tokens=max_batched_tokens,
     )
     return TransformersEngine(adopt(model), config, ByteTokenizer())
 

@@ -17,7 +17,7 @@ from tests.conftest import skip_or_fail
 from tests.integration import test_exactness as exact
 from tests.integration.faults import failing_allocations
 from worker.engines.base import Delta, EngineConfig, Finished, GenerationRequest, Sampling
-from worker.engines.transformers import loading, model_runner
+from worker.engines.transformers import loading
 from worker.engines.transformers.engine import TransformersEngine
 from worker.engines.transformers.loading import LoadedModel
 from worker.engines.transformers.native.library import NoKernelsError, load_library
@@ -74,9 +74,18 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadedMode
     return lambda weights="auto": loading.load(replace(config, weights=weights))
 
 
-def native_engine(loaded: LoadedModel, *, slots: int, kv_tokens: int) -> TransformersEngine:
+def native_engine(
+    loaded: LoadedModel, *, slots: int, kv_tokens: int, max_batched_tokens: int = 512
+) -> TransformersEngine:
     assert loaded.native is not None
-    config = EngineConfig("transformers", None, PRESET, slots=slots, kv_tokens=kv_tokens)
+    config = EngineConfig(
+        "transformers",
+        None,
+        PRESET,
+        slots=slots,
+        kv_tokens=kv_tokens,
+        max_batched_tokens=max_batched_tokens,
+    )
     return TransformersEngine(loaded, config, ByteTokenizer())
 
 
@@ -150,7 +159,7 @@ def serve(engine: TransformersEngine, rows: list[Arrival]) -> tuple[dict[str, Fi
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_in_a_cache_that_is_too_small_equal_generate_alone(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str,
 ) -> None:
     """Arrivals, cancels, refills, predictions, budgets and chunks of prefill drawn at random."""
     torch.manual_seed(11)
@@ -159,8 +168,6 @@ def test_rows_in_a_cache_that_is_too_small_equal_generate_alone(
     put_back = 0
     for _ in range(3):
         kv_tokens = rng.randint(230, 420)
-        chunk_tokens = rng.choice([7, 64, 2048])
-        monkeypatch.setattr(model_runner, "PREFILL_TOKENS", chunk_tokens)
         rows = arrivals(rng, 11, kv_tokens)
         expected = {
             a.request.id: exact.generate_alone(
@@ -168,7 +175,12 @@ def test_rows_in_a_cache_that_is_too_small_equal_generate_alone(
             )
             for a in rows
         }
-        engine = exact.build_engine(model, slots=rng.randint(2, 7), kv_tokens=kv_tokens)
+        engine = exact.build_engine(
+            model,
+            slots=rng.randint(2, 7),
+            kv_tokens=kv_tokens,
+            max_batched_tokens=rng.choice([7, 64, 2048]),
+        )
         finished, times = serve(engine, rows)
         put_back += times
         assert set(finished) == set(expected)
@@ -241,7 +253,12 @@ def test_native_rows_in_a_cache_that_is_too_small_are_the_same_bit_for_bit(
         for a in rows:
             assert alone.admit([a.request]) == []
             expected |= drain(alone)
-        engine = native_engine(loaded, slots=rng.randint(2, 7), kv_tokens=kv_tokens)
+        engine = native_engine(
+            loaded,
+            slots=rng.randint(2, 7),
+            kv_tokens=kv_tokens,
+            max_batched_tokens=rng.choice([7, 64, 2048]),
+        )
         finished, times = serve(engine, rows)
         put_back += times
         for row_id, end in finished.items():

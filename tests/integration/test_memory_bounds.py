@@ -21,7 +21,7 @@ from tests.integration.test_memory import FAMILIES
 from worker.engines.base import EngineConfig, GenerationRequest, Sampling
 from worker.engines.sequence import Row
 from worker.engines.transformers import memory
-from worker.engines.transformers.backend import build_backend
+from worker.engines.transformers.backend import build_backend, prefill
 from worker.engines.transformers.engine import TransformersEngine
 from worker.engines.transformers.kv_cache import shelf_length
 from worker.engines.transformers.loading import adopt
@@ -99,7 +99,7 @@ def test_a_prefill_keeps_to_the_workspace(family: str, dtype: torch.dtype, tmp_p
     rows = [make_row(f"{i}", 512) for i in range(6)]
     cache, runner = build_backend(loaded, kv_tokens=100_000, slots=8)
     cache.allocate(rows)
-    peak = peak_bytes(lambda: next_tokens(runner.prefill(rows), rows, torch_sampler), tmp_path)
+    peak = peak_bytes(lambda: next_tokens(prefill(runner, rows), rows, torch_sampler), tmp_path)
     bound = loaded.footprint.workspace_bytes(6, 512)
     assert bound / 2 < peak <= bound
 
@@ -110,7 +110,7 @@ def test_a_long_row_keeps_to_it_too(dtype: torch.dtype, tmp_path: Path) -> None:
     row = make_row("long", 7000)
     cache, runner = build_backend(loaded, kv_tokens=8000, slots=1)
     cache.allocate([row])
-    peak = peak_bytes(lambda: runner.prefill([row]), tmp_path)
+    peak = peak_bytes(lambda: prefill(runner, [row]), tmp_path)
     assert peak <= loaded.footprint.workspace_bytes(1, 7000)
 
 

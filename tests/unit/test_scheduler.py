@@ -15,8 +15,14 @@ from worker.engines.sequence import Row
 TOKENIZER = ByteTokenizer()
 
 
-def make(slots: int = 8, kv_tokens: int = 400, context_tokens: int = 100_000) -> Scheduler:
-    return Scheduler(TOKENIZER, slots=slots, kv_tokens=kv_tokens, context_tokens=context_tokens)
+def make(slots: int = 8, kv_tokens: int = 400, max_batched_tokens: int = 2048) -> Scheduler:
+    return Scheduler(
+        TOKENIZER,
+        slots=slots,
+        kv_tokens=kv_tokens,
+        context_tokens=100_000,
+        max_batched_tokens=max_batched_tokens,
+    )
 
 
 def request(
@@ -40,10 +46,12 @@ class Machine:
         scheduler = self.scheduler
         ended = scheduler.end_cancelled()
         scheduler.retire()
-        touched = scheduler.next_group()
-        if touched:
+        if scheduler.begin_prefill():
+            assert scheduler.prefill is not None
+            chunk = scheduler.next_chunk()
+            touched = [row for rows in scheduler.prefill.ended(chunk).values() for row in rows]
             scheduler.start(touched)
-            self.prefilled_tokens += sum(s.num_tokens for s in touched)
+            self.prefilled_tokens += chunk.num_tokens
         else:
             self.put_back += [s.id for s in scheduler.make_room()]
             touched = list(scheduler.running)
@@ -174,7 +182,7 @@ def test_being_put_back_costs_a_fixed_share_of_the_work() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_every_row_ends_whatever_is_predicted(seed: int) -> None:
     rng = random.Random(seed)
-    scheduler = make(slots=rng.randint(1, 8), kv_tokens=rng.randint(150, 900))
+    scheduler = make(rng.randint(1, 8), rng.randint(150, 900), rng.choice([3, 40, 2048]))
     machine = Machine(scheduler)
     waiting = [
         request(
@@ -196,8 +204,8 @@ def test_every_row_ends_whatever_is_predicted(seed: int) -> None:
             scheduler.cancel([live])
             cancelled.add(live)
         if rng.random() < 0.05 and len(scheduler.running) > 1:
-            scheduler.put_back(scheduler.youngest_running())
-            scheduler.step_failed(scheduler.running_tokens)
+            scheduler.put_back(scheduler.youngest)
+            scheduler.step_failed(scheduler.placed_tokens)
         machine.step()
         scheduler.step_worked()
     assert set(machine.finished) == set(lengths)
@@ -207,3 +215,112 @@ def test_every_row_ends_whatever_is_predicted(seed: int) -> None:
         else:
             assert len(end.token_ids) == lengths[row_id]
     assert not scheduler._budget._reserved
+
+
+# -- prefill in chunks
+
+
+def kinds(scheduler: Scheduler, steps: int) -> tuple[str, Machine]:
+    """What each of so many steps is: a digit for the tens of tokens that it prefills, or d."""
+    machine = Machine(scheduler)
+    seen = ""
+    for _ in range(steps):
+        before = machine.prefilled_tokens
+        machine.step()
+        read = machine.prefilled_tokens - before
+        seen += str(read // 10) if read else "d"
+    return seen, machine
+
+
+def test_the_chunks_of_a_long_prompt_alternate_with_decode_steps() -> None:
+    scheduler = make(max_batched_tokens=40)
+    machine = Machine(scheduler)
+    scheduler.admit([request("running", 10, 100)])
+    machine.step()
+    scheduler.admit([request("long", 150, 5)])
+    seen, _ = kinds(scheduler, 10)
+    assert seen == "3d4d4d4ddd"  # ten were prefilled before, since the last decode step
+    assert len(scheduler.running) == 2
+
+
+def test_with_nothing_running_a_prompt_is_read_without_a_pause() -> None:
+    scheduler = make(max_batched_tokens=40)
+    scheduler.admit([request("long", 150, 5)])
+    seen, _ = kinds(scheduler, 5)
+    assert seen == "4443d"
+
+
+def test_small_groups_share_what_may_be_prefilled_between_two_decode_steps() -> None:
+    scheduler = make(kv_tokens=2000, max_batched_tokens=60)
+    machine = Machine(scheduler)
+    scheduler.admit([request("running", 10, 100)])
+    machine.step()
+    machine.step()
+    for i in range(5):
+        scheduler.admit([request(f"r{i}", 20, 90)])
+    seen, _ = kinds(scheduler, 8)
+    assert seen == "222d22dd"
+
+
+def test_a_row_runs_as_soon_as_its_own_prompt_is_read() -> None:
+    scheduler = make(max_batched_tokens=50)
+    scheduler.admit([request("a", 30, 9), request("b", 60, 9)])
+    machine = Machine(scheduler)
+    machine.step()
+    assert [row.id for row in scheduler.running] == ["a"]
+    machine.drain()
+    assert all(end.stats.group_rows == 2 for end in machine.finished.values())
+
+
+def test_rows_of_one_prompt_are_read_once() -> None:
+    scheduler = make()
+    machine = Machine(scheduler)
+    scheduler.admit([request(f"{i}", 50, 5) for i in range(4)])
+    machine.step()
+    assert machine.prefilled_tokens == 50
+    assert len(scheduler.running) == 4
+
+
+def test_when_the_row_that_is_read_for_others_ends_the_next_is_read() -> None:
+    scheduler = make(max_batched_tokens=40)
+    machine = Machine(scheduler)
+    scheduler.admit([request(f"{i}", 70, 5) for i in range(3)])
+    machine.step()
+    scheduler.cancel(["0"])
+    machine.drain()
+    assert machine.finished["0"].reason is FinishReason.CANCELLED
+    assert machine.finished["0"].token_ids == ()
+    assert machine.prefilled_tokens == 40 + 70
+    assert all(len(machine.finished[i].token_ids) == 5 for i in "12")
+
+
+def test_a_growing_row_takes_the_room_of_a_younger_one_that_is_read_or_waits() -> None:
+    """The oldest row is put back for nobody, not even for those that hold room and do not run yet."""
+    scheduler = make(kv_tokens=600, max_batched_tokens=2)
+    machine = Machine(scheduler)
+    scheduler.admit([request("old", 50, 340, predicted=1)])
+    while len(scheduler.running) == 0:
+        machine.step()
+    scheduler.admit([request("reading", 400, 20, predicted=1)])
+    scheduler.admit([request("waiting", 100, 20, predicted=1)])
+    for _ in range(400):
+        machine.step()
+    assert machine.put_back[:2] == ["waiting", "reading"]
+    machine.drain()
+    assert "old" not in machine.put_back
+    assert all(end.error is None for end in machine.finished.values())
+    assert scheduler.capacity().free_tokens == 600
+
+
+def test_a_prefill_that_is_given_up_begins_again() -> None:
+    scheduler = make(max_batched_tokens=40)
+    machine = Machine(scheduler)
+    scheduler.admit([request("a", 30, 5), request("b", 60, 5)])
+    machine.step()
+    assert scheduler.begin_prefill() is False  # forty were read: a decode step is due
+    assert scheduler.begin_prefill() is True
+    group = scheduler.give_up_prefill()
+    assert [(row.id, row.read_tokens) for row in group] == [("b", 0)]
+    scheduler.split(group)
+    machine.drain()
+    assert len(machine.finished["b"].token_ids) == 5

@@ -25,6 +25,7 @@ class EngineConfig:
     ``model_folder`` is None for engines without weights. ``weights`` int8 rounds them to a byte
     each. ``cache_dir`` keeps what is compiled. ``slots`` bounds the rows of the batch,
     ``kv_tokens`` the tokens of KV cache that all rows may reserve; None lets the engine choose.
+    ``max_batched_tokens`` is the most that is prefilled between two decode steps.
     """
 
     engine: str
@@ -34,6 +35,7 @@ class EngineConfig:
     device: Device = "auto"
     slots: int = field(kw_only=True)
     kv_tokens: int | None = None
+    max_batched_tokens: int = 512
     weights: Weights = "auto"
     cache_dir: Path = Path.home() / ".cache" / "millpond"
     adapters: Mapping[str, str] = field(default_factory=dict)
@@ -235,7 +237,7 @@ class Engine(Protocol):
         """End these rows at the next step with reason CANCELLED; unknown ids are ignored."""
 
     def step(self) -> list[EngineEvent]:
-        """One forward pass: the prefill of a waiting group, else a decode step of the batch.
+        """One forward pass: a chunk of a group's prefill, or a decode step of the batch.
 
         What goes wrong with single rows ends those rows. An exception means that the engine itself
         is broken: no further step is possible.

@@ -5,11 +5,15 @@ as it grows. When there is no more, the youngest row is put back: it gives up it
 prefilled with all its tokens once there is room again. The oldest row is never put back for another,
 so it ends, and then the next is the oldest: every row ends. Rows that were put back go first, oldest
 first, and what they need is kept from new ones.
+
+Prefill takes turns with decoding: between two decode steps at most ``max_batched_tokens`` are prefilled,
+so that no running row waits longer than that for its next token, whatever the prompts that come.
 """
 
 import bisect
 from collections import deque
 from collections.abc import Collection, Iterable
+from itertools import chain
 
 from millpond.messages import FinishReason
 from millpond.tokenization import Tokenizer
@@ -21,11 +25,13 @@ from worker.engines.base import (
     RejectionCode,
 )
 from worker.engines.kv_budget import GROWTH_TOKENS, KVBudget
+from worker.engines.prefill import Chunk, GroupPrefill
 from worker.engines.sequence import Row
 
 
 class Scheduler:
-    """Owns the waiting groups, the rows that were put back, and the running rows.
+    """Owns the waiting groups, the group that is prefilled, the rows that were put back, and the
+    running rows.
 
     Knows no model and no tensor.
     """
@@ -37,18 +43,22 @@ class Scheduler:
         slots: int,
         kv_tokens: int,
         context_tokens: int,
+        max_batched_tokens: int = 2048,
         adapters: Collection[str] = (),
     ) -> None:
         self._adapters = frozenset(adapters)
         self._tokenizer = tokenizer
         self._slots = slots
         self._context_tokens = context_tokens
+        self._max_batched_tokens = max_batched_tokens
+        self._prefilled_tokens = 0  # since the last decode step
         self._budget = KVBudget(kv_tokens)
         self._waiting: deque[list[Row]] = deque()
         self._put_back: list[Row] = []
         self._live: dict[str, Row] = {}
         self._arrivals = 0
         self._cancelled: set[str] = set()
+        self.prefill: GroupPrefill | None = None
         self.running: list[Row] = []
 
     @property
@@ -102,23 +112,57 @@ class Scheduler:
 
     def next_group(self) -> list[Row]:
         """Pop what is to be prefilled now: rows that were put back and have room, else the oldest
-        waiting group without the rows that ended while they waited."""
+        waiting group."""
         resumed = self._resumable()
         if resumed:
             return resumed
-        while self._waiting:
-            group = [s for s in self._waiting.popleft() if s.finish_reason is None]
-            if group:
-                return group
-        return []
+        return self._waiting.popleft() if self._waiting else []
+
+    def begin_prefill(self) -> bool:
+        """Whether the next step is a prefill's, and not a decode step; `prefill` is then what to read.
+
+        False once `max_batched_tokens` were prefilled while rows run, until it is asked again.
+        """
+        if self.running and self._prefilled_tokens >= self._max_batched_tokens:
+            self._prefilled_tokens = 0
+            return False
+        if self.prefill is None and (group := self.next_group()):
+            self.prefill = GroupPrefill(group)
+        if self.prefill is None:
+            self._prefilled_tokens = 0
+        return self.prefill is not None
+
+    def next_chunk(self) -> Chunk:
+        """What the prefill step reads; the rows of `prefill` have their places."""
+        assert self.prefill is not None
+        used = self._prefilled_tokens if self.running else 0
+        chunk = self.prefill.next_chunk(self._max_batched_tokens - used)
+        self._prefilled_tokens = used + chunk.num_tokens
+        return chunk
+
+    def give_up_prefill(self) -> list[Row]:
+        """Take back the rows of `prefill` that have not started. The caller frees their places."""
+        assert self.prefill is not None
+        rows, self.prefill = self.prefill.rows, None
+        for row in rows:
+            row.read_tokens = 0
+        return rows
 
     def split(self, group: list[Row]) -> None:
-        """Return a popped group to the head of the queue, as two."""
+        """Return a group to the head of the queue, as two."""
         half = len(group) // 2
         self._waiting.extendleft((group[half:], group[:half]))
 
-    def start(self, group: Iterable[Row]) -> None:
-        self.running.extend(group)
+    def start(self, rows: Collection[Row]) -> None:
+        """These rows of `prefill` have been read to their ends."""
+        assert self.prefill is not None
+        for row in rows:
+            if not row.token_ids:  # else it was put back, and this is not its first group
+                row.group_rows = self.prefill.group_rows
+        self.prefill.remove(rows)
+        if not self.prefill.rows:
+            self.prefill = None
+        self.running.extend(rows)
         assert len(self.running) <= self._slots
 
     def make_room(self) -> list[Row]:
@@ -133,21 +177,23 @@ class Scheduler:
                 continue
             wanted = max(row.num_tokens, self._budget.of(row.id) + GROWTH_TOKENS)
             while not self._budget.reserve(row.id, min(wanted, row.most_tokens)):
-                youngest = self.youngest_running()
+                youngest = max((*self._placed, *chain(*self._waiting)), key=_arrival)
                 losers.append(youngest)
                 self.put_back(youngest)
                 if youngest is row:
                     break
         return losers
 
-    def youngest_running(self) -> Row:
-        return max(self.running, key=_arrival)
+    @property
+    def youngest(self) -> Row:
+        """Of the rows that take memory: those that run or are being read."""
+        return max(self._placed, key=_arrival)
 
     def put_back(self, row: Row) -> None:
         """Take the row's room; it waits, to be prefilled with all its tokens when there is room."""
-        if row in self.running:
-            self.running.remove(row)
+        self._remove({row.id})
         self._budget.release(row.id)
+        row.read_tokens = 0
         bisect.insort(self._put_back, row, key=_arrival)
 
     def step_worked(self) -> None:
@@ -159,12 +205,17 @@ class Scheduler:
         self._budget.step_failed(worked_tokens)
 
     @property
-    def running_tokens(self) -> int:
-        return sum(s.num_tokens for s in self.running)
+    def num_placed(self) -> int:
+        """Rows that take memory."""
+        return len(self._placed)
+
+    @property
+    def placed_tokens(self) -> int:
+        return sum(row.num_tokens for row in self._placed)
 
     def retire(self) -> None:
         """Free the slots of the rows that have ended."""
-        self.running = [s for s in self.running if s.finish_reason is None]
+        self._remove({i for i, row in self._live.items() if row.finish_reason is not None})
         self._put_back = [s for s in self._put_back if s.finish_reason is None]
 
     def collect(self, touched: Iterable[Row]) -> list[EngineEvent]:
@@ -224,6 +275,23 @@ class Scheduler:
                 f"needs {wanted} tokens of KV cache, {free.free_tokens} are free now",
             )
         return None
+
+    @property
+    def _placed(self) -> list[Row]:
+        reading = self.prefill.rows if self.prefill is not None and self.prefill.begun else []
+        return [*self.running, *reading]
+
+    def _remove(self, ids: Collection[str]) -> None:
+        """From wherever rows run, are read or wait."""
+        if not ids:
+            return
+        self.running = [row for row in self.running if row.id not in ids]
+        groups = ([row for row in group if row.id not in ids] for group in self._waiting)
+        self._waiting = deque(group for group in groups if group)
+        if self.prefill is not None:
+            self.prefill.remove(row for row in self.prefill.rows if row.id in ids)
+            if not self.prefill.rows:
+                self.prefill = None
 
     @property
     def _owed_tokens(self) -> int:

@@ -25,6 +25,7 @@ class Row:
     `take_delta` gives what is new. ``decode_steps`` and ``decode_rows`` count the steps that this
     row took part in and the rows of all those steps. ``counts`` is kept for rows with penalties;
     ``arrival`` is the row's place in the order of admission, which the scheduler gives it.
+    ``read_tokens`` are in the KV cache: some of them while the row is prefilled, then all but the newest.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Row:
         "id",
         "logprobs",
         "prompt_token_ids",
+        "read_tokens",
         "sampling",
         "token_ids",
         "usage",
@@ -60,6 +62,7 @@ class Row:
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.arrival = 0
+        self.read_tokens = 0
         self._expected_tokens = request.expected_tokens
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
@@ -98,6 +101,17 @@ class Row:
         return len(self.prompt_token_ids) + len(self.token_ids)
 
     @property
+    def all_token_ids(self) -> list[int]:
+        """Prompt and output as one."""
+        return self.prompt_token_ids + self.token_ids
+
+    @property
+    def next_token_id(self) -> int:
+        """The first that has not been read."""
+        output = self.read_tokens - len(self.prompt_token_ids)
+        return self.token_ids[output] if output >= 0 else self.prompt_token_ids[self.read_tokens]
+
+    @property
     def suppressed_token_ids(self) -> Collection[int]:
         """Tokens that must not be generated next: those that would end the row too early."""
         return self._end_token_ids if len(self.token_ids) + 1 < self.sampling.min_tokens else ()
@@ -107,6 +121,7 @@ class Row:
         assert self.finish_reason is None
         if logprobs is not None:
             self.logprobs.append(logprobs)
+        self.read_tokens = self.num_tokens  # it was drawn from what was read
         self.token_ids.append(token_id)
         if self.counts is not None:
             self.counts.add(token_id)

@@ -104,6 +104,7 @@ class SimulatedEngine:
             slots=config.slots,
             kv_tokens=kv_tokens,
             context_tokens=context_tokens,
+            max_batched_tokens=config.max_batched_tokens,
             adapters=config.adapters,
         )
         self._planned: dict[str, bytes] = {}
@@ -154,11 +155,8 @@ class SimulatedEngine:
         scheduler = self._scheduler
         ended = scheduler.end_cancelled()
         scheduler.retire()
-        group = scheduler.next_group()
-        if group:
-            self._prefill(group)
-            scheduler.start(group)
-            touched = group
+        if scheduler.begin_prefill():
+            touched = self._prefill()
         else:
             scheduler.make_room()
             touched = list(scheduler.running)
@@ -172,16 +170,21 @@ class SimulatedEngine:
     def close(self) -> None:
         self._planned.clear()
 
-    def _prefill(self, group: list[Row]) -> None:
-        num_tokens = sum(row.num_tokens for row in group)
-        self._spend(self._simulated.costs.prefill_s_per_token * num_tokens)
-        for row in group:
-            if not row.token_ids:  # else it was put back, and this is not its first group
-                row.group_rows = len(group)
+    def _prefill(self) -> list[Row]:
+        """Read a chunk; the rows that it reads to their ends."""
+        prefill = self._scheduler.prefill
+        assert prefill is not None
+        chunk = self._scheduler.next_chunk()
+        self._spend(self._simulated.costs.prefill_s_per_token * chunk.num_tokens)
+        done = [row for alike in prefill.ended(chunk).values() for row in alike]
+        for row in done:
             self._act_out_faults(row)
+        self._scheduler.start(done)
+        for row in done:
             if row.finish_reason is None:
                 self._planned[row.id] = self._plan(row)
                 self._advance(row, 1)
+        return done
 
     def _decode(self, rows: list[Row]) -> None:
         costs = self._simulated.costs

@@ -153,11 +153,11 @@ class DecodePlan:
     def of_rows(
         cls, shelves: Sequence[Shelf], positions: torch.Tensor, windows: Sequence[int | None]
     ) -> "DecodePlan":
-        """Of the rows on these shelves, in their order. ``positions`` ``[rows]`` are their newest
-        tokens' places."""
+        """Of the rows on these shelves, in their order. ``positions`` ``[rows]`` are the places of
+        their next tokens."""
         spans, start = [], 0
         for shelf in shelves:
-            lengths = [row.num_tokens for row in shelf.rows]
+            lengths = [row.read_tokens + 1 for row in shelf.rows]
             length, stop = max(lengths), start + len(lengths)
             even = min(lengths) == length
             spans.append(_Span(shelf, start, positions[start:stop], length, even=even))

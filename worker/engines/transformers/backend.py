@@ -1,8 +1,12 @@
 """What computes: the cache of keys and values, and the runner that fills and reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from millpond.memory_plan import PREFILL_TOKENS
+from millpond.tokenization import ByteTokenizer
+from worker.engines.base import GenerationRequest, Sampling
+from worker.engines.prefill import Chunk, cut_chunks
 from worker.engines.sequence import Row
 from worker.engines.transformers.kv_cache import KVCache
 from worker.engines.transformers.loading import LoadedModel
@@ -39,12 +43,24 @@ class Cache(Protocol):
 class Runner(Protocol):
     """With ``logits`` the output has them for all rows, else for those that need them."""
 
-    def prefill(self, rows: list[Row], *, logits: bool = False) -> Output: ...
+    def read(self, chunk: Chunk, *, logits: bool = False) -> Output:
+        """One forward pass over the chunk: what it says of the rows that it reads to their ends."""
 
-    def decode(self, *, logits: bool = False) -> tuple[list[Row], Output]: ...
+    def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
+        """Read the newest token of each of these rows; they come back in the output's order. Other
+        rows may have places in the cache, being prefilled."""
 
     def trim(self) -> None:
         """Give back memory that only saves time."""
+
+
+def prefill(runner: Runner, rows: Iterable[Row], *, logits: bool = False) -> Output:
+    """Read all tokens of these rows, which have their places already."""
+    chunks = cut_chunks(rows, PREFILL_TOKENS)
+    if len(chunks) == 1:
+        return runner.read(chunks[0], logits=logits)
+    # Copies, for the next pass may overwrite what one says.
+    return Output.joined([runner.read(chunk, logits=logits).copy() for chunk in chunks])
 
 
 def build_backend(
@@ -60,7 +76,11 @@ def build_backend(
         )
         runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
         if prefix:
-            runner.keep_prefix(prefix)
+            request = GenerationRequest("prefix", prefix, Sampling(max_tokens=1, seed=0))
+            row = Row(request, ByteTokenizer())
+            pages.allocate([row])
+            prefill(runner, [row])
+            pages.keep_prefix(row)
         return pages, runner
     shelves = KVCache(loaded.layout, kv_tokens=kv_tokens)
     # Which rows have which adapter changes from step to step, and a recording would not.

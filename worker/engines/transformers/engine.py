@@ -24,7 +24,7 @@ from worker.engines.sequence import Row
 from worker.engines.transformers import loading, self_check
 from worker.engines.transformers.backend import build_backend, build_sampler
 from worker.engines.transformers.memory import OutOfMemory, affordable, attempt
-from worker.engines.transformers.sampling import NextTokens, Output, needs_logits, next_tokens
+from worker.engines.transformers.sampling import NextTokens, needs_logits, next_tokens
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this row"
 
@@ -47,6 +47,7 @@ class TransformersEngine:
             slots=sizing.slots,
             kv_tokens=sizing.kv_tokens,
             context_tokens=context_tokens,
+            max_batched_tokens=config.max_batched_tokens,
             adapters=config.adapters,
         )
         self._cache, self._runner = build_backend(
@@ -112,8 +113,7 @@ class TransformersEngine:
         scheduler = self._scheduler
         ended = scheduler.end_cancelled()
         self._release(ended)
-        group = scheduler.next_group()
-        touched = self._prefill(group) if group else self._decode()
+        touched = self._prefill() if scheduler.begin_prefill() else self._decode()
         self._release([s for s in touched if s.finish_reason is not None])
         return scheduler.collect((*ended, *touched))
 
@@ -123,40 +123,41 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _prefill(self, group: list[Row]) -> list[Row]:
-        """Read the group's tokens and draw each row's next one.
+    def _prefill(self) -> list[Row]:
+        """Read a chunk of the group's tokens, and draw a token for each row that it reads to its end.
 
-        Out of memory, the group waits again in two halves; a row that fails alone ends.
+        Out of memory, what has not started waits again in two halves; a row that fails alone ends.
         """
-        drawn = attempt(lambda: self._read(group))
-        if isinstance(drawn, OutOfMemory):
+        read = attempt(self._read_chunk)
+        if isinstance(read, OutOfMemory):
+            group = self._scheduler.give_up_prefill()
             self._release(group)
             self._recover_memory()
-            return self._split(group, drawn)
-        for row in group:
-            if not row.token_ids:  # else it was put back, and this is not its first group
-                row.group_rows = len(group)
-        self._scheduler.start(group)
+            return self._split(group, read)
+        rows, drawn = read
+        self._scheduler.start(rows)
         self._scheduler.step_worked()
-        _append(group, drawn)
-        return group
+        _append(rows, drawn)
+        return rows
 
-    def _read(self, group: list[Row]) -> NextTokens:
-        self._cache.allocate(group)
-        return next_tokens(self._prefill_once(group), group, self._sampler)
-
-    def _prefill_once(self, group: list[Row]) -> Output:
-        """Prefill each different prompt once; the rows that share it get copies."""
-        first: dict[tuple[str | int | None, ...], Row] = {}
-        sources = [first.setdefault((r.adapter, *_tokens_of(r)), r) for r in group]
-        if len(first) == len(group):
-            return self._runner.prefill(group)
-        output = self._runner.prefill(list(first.values()), logits=any(map(needs_logits, group)))
-        for row, source in zip(group, sources, strict=True):
-            if row is not source:
+    def _read_chunk(self) -> tuple[list[Row], NextTokens]:
+        prefill = self._scheduler.prefill
+        assert prefill is not None
+        if not prefill.begun:
+            self._cache.allocate(prefill.rows)
+        chunk = self._scheduler.next_chunk()
+        ended = prefill.ended(chunk)
+        rows = [row for alike in ended.values() for row in alike]
+        shared = len(rows) > len(ended)
+        output = self._runner.read(chunk, logits=shared and any(map(needs_logits, rows)))
+        if not rows:
+            return [], NextTokens([], [])
+        for source, *others in ended.values():
+            for row in others:
                 self._cache.copy(source, row)
-        places = {row.id: place for place, row in enumerate(first.values())}
-        return output.of([places[source.id] for source in sources])
+        if shared:
+            output = output.of([i for i, alike in enumerate(ended.values()) for _ in alike])
+        return rows, next_tokens(output, rows, self._sampler)
 
     def _split(self, group: list[Row], failure: OutOfMemory) -> list[Row]:
         if len(group) > 1:
@@ -166,7 +167,7 @@ class TransformersEngine:
         if self._scheduler.running:
             # Others hold memory that will come free; the row waits for it.
             self._scheduler.put_back(row)
-            self._scheduler.step_failed(self._scheduler.running_tokens)
+            self._scheduler.step_failed(self._scheduler.placed_tokens)
             return []
         return self._end_out_of_memory(row, row.num_tokens // 2, failure)
 
@@ -189,18 +190,18 @@ class TransformersEngine:
 
     def _decode_step(self) -> tuple[list[Row], NextTokens]:
         self._cache.make_room()
-        rows, output = self._runner.decode()
+        rows, output = self._runner.decode(self._scheduler.running)
         return rows, next_tokens(output, rows, self._sampler)
 
     def _shed_youngest(self, failure: OutOfMemory) -> list[Row]:
-        row = self._scheduler.youngest_running()
-        alone = len(self._scheduler.running) == 1
+        row = self._scheduler.youngest
+        alone = self._scheduler.num_placed == 1
         self._cache.free(row)
         self._recover_memory()
         if alone:
             return self._end_out_of_memory(row, row.num_tokens - 1, failure)
         self._scheduler.put_back(row)
-        self._scheduler.step_failed(self._scheduler.running_tokens)
+        self._scheduler.step_failed(self._scheduler.placed_tokens)
         return []
 
     def _end_out_of_memory(self, row: Row, fitting: int, failure: OutOfMemory) -> list[Row]:
@@ -225,10 +226,6 @@ class TransformersEngine:
         attempt(self._cache.trim)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _tokens_of(row: Row) -> list[int]:
-    return row.prompt_token_ids + row.token_ids
 
 
 def _append(rows: list[Row], drawn: NextTokens) -> None:

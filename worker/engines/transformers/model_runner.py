@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
-from millpond.memory_plan import PREFILL_TOKENS
+from worker.engines.prefill import Chunk
 from worker.engines.sequence import Row
 from worker.engines.transformers.adapters import TokenGroups
 from worker.engines.transformers.attention import DecodePlan, Plan, PlanCache, PrefillPlan
-from worker.engines.transformers.chunks import cut_chunks, tokens_of
 from worker.engines.transformers.kv_cache import KVCache
 from worker.engines.transformers.replay import DecodeReplay, Recorder
 from worker.engines.transformers.sampling import Output
@@ -42,35 +41,37 @@ class ModelRunner:
         if record is not None:
             self._replay = DecodeReplay(cache, self._windows, self._decode_forward, record)
 
-    def prefill(self, rows: Sequence[Row], *, logits: bool = False) -> Output:
-        """Read all tokens of these rows, which have their slots already; logits after the last."""
-        scores: list[torch.Tensor] = []
-        for chunk in cut_chunks([(row, 0) for row in rows], PREFILL_TOKENS):
-            token_ids = [t for piece in chunk.pieces for t in tokens_of(*piece)]
-            positions = [n for _, start, stop in chunk.pieces for n in range(start, stop)]
-            inputs = to_device([token_ids, positions], self._device)
-            plan = PrefillPlan(chunk.pieces, self._cache, self._windows)
-            self._select((row.adapter, stop - start) for row, start, stop in chunk.pieces)
-            # No logits but of the last tokens: over all, they would outgrow the model.
-            last = to_device([plan.ends[i] - 1 for i in chunk.ended], self._device, torch.int64)
-            found = self._forward(inputs[:1], inputs[1:], plan, last)[0]
-            if chunk.ended:
-                scores.append(found)
-        return Output(scores[0] if len(scores) == 1 else torch.cat(scores))
+    def read(self, chunk: Chunk, *, logits: bool = False) -> Output:
+        positions = [n for _, start, stop in chunk.pieces for n in range(start, stop)]
+        inputs = to_device([chunk.token_ids, positions], self._device)
+        plan = PrefillPlan(chunk.pieces, self._cache, self._windows)
+        self._select((row.adapter, stop - start) for row, start, stop in chunk.pieces)
+        # No logits but of the last tokens: over all, they would outgrow the model.
+        last = to_device([plan.ends[i] - 1 for i in chunk.ended], self._device, torch.int64)
+        return Output(self._forward(inputs[:1], inputs[1:], plan, last)[0])
 
-    def decode(self, *, logits: bool = False) -> tuple[list[Row], Output]:
-        """Read the newest token of each row in the cache; the rows in the order of the output."""
+    def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
+        """A step is over all rows of the shelves. Those that are being prefilled read their next token
+        for nothing: the chunk that reads it again writes the same."""
+        placed, found = self._step()
+        if len(placed) == len(rows):
+            return placed, Output(found)
+        wanted = {row.id for row in rows}
+        places = [i for i, row in enumerate(placed) if row.id in wanted]
+        return [placed[i] for i in places], Output(found[to_device(places, self._device)])
+
+    def _step(self) -> tuple[list[Row], torch.Tensor]:
+        """The rows of the shelves, in order, and their logits."""
         replayed = None if self._replay is None else self._replay.decode()
         if replayed is not None:
-            rows, found = replayed
-            return rows, Output(found)
+            return replayed
         shelves = self._cache.shelves()
         rows = [row for shelf in shelves for row in shelf.rows]
-        newest = [[row.token_ids[-1] for row in rows], [row.num_tokens - 1 for row in rows]]
+        inputs = [[row.next_token_id for row in rows], [row.read_tokens for row in rows]]
         self._select((row.adapter, 1) for row in rows)
-        token_ids, positions = to_device(newest, self._device)
+        token_ids, positions = to_device(inputs, self._device)
         plan = DecodePlan.of_rows(shelves, positions, self._windows)
-        return rows, Output(self._decode_forward(token_ids[:, None], positions[:, None], plan))
+        return rows, self._decode_forward(token_ids[:, None], positions[:, None], plan)
 
     def trim(self) -> None:
         if self._replay is not None:

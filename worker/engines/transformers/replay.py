@@ -142,8 +142,8 @@ class _RecordedStep:
         positions: list[int] = []
         for shelf in self._shelves:
             empty = [0] * (shelf.num_slots - len(shelf.rows))
-            token_ids += [row.token_ids[-1] for row in shelf.rows] + empty
-            positions += [row.num_tokens - 1 for row in shelf.rows] + empty
+            token_ids += [row.next_token_id for row in shelf.rows] + empty
+            positions += [row.read_tokens for row in shelf.rows] + empty
         self._inputs.copy_(to_device([token_ids, positions], self._device), non_blocking=True)
 
 

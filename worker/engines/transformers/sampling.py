@@ -59,6 +59,16 @@ class Output:
     logits: torch.Tensor | None
     best: list[int | None] | None = None
 
+    @classmethod
+    def joined(cls, outputs: Sequence["Output"]) -> "Output":
+        """Those of several passes as one; all have logits, or all have the likeliest tokens, or both."""
+        logits = [o.logits for o in outputs if o.logits is not None]
+        best = [token for o in outputs for token in o.best or ()]
+        return cls(torch.cat(logits) if logits else None, best or None)
+
+    def copy(self) -> "Output":
+        return Output(None if self.logits is None else self.logits.clone(), self.best)
+
     def of(self, places: Sequence[int]) -> "Output":
         """What it says of the rows at these places, which may repeat."""
         return Output(

@@ -13,7 +13,7 @@ from millpond.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
 from worker.engines.sequence import Row
 from worker.engines.transformers.attention import ATTENTION_NAME
-from worker.engines.transformers.backend import build_backend
+from worker.engines.transformers.backend import build_backend, prefill
 from worker.engines.transformers.loading import LoadedModel
 from worker.engines.transformers.sampling import Output
 
@@ -35,11 +35,11 @@ def check(loaded: LoadedModel) -> None:
     kv_tokens = sum(row.most_tokens for row in rows)
     cache, runner = build_backend(loaded, kv_tokens=kv_tokens, slots=len(rows))
     cache.allocate(rows)
-    _compare(loaded, rows, runner.prefill(rows, logits=True), "prefill")
+    _compare(loaded, rows, prefill(runner, rows, logits=True), "prefill")
     for row in rows:
         row.append(row.prompt_token_ids[0])
     cache.make_room()
-    decoded, output = runner.decode(logits=True)
+    decoded, output = runner.decode(rows, logits=True)
     _compare(loaded, decoded, output, "decode")
 
 

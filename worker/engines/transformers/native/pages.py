@@ -11,15 +11,13 @@ PAGE_TOKENS = 64
 class PageTable:
     """One row's pages, in the order of its tokens; ``numbers`` has room for all it may come to.
 
-    The first ``borrowed`` of the ``used`` pages belong to the shared prefix, and the keys and values
-    of the first ``read_tokens`` tokens are in their pages from the beginning.
+    The first ``borrowed`` of the ``used`` pages belong to the shared prefix.
     """
 
     def __init__(self, most_tokens: int) -> None:
         self.numbers: npt.NDArray[np.int32] = np.zeros(pages_for(most_tokens), dtype=np.int32)
         self.used = 0
         self.borrowed = 0
-        self.read_tokens = 0
         self.address = self.numbers.ctypes.data
 
     @property
@@ -106,7 +104,8 @@ class PagedCache:
         self._pool = np.zeros((0, 0), dtype=np.uint8)
 
     def _borrow_prefix(self, row: Row, table: PageTable) -> None:
-        """Share the prefix's full pages and copy its last, which the row goes on to fill.
+        """Share the prefix's full pages and copy its last, which the row goes on to fill: so much is
+        read already.
 
         The row reads at least its last token itself: that one's logits are wanted.
         """
@@ -116,7 +115,7 @@ class PagedCache:
         full = size // PAGE_TOKENS
         table.numbers[:full] = self._prefix_pages[:full]
         table.used = table.borrowed = full
-        table.read_tokens = size
+        row.read_tokens = size
         if size % PAGE_TOKENS:
             page = self._free.pop()
             self._pool[page] = self._pool[self._prefix_pages[full]]

@@ -8,11 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from millpond.memory_plan import PREFILL_TOKENS
-from millpond.tokenization import ByteTokenizer
-from worker.engines.base import GenerationRequest, Sampling
+from worker.engines.prefill import Chunk
 from worker.engines.sequence import Row
-from worker.engines.transformers.chunks import cut_chunks, tokens_of
 from worker.engines.transformers.native import structs
 from worker.engines.transformers.native.logits import LogitsBuffer
 from worker.engines.transformers.native.pages import PagedCache
@@ -33,39 +30,24 @@ class NativeRunner:
         self._scratch: dict[str, npt.NDArray[Any]] = {}
         self._logits = LogitsBuffer(model.vocab_size)
 
-    def prefill(self, rows: Sequence[Row], *, logits: bool = False) -> Output:
-        """Read all tokens of these rows, which have their pages already."""
-        best: list[int] = []
-        scores, addresses = self._logits.places(rows, every=logits)
-        for chunk in cut_chunks([(r, self._read_tokens(r)) for r in rows], PREFILL_TOKENS):
-            best += self._run(
-                [row for row, _, _ in chunk.pieces],
-                [t for piece in chunk.pieces for t in tokens_of(*piece)],
-                [(start, stop - start) for _, start, stop in chunk.pieces],
-                chunk.ended,
-                addresses[len(best) :],
-            )
+    def read(self, chunk: Chunk, *, logits: bool = False) -> Output:
+        scores, addresses = self._logits.places(chunk.ended_rows, every=logits)
+        best = self._run(
+            [row for row, _, _ in chunk.pieces],
+            chunk.token_ids,
+            [(start, stop - start) for _, start, stop in chunk.pieces],
+            chunk.ended,
+            addresses,
+        )
         return _output(best, scores)
 
-    def keep_prefix(self, token_ids: Sequence[int]) -> None:
-        """Read these tokens once for all rows whose prompts begin with them."""
-        request = GenerationRequest("prefix", token_ids, Sampling(max_tokens=1, seed=0))
-        row = Row(request, ByteTokenizer())
-        self._cache.allocate([row])
-        self.prefill([row])
-        self._cache.keep_prefix(row)
-
-    def _read_tokens(self, row: Row) -> int:
-        return self._cache.table_of(row).read_tokens
-
-    def decode(self, *, logits: bool = False) -> tuple[list[Row], Output]:
-        """Read each row's newest token."""
-        rows = list(self._cache.rows)
+    def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
+        rows = list(rows)
         scores, addresses = self._logits.places(rows, every=logits)
         best = self._run(
             rows,
-            [row.token_ids[-1] for row in rows],
-            [(row.num_tokens - 1, 1) for row in rows],
+            [row.next_token_id for row in rows],
+            [(row.read_tokens, 1) for row in rows],
             list(range(len(rows))),
             addresses,
         )
