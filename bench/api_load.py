@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import orjson
 
@@ -57,15 +58,16 @@ async def _until_it_listens(port: int, process: "subprocess.Popen[bytes]") -> No
             await asyncio.sleep(0.05)
 
 
-def post(text: str) -> bytes:
-    body = orjson.dumps({"prompt": text, "max_tokens": 16})
-    head = f"POST /v1/jobs HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+def post(path: str, fields: dict[str, Any]) -> bytes:
+    body = orjson.dumps(fields)
+    head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def _send_all(port: int, requests: list[bytes]) -> None:
-    """Each connection sends its next request when its last was answered by a 202."""
+async def send_all(port: int, requests: list[bytes], status: int, connections: int) -> None:
+    """Each connection sends its next request when its last was answered with this status."""
     waiting = iter(requests)
+    answered = b"HTTP/1.1 %d " % status
 
     async def send() -> None:
         reader, writer = await asyncio.open_connection(HOST, port)
@@ -78,22 +80,25 @@ async def _send_all(port: int, requests: list[bytes]) -> None:
                 if line.lower().startswith(b"content-length:")
             ]
             body = await reader.readexactly(length)
-            assert head.startswith(b"HTTP/1.1 202 "), (head, body)
+            assert head.startswith(answered), (head, body)
         writer.close()
         await writer.wait_closed()
 
-    await asyncio.gather(*(send() for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(send() for _ in range(connections)))
 
 
 async def measure_api(stage: Stage) -> list[Figure]:
-    requests = [post(text) for text in prompts(POSTS, PROMPT_BYTES)]
+    requests = [
+        post("/v1/jobs", {"prompt": text, "max_tokens": 16})
+        for text in prompts(POSTS, PROMPT_BYTES)
+    ]
     await stage.clear()
     async with running_api(stage.url) as port:
 
         async def accepted() -> float:
             before = await stage.queue.depth()
             start = time.perf_counter()
-            await _send_all(port, requests)
+            await send_all(port, requests, 202, CONNECTIONS)
             seconds = time.perf_counter() - start
             assert await stage.queue.depth() - before == POSTS
             return POSTS / seconds
