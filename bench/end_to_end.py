@@ -45,6 +45,7 @@ async def _run(workload: Path, repeat: int, settings: Settings) -> EndToEnd:
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 f"--redis-url={stack.redis_url}",
+                "--any-model",  # the workload names one, the bench runs it on others, too
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
             )

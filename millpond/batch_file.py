@@ -29,13 +29,13 @@ from millpond.sampling_params import SamplingParams
 
 MAX_CUSTOM_ID_CHARS = 512
 MAX_LINE_BYTES = 8 * 1024 * 1024
+BAD_LINE_CODE = "invalid_line"
 
 _FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.LOOP: "loop"}
 
 
 class _Body(SamplingParams):
-    # The served model answers whatever name a body carries, so one file runs on any model.
-    model: str | None = None
+    model: str | None = Field(default=None, min_length=1, max_length=128)
 
 
 class ChatBody(_Body):
@@ -78,13 +78,17 @@ class BadLine:
     message: str
 
 
-def read_rows(lines: Iterable[bytes]) -> Iterator[Row | BadLine]:
-    """Check each line on its own, in order. Blank lines are skipped; a repeated custom_id is bad."""
+def read_rows(lines: Iterable[bytes], *, any_model: bool = False) -> Iterator[Row | BadLine]:
+    """Check each line on its own, in order. Blank lines are skipped; a repeated custom_id is bad.
+
+    A row asks for the model that its line names, which fails where another one is served; with
+    ``any_model`` it takes whichever is.
+    """
     first_seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        parsed = _parse(number, line)
+        parsed = _parse(number, line, any_model=any_model)
         if isinstance(parsed, Row):
             first = first_seen.setdefault(parsed.custom_id, number)
             if first != number:
@@ -94,7 +98,7 @@ def read_rows(lines: Iterable[bytes]) -> Iterator[Row | BadLine]:
         yield parsed
 
 
-def _parse(number: int, line: bytes) -> Row | BadLine:
+def _parse(number: int, line: bytes, *, any_model: bool) -> Row | BadLine:
     if len(line) > MAX_LINE_BYTES:
         return BadLine(number, None, f"longer than {MAX_LINE_BYTES} bytes")
     if number == 1:
@@ -109,6 +113,8 @@ def _parse(number: int, line: bytes) -> Row | BadLine:
         envelope = BatchLine.model_validate(fields)
         chat = envelope.url == "/v1/chat/completions"
         request = _chat_request(envelope.body) if chat else _completion_request(envelope.body)
+        if any_model:
+            request = request.model_copy(update={"model": None})
     except ValidationError as error:
         return BadLine(number, custom_id, first_error(error))
     except RecursionError:
@@ -130,7 +136,8 @@ def _completion_request(fields: dict[str, Any]) -> JobRequest:
 
 
 def _sampling(body: _Body) -> dict[str, Any]:
-    given = body.model_dump(include=set(SamplingParams.model_fields), exclude_unset=True)
+    names = {*SamplingParams.model_fields, "model"}
+    given = body.model_dump(include=names, exclude_unset=True)
     return {**given, "priority": Priority.BATCH, "stream": False}
 
 
@@ -141,21 +148,21 @@ def first_error(error: ValidationError) -> str:
     return f"{field}: {first['msg']}" if field else str(first["msg"])
 
 
-def output_line(row: Row, result: JobResult, model: str) -> bytes:
+def output_line(row: Row, result: JobResult) -> bytes:
     """The output line of a finished row. A failed one has ``response`` null and an ``error``."""
     if result.status is not JobStatus.SUCCEEDED:
         code = result.error.code if result.error else str(result.status)
         message = result.error.message if result.error else f"the job is {result.status}"
-        return _line(
-            row.custom_id, None, {"code": code, "message": message, "line": row.line_number}
-        )
-    usage = result.usage
+        error = {"code": code, "message": message, "line": row.line_number}
+        return _line(row.line_number, row.custom_id, None, error)
+    usage, receipt = result.usage, result.receipt
     assert usage is not None, "a succeeded job has a usage"
+    assert receipt is not None, "a succeeded job has a receipt"
     body: dict[str, Any] = {
         "id": f"{'chatcmpl' if row.chat else 'cmpl'}-{result.id}",
         "object": "chat.completion" if row.chat else "text_completion",
         "created": math.floor((result.finished_ms or 0) / 1000),
-        "model": model,
+        "model": receipt.model,
         "choices": [_choice(row, choice) for choice in result.choices or [_only(result)]],
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
@@ -165,7 +172,8 @@ def output_line(row: Row, result: JobResult, model: str) -> bytes:
     }
     if result.prompt_token_ids is not None:
         body["prompt_token_ids"] = result.prompt_token_ids
-    return _line(row.custom_id, {"status_code": 200, "request_id": result.id, "body": body}, None)
+    response = {"status_code": 200, "request_id": result.id, "body": body}
+    return _line(row.line_number, row.custom_id, response, None)
 
 
 def _only(result: JobResult) -> Choice:
@@ -197,22 +205,22 @@ def _choice(row: Row, choice: Choice) -> dict[str, Any]:
 
 
 def error_line(bad: BadLine) -> bytes:
-    return _line(
-        bad.custom_id,
-        None,
-        {
-            "code": "invalid_line",
-            "message": f"line {bad.line_number}: {bad.message}",
-            "line": bad.line_number,
-        },
-    )
+    error = {
+        "code": BAD_LINE_CODE,
+        "message": f"line {bad.line_number}: {bad.message}",
+        "line": bad.line_number,
+    }
+    return _line(bad.line_number, bad.custom_id, None, error)
 
 
 def _line(
-    custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None
+    number: int,
+    custom_id: str | None,
+    response: dict[str, Any] | None,
+    error: dict[str, Any] | None,
 ) -> bytes:
     fields = {
-        "id": f"batch_req_{custom_id}",
+        "id": f"batch_req_{f'line-{number}' if custom_id is None else custom_id}",
         "custom_id": custom_id,
         "response": response,
         "error": error,
@@ -220,14 +228,22 @@ def _line(
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def keep_finished(path: Path) -> set[str]:
-    """Rewrite an output file of an earlier run to its good lines, and return their custom ids.
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What an output file of an earlier run has: rows that are done, and lines that were told as bad."""
+
+    done: set[str]
+    bad_lines: set[int]
+
+
+def keep_finished(path: Path) -> Earlier:
+    """Rewrite an output file of an earlier run to its good lines, and return what it had.
 
     Error lines, and a last line cut off by a kill, are dropped: those rows run again.
     """
+    earlier = Earlier(set(), set())
     if not path.exists():
-        return set()
-    done: set[str] = set()
+        return earlier
     partial = path.with_name(path.name + ".partial")
     with path.open("rb") as old, partial.open("wb") as new:
         for line in old:
@@ -235,8 +251,12 @@ def keep_finished(path: Path) -> set[str]:
                 fields = orjson.loads(line)
             except ValueError:
                 continue
-            if isinstance(fields, dict) and fields.get("response") and line.endswith(b"\n"):
-                done.add(fields["custom_id"])
+            if not isinstance(fields, dict) or not line.endswith(b"\n"):
+                continue
+            if fields.get("response"):
+                earlier.done.add(fields["custom_id"])
                 new.write(line)
+            elif (fields.get("error") or {}).get("code") == BAD_LINE_CODE:
+                earlier.bad_lines.add(fields["error"]["line"])
     partial.replace(path)
-    return done
+    return earlier

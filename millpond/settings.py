@@ -26,7 +26,7 @@ from redis.asyncio.connection import parse_url
 
 from millpond.errors import InvalidRequestError
 from millpond.memory_plan import PREFILL_TOKENS
-from millpond.presets import Preset, chat_preset, find_preset
+from millpond.presets import PRESETS, Preset, chat_preset, find_preset
 from millpond.queue import QueueOptions
 
 ENV_PREFIX = "MILLPOND_"
@@ -294,7 +294,10 @@ class Settings(BaseSettings):
 
     def serves(self) -> dict[str, Any]:
         """What decides the texts that come out: two sets of settings with the same are one service."""
-        return {"model": self.model_name, **self.model_dump(mode="json", include=_SERVES)}
+        model = self.model_name
+        if model not in PRESETS and Path(model).exists():
+            model = str(Path(model).resolve())  # the same folder, named from elsewhere
+        return {"model": model, **self.model_dump(mode="json", include=_SERVES)}
 
     @property
     def model_name(self) -> str:

@@ -29,6 +29,7 @@ REDIS_PORT = 6390  # not Redis' default, where the user may run a server
 # A child that dies this often without becoming ready will not recover by itself.
 GIVE_UP_AFTER_DEATHS = 3
 POLL_S = 0.05
+LOCK_FILE = "stack.lock"
 STOP_SLACK_S = 8.0
 # For a server that the user gave. If it does not answer in time, the children check it.
 CHECK_TIMEOUT_S = 1.0
@@ -194,7 +195,7 @@ async def _check_given_server(settings: Settings) -> None:
 @contextlib.contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
     """One stack for each data folder."""
-    with (data_dir / "stack.lock").open("w") as lock:
+    with (data_dir / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

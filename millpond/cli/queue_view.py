@@ -72,6 +72,7 @@ def _cells(worker: RegisteredWorker) -> list[str]:
         f"{own.model}, {own.made_with}" if own.made_with else own.model,
         f"{own.rows}/{own.slots or '?'}",
         f"{own.jobs_per_s:.2f}",
-        f"{own.tokens_per_s:.0f}",
+        # Rows count when they end; before the first has, there is no figure.
+        "..." if own.rows and not own.tokens_per_s else f"{own.tokens_per_s:.0f}",
         f"{own.slot_share:.1%}",
     ]

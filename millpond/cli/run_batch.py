@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import tempfile
 import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -15,13 +13,14 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from millpond.batch_file import BadLine, Row, error_line, keep_finished, output_line, read_rows
 from millpond.batch_run import BatchRun, BatchTotals
+from millpond.cli.batch_place import batch_place
 from millpond.cli.options import (
+    DataFlag,
     DtypeFlag,
     EngineFlag,
     ModelFlag,
@@ -34,11 +33,7 @@ from millpond.connection import connect
 from millpond.queue import JobQueue
 from millpond.results import Results
 from millpond.settings import Settings, load_settings
-from millpond.stack import running_stack
-from millpond.stack_events import StackEvent
 from millpond.subscriptions import Subscriptions
-
-READY_TIMEOUT_S = 1800.0
 
 
 def run_batch(
@@ -51,13 +46,20 @@ def run_batch(
     engine: EngineFlag = None,
     redis_url: RedisFlag = None,
     queue: QueueFlag = None,
+    data: DataFlag = None,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Run lines that ask for another model, too.")
+    ] = False,
     set_: SetFlag = None,
 ) -> None:
     """Run a file of OpenAI batch requests through the queue.
 
-    Starts a server and a worker of its own unless --redis-url is given. Run again on the same files
-    it does what is missing. Exit status 1 if any row failed.
+    Uses the server of --redis-url, else the stack that runs in the data folder if it serves the same
+    model in the same way, else starts a server and a worker of its own. Run again on the same files it
+    does what is missing. Exit status 1 if any row failed.
     """
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
     if input_.resolve() == output.resolve():
         raise typer.BadParameter("must be another file than --input", param_hint="--output")
     settings = load_settings(
@@ -67,13 +69,15 @@ def run_batch(
         engine=engine,
         redis_url=redis_url,
         queue=queue,
+        data_dir=data,
     )
-    preset = settings.preset()
-    rows, bad = _read(input_)
-    done = keep_finished(output)
-    missing = [row for row in rows if row.custom_id not in done]
+    settings.preset()  # a wrong model is told before anything is written
+    rows, bad = _read(input_, any_model=any_model)
+    earlier = keep_finished(output)
+    missing = [row for row in rows if row.custom_id not in earlier.done]
+    new_bad = [line for line in bad if line.line_number not in earlier.bad_lines]
     console = Console(stderr=True, highlight=False)
-    if done:
+    if earlier.done:
         console.print(f"{len(rows) - len(missing)} of {len(rows)} rows are done already.")
     with output.open("ab") as out:
         for line in bad:
@@ -83,23 +87,23 @@ def run_batch(
         totals = BatchTotals()
         if missing:
             run_file = output.with_name(output.name + ".run")
-            job = _run(settings, missing, out, totals, _run_id(run_file), preset.name, console)
-            asyncio.run(job)
+            asyncio.run(_run(settings, missing, out, totals, _run_id(run_file), console))
             run_file.unlink(missing_ok=True)
-    failed = totals.failed + len(bad)
+    # Of this run: a line that an earlier one told as bad is no row of it, but the file is still not right.
     print(
-        f"rows {totals.rows + len(bad)}, failed {failed}, output tokens {totals.output_tokens}, "
+        f"rows {totals.rows + len(new_bad)}, failed {totals.failed + len(new_bad)}, "
+        f"output tokens {totals.output_tokens}, "
         f"{totals.seconds:.2f} s, {totals.tokens_per_s:.1f} tok/s"
     )
-    if failed:
+    if totals.failed or bad:
         raise typer.Exit(1)
 
 
-def _read(path: Path) -> tuple[list[Row], list[BadLine]]:
+def _read(path: Path, *, any_model: bool) -> tuple[list[Row], list[BadLine]]:
     rows: list[Row] = []
     bad: list[BadLine] = []
     with path.open("rb") as lines:
-        for item in read_rows(lines):
+        for item in read_rows(lines, any_model=any_model):
             if isinstance(item, Row):
                 rows.append(item)
             else:
@@ -121,52 +125,34 @@ async def _run(
     out: IO[bytes],
     totals: BatchTotals,
     run_id: str,
-    model: str,
     console: Console,
 ) -> None:
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} tok/s"),
-        TimeElapsedColumn(),
+        TextColumn("{task.fields[pace]}"),
         TimeRemainingColumn(),
         console=console,
     )
     with progress:
-        bar = progress.add_task("starting", total=len(rows), rate=0.0)
-        async with _server_and_worker(settings, console) as redis_url:
-            redis = connect(redis_url)
+        bar = progress.add_task("starting", total=len(rows), pace="")
+        async with batch_place(settings, console) as place:
+            redis = connect(place.redis_url)
             subscriptions = Subscriptions(redis)
             batch = BatchRun(
-                JobQueue(redis, settings.queue, settings.queue_options()),
-                Results(redis, settings.queue, subscriptions),
+                JobQueue(redis, place.queue, settings.queue_options()),
+                Results(redis, place.queue, subscriptions),
                 subscriptions,
                 run_id,
             )
             progress.update(bar, description="running")
             async for row, result in batch.results(rows):
                 totals.add(result)
-                out.write(output_line(row, result, model))
+                out.write(output_line(row, result))
                 out.flush()
-                progress.update(bar, advance=1, rate=totals.tokens_per_s)
+                # The summary's own figures, so that the two agree.
+                pace = f"{totals.seconds:.1f} s, {totals.tokens_per_s:.0f} tok/s"
+                progress.update(bar, advance=1, pace=pace)
             await subscriptions.close()
             await redis.aclose()
-
-
-@contextlib.asynccontextmanager
-async def _server_and_worker(settings: Settings, console: Console) -> AsyncIterator[str]:
-    """The URL of the user's server, or of one that lives as long as this run."""
-    if "redis_url" in settings.model_fields_set:
-        yield settings.redis_url
-        return
-
-    def say(event: StackEvent) -> None:
-        if event.level in ("warning", "error"):
-            console.print(str(event), markup=False)
-
-    with tempfile.TemporaryDirectory(prefix="millpond-batch-") as folder:
-        own = settings.model_copy(update={"data_dir": Path(folder), "grace_s": 1.0})
-        async with running_stack(own, embedded_server=True, api=False, say=say) as stack:
-            await stack.wait_ready(READY_TIMEOUT_S)
-            yield stack.redis_url

@@ -1,9 +1,11 @@
 """``millpond run-batch``: files in, files out, restartable."""
 
 import asyncio
+import fcntl
 import os
 import re
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ import orjson
 import psutil
 import pytest
 
-from tests.acceptance.conftest import MILLPOND, run_command, until
+from millpond.cli.batch_place import FOLDER_PREFIX, sweep_folders
+from millpond.stack import LOCK_FILE
+from tests.acceptance.conftest import MILLPOND, Up, run_command, until
 
+Start = Callable[..., Awaitable[Up]]
 LAST_LINE = re.compile(r"rows (\d+), failed (\d+), output tokens (\d+), ([\d.]+) s, ([\d.]+) tok/s")
 
 
@@ -111,6 +116,74 @@ async def test_a_killed_run_is_taken_up_where_it_stopped(tmp_path: Path) -> None
     assert totals(out)[0] <= rows - 20
     assert set(outputs(sink)) == {f"r{i}" for i in range(rows)}
     assert len(sink.read_bytes().splitlines()) == rows
+
+
+async def test_the_model_is_the_one_that_wrote_it(up: Start, tmp_path: Path) -> None:
+    stack = await up("--engine", "simulated", "--port", "0")
+    source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(request("plain") + request("asks", model="smollm2-135m"))
+    arguments = ("run-batch", "-i", str(source), "-o", str(sink))
+    given = ("--redis-url", stack.about.redis_url)
+    code, out, _ = await run_command(*arguments, *given, cwd=tmp_path)
+    assert code == 1
+    assert totals(out)[:2] == (2, 1)
+    done = outputs(sink)
+    assert done["plain"]["response"]["body"]["model"] == "simulated"
+    assert done["asks"]["error"]["code"] == "unknown_model"
+    assert "smollm2-135m" in done["asks"]["error"]["message"]
+
+    code, _, err = await run_command(*arguments, *given, "--any-model", cwd=tmp_path)
+    assert code == 0, err
+    assert outputs(sink)["asks"]["response"]["body"]["model"] == "simulated"
+
+
+async def test_the_running_stack_is_used_if_it_fits(up: Start, tmp_path: Path) -> None:
+    stack = await up("--engine", "simulated", "--port", "0")
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(request("a"))
+    here = ("run-batch", "-i", str(source), "--engine", "simulated", "--data", str(stack.data))
+    code, _, err = await run_command(*here, "-o", str(tmp_path / "out.jsonl"), cwd=tmp_path)
+    assert code == 0, err
+    assert "Using the stack that runs in" in err
+    other = ("--set", 'simulated={"tokens_per_step": 2}', "-o", str(tmp_path / "other.jsonl"))
+    code, _, err = await run_command(*here, *other, cwd=tmp_path)
+    assert code == 0, err
+    assert "Using the stack" not in err, "its texts could be others"
+
+
+async def test_a_finished_file_with_a_bad_line_does_nothing_again(tmp_path: Path) -> None:
+    source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(request("a") + b"{nonsense\n")
+    arguments = ("run-batch", "-i", str(source), "-o", str(sink), "--engine", "simulated")
+    code, out, _ = await run_command(*arguments, cwd=tmp_path)
+    assert (code, totals(out)[:2]) == (1, (2, 1))
+    before = outputs(sink)
+    code, out, err = await run_command(*arguments, cwd=tmp_path)
+    assert (code, totals(out)[:2]) == (1, (0, 0))
+    assert "line 2:" in err
+    assert outputs(sink) == before
+
+
+async def test_an_output_without_a_folder_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(request("a"))
+    code, _, err = await run_command(
+        *("run-batch", "-i", str(source), "-o", "nowhere/out.jsonl"), cwd=tmp_path
+    )
+    assert code == 2
+    assert "there is no folder nowhere" in err
+    assert "Traceback" not in err
+
+
+def test_what_a_killed_run_left_behind_is_swept(tmp_path: Path) -> None:
+    dead, alive, new = (tmp_path / f"{FOLDER_PREFIX}{n}" for n in ("dead", "alive", "new"))
+    for folder in (dead, alive, new):
+        folder.mkdir()
+    (dead / LOCK_FILE).touch()
+    with (alive / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep_folders(tmp_path)
+    assert names(tmp_path) == [alive.name, new.name]
 
 
 @pytest.mark.model

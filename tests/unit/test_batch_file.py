@@ -8,6 +8,7 @@ import pytest
 
 from millpond.batch_file import (
     BadLine,
+    Earlier,
     Row,
     error_line,
     keep_finished,
@@ -22,6 +23,7 @@ from millpond.messages import (
     JobResult,
     JobStatus,
     Priority,
+    Receipt,
     TokenLogprob,
     Usage,
 )
@@ -47,7 +49,7 @@ def test_a_chat_line_becomes_a_batch_job() -> None:
     assert (request.max_tokens, request.temperature, request.stop) == (5, 0, ["x"])
     assert (request.ignore_eos, request.seed, request.stream) == (True, 3, False)
     assert request.priority is Priority.BATCH
-    assert request.model is None
+    assert request.model == "any"
 
 
 def test_a_completion_line_is_raw_text() -> None:
@@ -102,6 +104,24 @@ def test_blank_lines_a_bom_and_a_repeated_id() -> None:
     assert "line 1" in items[2].message
 
 
+RECEIPT = Receipt(
+    attempt=1,
+    worker="w",
+    model="served",
+    engine="simulated",
+    dtype="none",
+    device="none",
+    seed=1,
+    claimed_ms=1,
+    queue_wait_ms=1.0,
+    window_jobs=1,
+    group_rows=1,
+    batch_rows=1.0,
+    first_token_ms=1.0,
+    run_ms=1.0,
+)
+
+
 def succeeded(row: Row) -> JobResult:
     return JobResult(
         id="j1",
@@ -110,6 +130,7 @@ def succeeded(row: Row) -> JobResult:
         text="hello",
         token_ids=[1, 2],
         usage=Usage(prompt_tokens=3, completion_tokens=2),
+        receipt=RECEIPT,
         finished_ms=1_700_000_000_500,
     )
 
@@ -117,13 +138,14 @@ def succeeded(row: Row) -> JobResult:
 def test_output_has_openai_shape() -> None:
     row = only(line("r7"))
     assert isinstance(row, Row)
-    fields = orjson.loads(output_line(row, succeeded(row), "m"))
+    fields = orjson.loads(output_line(row, succeeded(row)))
     assert fields["custom_id"] == "r7"
     assert fields["error"] is None
     assert fields["response"]["status_code"] == 200
     body = fields["response"]["body"]
     assert body["object"] == "chat.completion"
     assert body["created"] == 1_700_000_000
+    assert body["model"] == "served", "the one that wrote it, whatever was asked for"
     assert body["choices"] == [
         {
             "index": 0,
@@ -145,7 +167,7 @@ def test_each_of_n_texts_is_a_choice() -> None:
         Choice(index=1, finish_reason=stop, text="bye"),
     ]
     result = succeeded(row).model_copy(update={"choices": texts})
-    choices = orjson.loads(output_line(row, result, "m"))["response"]["body"]["choices"]
+    choices = orjson.loads(output_line(row, result))["response"]["body"]["choices"]
     assert [(c["index"], c["finish_reason"], c["message"]["content"]) for c in choices] == [
         (0, "length", "hello"),
         (1, "stop", "bye"),
@@ -158,7 +180,7 @@ def test_a_row_that_looped_says_so() -> None:
     assert isinstance(row, Row)
     assert row.request.loop_repeats == 8
     looped = succeeded(row).model_copy(update={"finish_reason": FinishReason.LOOP})
-    fields = orjson.loads(output_line(row, looped, "m"))
+    fields = orjson.loads(output_line(row, looped))
     assert fields["response"]["body"]["choices"][0]["finish_reason"] == "loop"
 
 
@@ -171,7 +193,7 @@ def test_a_failed_row_names_its_line() -> None:
         finish_reason=FinishReason.ERROR,
         error=JobError(code="prompt_too_long", message="too long"),
     )
-    fields = orjson.loads(output_line(row, failed, "m"))
+    fields = orjson.loads(output_line(row, failed))
     assert fields["response"] is None
     assert fields["error"] == {"code": "prompt_too_long", "message": "too long", "line": 1}
 
@@ -180,11 +202,28 @@ def test_a_rerun_keeps_good_lines_only(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     row = only(line("good"))
     assert isinstance(row, Row)
-    good = output_line(row, succeeded(row), "m")
-    path.write_bytes(good + error_line(BadLine(2, "bad", "x")) + good[:40])
-    assert keep_finished(path) == {"good"}
+    good = output_line(row, succeeded(row))
+    failed = output_line(row, JobResult(id="j", status=JobStatus.FAILED, finish_reason="error"))
+    path.write_bytes(good + error_line(BadLine(2, "bad", "x")) + failed + good[:40])
+    assert keep_finished(path) == Earlier(done={"good"}, bad_lines={2})
     assert path.read_bytes() == good
-    assert keep_finished(tmp_path / "none.jsonl") == set()
+    assert keep_finished(tmp_path / "none.jsonl") == Earlier(set(), set())
+
+
+def test_a_line_without_an_id_is_named_by_its_number() -> None:
+    fields = orjson.loads(error_line(BadLine(7, None, "x")))
+    assert fields["custom_id"] is None
+    assert fields["id"] == "batch_req_line-7"
+
+
+def test_a_row_asks_for_the_model_of_its_line_unless_any_will_do() -> None:
+    asks = line(model="gpt-4")
+    [strict] = read_rows([asks])
+    [lax] = read_rows([asks], any_model=True)
+    assert isinstance(strict, Row)
+    assert isinstance(lax, Row)
+    assert strict.request.model == "gpt-4"
+    assert lax.request.model is None
 
 
 @pytest.mark.parametrize(
@@ -219,7 +258,7 @@ def with_logprobs(row: Row) -> dict[str, Any]:
         ),
     ]
     result = succeeded(row).model_copy(update={"logprobs": tokens, "prompt_token_ids": [3, 4]})
-    body = orjson.loads(output_line(row, result, "m"))["response"]["body"]
+    body = orjson.loads(output_line(row, result))["response"]["body"]
     assert body["prompt_token_ids"] == [3, 4]
     return dict(body["choices"][0]["logprobs"])
 
