@@ -172,9 +172,13 @@ class Health(Answer):
 
 
 class Readiness(Answer):
-    """``ready``: jobs are accepted. Whether they are worked on at once, ``workers_ready`` tells."""
+    """``ready``: jobs are accepted, and some worker is alive. ``reason`` says why not.
+
+    Whether they are worked on at once, ``workers_ready`` tells.
+    """
 
     ready: bool
+    reason: str | None = None
     redis: bool
     tokenizer: bool
     workers_alive: int

@@ -13,6 +13,7 @@ from api.directory import Directory, ServedQueue
 from api.gate import Gate
 from api.metrics import Metrics
 from api.open_answers import OpenAnswers
+from api.readiness import ReadinessCheck
 from api.watch import watch_queue
 from millpond.api_keys import ApiKeys
 from millpond.connection import connect
@@ -39,6 +40,7 @@ class Services:
     metrics: Metrics
     gate: Gate
     open_answers: OpenAnswers
+    readiness: ReadinessCheck
     closing: asyncio.Event
 
     @property
@@ -64,6 +66,7 @@ async def open_services(
         metrics=metrics,
         gate=Gate(keys, limiter, required=settings.auth_required),
         open_answers=OpenAnswers(keys, settings.max_streams_per_key),
+        readiness=ReadinessCheck(directory),
         closing=asyncio.Event(),
     )
     background = [

@@ -13,7 +13,7 @@ from redis.asyncio.connection import (
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError, ResponseError
+from redis.exceptions import ConnectionError, MasterDownError, ReadOnlyError, ResponseError
 
 from millpond.errors import InvalidRequestError
 
@@ -25,8 +25,10 @@ MAX_CONNECTIONS = 64
 RETRIES = 2
 
 
-# Errors of a server that is not the one to talk to any more: it was demoted, or is starting.
-ROLE_CHANGED = ("READONLY", "UNBLOCKED", "MASTERDOWN", "LOADING")
+# Errors of a server that is not the one to talk to any more: it was demoted, or is starting. redis-py
+# has classes for some; within a script's error, and for the others, there is only the text.
+ROLE_CHANGED = (ReadOnlyError, MasterDownError)
+ROLE_CHANGED_CODES = ("READONLY", "UNBLOCKED", "MASTERDOWN", "LOADING")
 
 
 class QueueConnection(AbstractConnection):
@@ -55,11 +57,14 @@ class QueueConnection(AbstractConnection):
         try:
             return await super().read_response(*args, **kwargs)
         except ResponseError as error:
-            if not any(code in str(error) for code in ROLE_CHANGED):
+            text = str(error)
+            if not isinstance(error, ROLE_CHANGED) and not any(
+                code in text for code in ROLE_CHANGED_CODES
+            ):
                 raise
             self.pool.renew(self)
             await self.disconnect(nowait=True)
-            raise ConnectionError(str(error)) from error
+            raise ConnectionError(text) from error
 
 
 class TCPConnection(QueueConnection, Connection):

@@ -242,6 +242,10 @@ class JobQueue:
         answers = await self._scripts.run("emit", *args)
         return [Commit(answer.decode()) for answer in answers]
 
+    async def try_write(self) -> None:
+        """Find out, without writing, whether the server would take a new job now."""
+        await self._scripts.run("try_write")
+
     async def beat(self, worker: str, state: WorkerState | None) -> None:
         """Write the worker's registry entry; None removes it."""
         text = b"" if state is None else state.to_json()

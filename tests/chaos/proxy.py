@@ -74,13 +74,15 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Proxy:
+    """``target_port`` is where new connections go; open ones stay where they are."""
+
     def __init__(self, target_port: int) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.mode = Mode.PASS
         self.trap: Trap | None = None
         self.chance = random.Random(6)
-        self._target_port = target_port
+        self.target_port = target_port
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -113,7 +115,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            server = await asyncio.open_connection("127.0.0.1", self._target_port)
+            server = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:
             writer.transport.abort()
             return

@@ -45,6 +45,7 @@ CALLS: dict[str, Callable[[JobQueue], Awaitable[object]]] = {
     "cancel": lambda q: q.cancel("a"),
     "reap": lambda q: q.reap(),
     "beat": lambda q: q.beat("w", a_worker()),
+    "try_write": lambda q: q.try_write(),
     "depth": lambda q: q.depth(),
     "wait_for_work": lambda q: q.wait_for_work(0.01),
 }

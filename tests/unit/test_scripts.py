@@ -17,7 +17,7 @@ FILES = {
 PRELUDES = {"clock", "lanes", "last_claim", "lengths", "records", "sweep", "trials", "waking"}
 # Those that a full server, or one that may not be written, lets run.
 ONLY_READ = {"inspect", "state"}
-REFUSED_BY_A_FULL_SERVER = {"emit", "key_create", "submit"}
+REFUSED_BY_A_FULL_SERVER = {"emit", "key_create", "submit", "try_write"}
 SCRIPTS = sorted(FILES.keys() - PRELUDES)
 
 DOT = re.compile(r"\bK\.(\w+)")
@@ -56,6 +56,7 @@ def test_the_operations_are_these() -> None:
         "state",
         "submit",
         "suspect",
+        "try_write",
         "wake",
     ]
 
