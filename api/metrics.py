@@ -105,6 +105,11 @@ def _queue_metrics(state: QueueState) -> Iterable[Metric]:
         unfinished.add_metric([tenant], number)
     yield from (queued, accepted, done, unfinished)
     yield GaugeMetricFamily("millpond_running_jobs", "Jobs leased now.", value=state.running)
+    yield CounterMetricFamily(
+        "millpond_missing_jobs",
+        "Jobs whose records were gone: deleted by hand, or evicted.",
+        value=state.missing,
+    )
     yield GaugeMetricFamily("millpond_delayed_jobs", "Retries waiting.", value=state.delayed)
     yield GaugeMetricFamily("millpond_dead_jobs", "Jobs in the dead-letter list.", value=state.dead)
 

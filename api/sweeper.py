@@ -27,7 +27,7 @@ async def sweep_forever(queue: JobQueue, every_s: float = SWEEP_EVERY_S) -> None
                 log.info("redis_back")
             away = False
             if any(swept):
-                log.info("swept", leases=swept[0], retries=swept[1], deadlines=swept[2])
+                log.info("swept", **swept._asdict())
             if max(swept) >= SWEEP_LIMIT:  # there is more
                 continue
         await asyncio.sleep(every_s)

@@ -3,6 +3,7 @@
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,24 @@ class Claim:
     """The jobs of one claim, and how many were left that such a claim could take.
 
     ``alone``: these are suspects; run nothing beside them. ``draining``: take nothing more until all
-    that runs has ended, since suspects have waited for too long.
+    that runs has ended, since suspects have waited for too long. ``missing`` jobs were found without
+    a record, and struck off.
     """
 
     jobs: list[ClaimedJob]
     left: int
     alone: bool
     draining: bool = False
+    missing: int = 0
+
+
+class Swept(NamedTuple):
+    """What one sweep has done; ``missing`` as for a claim."""
+
+    leases: int
+    retries: int
+    deadlines: int
+    missing: int
 
 
 def new_nonce() -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import orjson
 from redis.asyncio import Redis
 
-from millpond.claims import Claim, ClaimedJob, Commit, Lease, new_nonce
+from millpond.claims import Claim, ClaimedJob, Commit, Lease, Swept, new_nonce
 from millpond.connection import MAX_BLOCK_S
 from millpond.errors import (
     IdempotencyConflictError,
@@ -139,7 +139,7 @@ class JobQueue:
         repeating it after a lost answer returns the jobs of that claim that are still held, whatever
         ``count`` is. None: a new one.
         """
-        now, left, jobs, mode = await self._scripts.run(
+        now, left, jobs, mode, missing = await self._scripts.run(
             "claim",
             worker,
             nonce or new_nonce(),
@@ -160,6 +160,7 @@ class JobQueue:
             left,
             alone=mode == b"alone",
             draining=mode == b"draining",
+            missing=missing,
         )
 
     async def renew(self, held: Sequence[tuple[str, int]]) -> list[Lease]:
@@ -217,10 +218,9 @@ class JobQueue:
         answer = await self._scripts.run("cancel", id, tenant or "", self._options_json)
         return None if answer is None else JobStatus(answer.decode())
 
-    async def reap(self) -> tuple[int, int, int]:
-        """Handle what is due; returns (leases reaped, retries queued, deadlines expired)."""
-        reaped, promoted, expired = await self._scripts.run("reap", SWEEP_LIMIT, self._options_json)
-        return reaped, promoted, expired
+    async def reap(self) -> Swept:
+        """Handle what is due."""
+        return Swept(*await self._scripts.run("reap", SWEEP_LIMIT, self._options_json))
 
     async def emit(self, deltas: Sequence[tuple[int, JobEvent]]) -> list[Commit]:
         """Append (fence, delta) pairs to their jobs' streams.

@@ -34,6 +34,7 @@ class QueueState:
     done: dict[JobStatus, int]
     dead: int
     delayed: int
+    missing: int
     unfinished: dict[str, int]
     workers: list[RegisteredWorker]
 
@@ -190,6 +191,7 @@ class Results:
             done={s: counts.get(f"done:{s}", 0) for s in JobStatus if s.terminal},
             dead=dead,
             delayed=delayed,
+            missing=counts.get("missing", 0),
             unfinished={tenant: int(number) for tenant, number in _pairs(open).items()},
             workers=sorted(
                 (

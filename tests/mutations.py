@@ -35,6 +35,7 @@ def lua(name: str, script: str, old: str, new: str, caught_by: str = MODEL) -> M
 
 LEASES = "tests/contract/test_queue_leases.py"
 EVENTS = "tests/contract/test_results_events.py"
+MISSING = "tests/contract/test_queue_missing.py"
 SUSPECTS = "tests/contract/test_queue_suspects.py"
 NETWORK = "tests/chaos/test_network.py"
 MUTATIONS = [
@@ -159,6 +160,14 @@ MUTATIONS = [
         "    redis.call('HDEL', K.workers, worker)",
         "    --",
         SUSPECTS,
+    ),
+    lua("a missing job stays counted", "claim", "    miss(id)\n", "", MISSING),
+    lua(
+        "a missing job keeps its lease",
+        "sweep",
+        "      if not worker then\n        miss(id)\n",
+        "      if not worker then\n",
+        MISSING,
     ),
     lua("all workers try suspects", "trials", "math.max(1, others)", "1000", SUSPECTS),
     lua(

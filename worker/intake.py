@@ -214,6 +214,8 @@ class Intake:
             await asyncio.sleep(REDIS_RETRY_S)
             self._work.set()
             return
+        if claim.missing:
+            log.warning("jobs_missing", number=claim.missing)
         jobs = self._jobs.claim(claim.jobs)
         self._underway = None
         self._alone = claim.alone

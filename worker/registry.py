@@ -4,11 +4,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+import structlog
+
 from millpond.errors import QueueUnavailableError
 from millpond.queue import JobQueue
 from millpond.worker_state import WorkerPhase, WorkerRates, WorkerState, WorkerWindow
 from worker.engines.base import Capacity, EngineInfo
 from worker.window import WindowPolicy
+
+log = structlog.get_logger("millpond.registry")
 
 
 class Registry:
@@ -34,7 +38,9 @@ class Registry:
     async def beat(self) -> None:
         with contextlib.suppress(QueueUnavailableError):
             await self._queue.beat(self._worker_id, self._state())
-            await self._queue.reap()
+            swept = await self._queue.reap()
+            if swept.missing:
+                log.warning("jobs_missing", number=swept.missing)
 
     async def sign_off(self) -> None:
         """Raises QueueUnavailableError."""

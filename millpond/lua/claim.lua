@@ -1,8 +1,8 @@
 -- keys: job body result events channel counts open leases delayed deadlines dead suspects trials workers wake last_claim lane active idle weights lengths
 -- flags: allow-oom
--- uses: clock lanes lengths waking records sweep trials last_claim
+-- uses: clock lanes lengths waking records missing sweep trials last_claim
 -- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
--- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing}, ...}, 'alone' if they are suspects, 'draining' if the worker is to take nothing until it is empty, or ''}
+-- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing}, ...}, 'alone' if they are suspects, 'draining' if the worker is to take nothing until it is empty, or '', jobs found missing}
 -- Takes up to `count` jobs whose prompts and predicted outputs fit the budget: the priority by turns, then the active tenant
 -- with the least counter, then the first job of its lane. A job that claims to need more than the
 -- worker's whole capacity counts as needing all of it: the worker gets to see it when it is empty, and
@@ -39,7 +39,7 @@ end
 
 local same, were_alone = claimed_before(worker, nonce, now, lease_ms)
 if same then
-  return { now, jobs_left(), same, were_alone and 'alone' or '' }
+  return { now, jobs_left(), same, were_alone and 'alone' or '', 0 }
 end
 sweep(now, tonumber(ARGV[7]))
 
@@ -124,6 +124,9 @@ local function claim(id, line)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'status', 'tokens', 'deadline', 'attempts', 'created', 'priority',
     'stream', 'due', 'tenant', 'prompt', 'kind', 'most', 'n')
+  if not record[1] then
+    miss(id)
+  end
   if record[1] ~= 'queued' or record[8] then
     return 'skipped'
   end
@@ -244,8 +247,9 @@ if #claimed > 0 then
   redis.call('HSET', K.counts, 'turn', turn % #TURNS, 'fence', int(fence))
   remember_claim(worker, nonce, claimed, alone, lease_ms)
 end
+local missing = settle_missing()
 local left = (draining or (exhausted and not alone)) and 0 or jobs_left()
 if left > 0 or draining then
   wake_worker()
 end
-return { now, left, claimed, alone and 'alone' or draining and 'draining' or '' }
+return { now, left, claimed, alone and 'alone' or draining and 'draining' or '', missing }

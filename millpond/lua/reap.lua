@@ -1,6 +1,8 @@
 -- keys: job body result events channel counts open leases delayed deadlines dead suspects workers wake lane active idle weights
 -- flags: allow-oom
--- uses: clock lanes waking records sweep
+-- uses: clock lanes waking records missing sweep
 -- ARGV: limit, options
--- -> {leases reaped, retries promoted, deadlines expired}
-return sweep(clock_ms(), tonumber(ARGV[1]))
+-- -> {leases reaped, retries promoted, deadlines expired, jobs found missing}
+local swept = sweep(clock_ms(), tonumber(ARGV[1]))
+swept[4] = settle_missing()
+return swept

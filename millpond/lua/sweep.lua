@@ -6,7 +6,10 @@ local function promote_due(now, limit)
   for _, id in ipairs(ids) do
     redis.call('ZREM', K.delayed, id)
     redis.call('HDEL', K.job .. id, 'due')
-    if redis.call('HEXISTS', K.job .. id, 'deaths') == 1 then
+    local record = redis.call('HMGET', K.job .. id, 'status', 'deaths')
+    if not record[1] then
+      miss(id)
+    elseif record[2] then
       to_suspects({ id }, now)
     else
       to_lane(id)
@@ -49,7 +52,9 @@ local function reap_leases(now, limit)
     for _, id in ipairs(ids) do
       local record = redis.call('HMGET', K.job .. id, 'worker', 'fence', 'deadline', 'cancel')
       local worker = record[1]
-      if held[worker] or not known_only then
+      if not worker then
+        miss(id)
+      elseif held[worker] or not known_only then
         if not held[worker] then
           held[worker] = {}
           workers[#workers + 1] = worker

@@ -32,7 +32,9 @@ def done_before(name: str, first: Any) -> Any:
         case "release" | "suspect":
             return 0
         case "reap":
-            return [0, 0, 0]
+            return [0, 0, 0, 0]
+        case "claim":  # what was missing has been struck off
+            return [*first[:-1], 0]
     return first
 
 

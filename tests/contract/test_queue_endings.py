@@ -257,7 +257,7 @@ async def test_a_running_job_past_its_deadline_expires_when_put_back(
         return await queue.renew([("a", job.fence)]) == [Lease.EXPIRED]
 
     await until(told)
-    assert await queue.reap() == (0, 0, 0)  # its worker is alive and ends it
+    assert await queue.reap() == (0, 0, 0, 0)  # its worker is alive and ends it
     await queue.release([("a", job.fence)])
     assert (await queue.reap())[2] == 1
     assert (await stored(results, "a")).status is JobStatus.EXPIRED

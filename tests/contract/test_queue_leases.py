@@ -79,7 +79,7 @@ async def test_a_lease_that_ran_out_unnoticed_can_be_renewed(
     job = await take_one(short)
     await lease_over(redis, queue)
     assert await queue.renew([("a", job.fence)]) == [Lease.HELD]
-    assert await queue.reap() == (0, 0, 0)
+    assert await queue.reap() == (0, 0, 0, 0)
     assert await queue.complete([(job.fence, success("a"))]) == [Commit.STORED]
 
 
@@ -89,7 +89,7 @@ async def test_an_expired_lease_brings_the_job_back_alone(
     await put(queue, "a", "b")
     first = await take_one(short)
     await lease_over(redis, queue)
-    assert await queue.reap() == (1, 0, 0)
+    assert await queue.reap() == (1, 0, 0, 0)
     view = await results.get("a")
     assert (view.status, view.attempts, view.worker) == (JobStatus.QUEUED, 0, None)
     assert view.retry_in_ms is not None

@@ -41,6 +41,7 @@ def queue(*workers: dict[str, Any], beat_age_ms: int = 0) -> QueueState:
         done={},
         dead=0,
         delayed=0,
+        missing=0,
         unfinished={},
         workers=[
             RegisteredWorker(

@@ -14,7 +14,17 @@ FILES = {
     for file in LUA.iterdir()
     if file.name.endswith(".lua")
 }
-PRELUDES = {"clock", "lanes", "last_claim", "lengths", "records", "sweep", "trials", "waking"}
+PRELUDES = {
+    "clock",
+    "lanes",
+    "last_claim",
+    "lengths",
+    "missing",
+    "records",
+    "sweep",
+    "trials",
+    "waking",
+}
 # Those that a full server, or one that may not be written, lets run.
 ONLY_READ = {"inspect", "state"}
 REFUSED_BY_A_FULL_SERVER = {"emit", "key_create", "submit", "try_write"}
