@@ -1,4 +1,4 @@
-"""From a checked request to an accepted job: ids from keys, tokens paid, outcomes counted."""
+"""From a checked request to an accepted job: derives ids from keys, pays tokens, counts outcomes."""
 
 import contextlib
 import re
@@ -43,7 +43,7 @@ def check_key(key: str) -> str:
 async def accept(
     request: Request, api: Services, caller: Caller, job: JobRequest, key: str | None
 ) -> tuple[ServedQueue, Submission]:
-    """Queue it once, whatever is repeated under its key. Returns when Redis has stored it.
+    """Queue the job once, even if the request is repeated with its key. Returns once Redis has stored it.
 
     Raises PriorityForbiddenError, InvalidRequestError, LimitExceededError, QueueFullError,
     IdempotencyConflictError, ModelNotReadyError, QueueUnavailableError.
@@ -72,7 +72,7 @@ async def accept(
 
 @contextlib.asynccontextmanager
 async def refusals_counted(api: Services) -> AsyncIterator[None]:
-    """Count what is refused."""
+    """Count refused requests."""
     try:
         yield
     except MillpondError as error:

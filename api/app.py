@@ -41,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
-        # Its own pages load their scripts from elsewhere; see api/routes/docs.py.
+        # FastAPI's own pages load scripts from another host; see api/routes/docs.py.
         docs_url=None,
         redoc_url=None,
     )

@@ -21,7 +21,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BulkRequest(Frozen):
-    """The outer shape; each job is checked on its own, so that a bad one stops no other."""
+    """The outer object only; each job is checked on its own, so that a bad one stops no other."""
 
     jobs: Annotated[list[Any], Field(min_length=1, max_length=MAX_BULK_JOBS)]
 
@@ -35,7 +35,7 @@ async def read_json(request: Request) -> bytes:
 
 
 async def parse(model: type[Model], body: bytes) -> Model:
-    """Raises InvalidJsonError for what is no JSON, InvalidBodyError for what breaks the rules."""
+    """Raises InvalidJsonError for malformed JSON, InvalidBodyError for invalid fields."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -66,9 +66,9 @@ def parse_item(item: Any) -> JobRequest:
 
 
 def parse_bulk_leniently(body: bytes) -> BulkRequest | None:
-    """The bulk whose items may hold lone surrogates, which only the item's own check refuses.
+    """A bulk whose items may contain lone surrogates, which only the item's own check refuses.
 
-    None for what is no such bulk either.
+    None if the body is not such a bulk either.
     """
     try:
         return BulkRequest.model_validate(json.loads(body))
@@ -77,12 +77,12 @@ def parse_bulk_leniently(body: bytes) -> BulkRequest | None:
 
 
 def has_surrogate_escape(body: bytes) -> bool:
-    """Whether it is worth looking for half a character."""
+    """Whether the body may contain a lone surrogate."""
     return _SURROGATE_ESCAPE.search(body) is not None
 
 
 def lone_surrogate_field(body: bytes) -> str | None:
-    """The path of the first text with half a character in it, in a body that is JSON otherwise."""
+    """The path of the first text with a lone surrogate, in a body that is otherwise valid JSON."""
     try:
         stack: list[tuple[str, Any]] = [("", json.loads(body))]
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Refuses bodies that are too long: at once if they say so, else as soon as they turn out to be."""
+"""Refuses bodies that are too long: at once by Content-Length, else as soon as they exceed it."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ class BodyLimitMiddleware:
             return
         limit = self._limits.get(scope["path"], self._limit)
         if _announced(scope) > limit:
-            # The server throws the unread body away, so that the client gets to read this.
+            # The server discards the unread body, so that the client can read the answer.
             await problem_of(BodyTooLargeError(limit)).response()(scope, receive, send)
             return
         received = 0

@@ -1,4 +1,4 @@
-"""A job that its own request answers: waited for or streamed, and cancelled when the client leaves."""
+"""Jobs that are answered in their own request: awaited or streamed, cancelled when the client disconnects."""
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -22,7 +22,7 @@ from millpond.messages import EventType, JobEvent, JobResult, JobStatus
 from millpond.openai.responses import Chunks, StreamedTexts, choices_of, completion
 from millpond.results import JobView
 
-# A wait is renewed after this; it is the client's patience that ends it.
+# A wait is renewed after this; only the client's timeout ends it.
 WAIT_S = 60.0
 DONE = b"data: [DONE]\n\n"
 
@@ -31,7 +31,7 @@ log = structlog.get_logger("millpond.api")
 
 @dataclass(frozen=True, slots=True)
 class AnsweredJob:
-    """An accepted job and how its answer is to look: ``n`` texts by the model of its queue."""
+    """An accepted job and the form of its answer: ``n`` texts by the model of its queue."""
 
     served: ServedQueue
     id: str
@@ -67,7 +67,7 @@ async def answer_whole(api: Services, job: AnsweredJob, receive: Receive) -> Res
 
 
 class CompletionStream(Response):
-    """The answer in chunks, as server-sent events. A failure on the way is an event with an error."""
+    """The answer in chunks, as server-sent events. A failure in between is sent as an event with an error."""
 
     media_type = "text/event-stream"
 
@@ -127,7 +127,7 @@ class CompletionStream(Response):
     def _last(
         self, shapes: Chunks, texts: StreamedTexts, result: JobResult
     ) -> Iterator[dict[str, Any]]:
-        """What is still to send once the job has ended. Raises JobFailedError, ChangedTextError."""
+        """The rest to send once the job has ended. Raises JobFailedError, ChangedTextError."""
         if result.status is not JobStatus.SUCCEEDED:
             raise JobFailedError(result)
         for choice in choices_of(result):
@@ -151,7 +151,7 @@ class _Ended:
 
 @contextlib.asynccontextmanager
 async def _cancelled_unless_ended(api: Services, job: AnsweredJob) -> AsyncIterator[_Ended]:
-    """Nobody will ask for the job's result once its request is gone."""
+    """Cancels the job if the block ends first: nobody will read its result without the request."""
     ended = _Ended()
     try:
         yield ended

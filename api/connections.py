@@ -1,4 +1,4 @@
-"""How many connections are open, and which of them wait for a request: one owner for a process."""
+"""Counts the open connections and knows which are idle: one owner for each process."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from millpond.settings import Settings
 
 class Connection(Protocol):
     def drop(self) -> None:
-        """Close it now; it has no request under way."""
+        """Close it now; it has no active request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,11 @@ class ConnectionLimits:
 
 
 class Connections:
-    """Keeps the idle ones in the order in which they became so, and drops the first when there are too many.
+    """Keeps idle connections in the order in which they became idle, and drops the oldest above a limit.
 
-    Idle is a connection on which no request is under way: a new one, one that is kept alive, and one
-    whose headers have not all come. So those who hold connections open push out each other, not a
-    client whose request is there at once.
+    A connection without an active request is idle: a new one, one that is kept alive, or one whose headers
+    are incomplete. So clients that hold connections open displace each other, not a client that sends its
+    request at once.
     """
 
     def __init__(self, limits: ConnectionLimits) -> None:
@@ -54,7 +54,7 @@ class Connections:
         return len(self._idle)
 
     def admit(self, connection: Connection) -> bool:
-        """A new one, idle at first. False: there are too many, and all of them are busy."""
+        """Add a new connection, idle at first. False: there are too many, and all are busy."""
         if len(self._busy) >= self.limits.connections:
             return False
         self._idle[connection] = None
@@ -62,20 +62,20 @@ class Connections:
         return True
 
     def begin(self, connection: Connection) -> None:
-        """A request has come on it."""
+        """A request has arrived on it."""
         if connection in self._idle:
             del self._idle[connection]
             self._busy.add(connection)
 
     def end(self, connection: Connection) -> None:
-        """Its last request is answered."""
+        """Its last request has been answered."""
         if connection in self._busy:
             self._busy.remove(connection)
             self._idle[connection] = None
             self._make_room()
 
     def forget(self, connection: Connection) -> None:
-        """It is closed; harmless when repeated."""
+        """It is closed; safe to repeat."""
         self._busy.discard(connection)
         self._idle.pop(connection, None)
 

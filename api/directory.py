@@ -1,4 +1,4 @@
-"""The queues behind this API: one for each model, and the one that its settings name."""
+"""The queues behind this API: one for each model, including the one in its settings."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ from millpond.tasks import end_tasks, keep_running
 REFRESH_S = 1.0
 LOOK_AGAIN_S = 30.0
 MAX_REMEMBERED_JOBS = 10_000
-# A background task that failed starts again after this.
+# A failed background task is restarted after this.
 AGAIN_S = 1.0
 
 log = structlog.get_logger("millpond.api")
@@ -64,18 +64,18 @@ class Directory:
         self._settings = settings
         self._announced = QueueDirectory(redis)
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
-        self._look_again_s: dict[str, float] = {}  # for models whose files are not here
+        self._look_again_s: dict[str, float] = {}  # for models whose files are not on this machine
         self._places: OrderedDict[str, ServedQueue] = OrderedDict()
         self.home = self._open(settings, preset, preset.name)
         self._queues = {settings.queue: self.home}
 
     @property
     def queues(self) -> list[ServedQueue]:
-        """All of them, the home queue first."""
+        """All queues, the home queue first."""
         return list(self._queues.values())
 
     def serving(self, model: str | None) -> ServedQueue:
-        """The queue whose workers have this model. Raises UnknownModelError naming those there are."""
+        """The queue that serves this model. Raises UnknownModelError, which lists the known models."""
         if model is None:
             return self.home
         for served in self._queues.values():
@@ -115,7 +115,7 @@ class Directory:
                     raise IdempotencyConflictError(id)
 
     def remember(self, id: str, served: ServedQueue) -> None:
-        """So that the job is looked for there first."""
+        """So that the job is looked up there first."""
         if served is not self.home:
             self._places[id] = served
             self._places.move_to_end(id)

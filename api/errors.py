@@ -1,7 +1,7 @@
-"""From errors to the problems that clients are shown.
+"""From errors to the problems that clients see.
 
-`millpond.errors` owns the code and the status of each error; here are the few that only HTTP knows,
-and the one place where any of them becomes a response. Nothing of a request's content is repeated.
+`millpond.errors` owns the code and the status of each error; this module has the few that only HTTP has, and
+is the one place where errors become responses. No content of a request is repeated.
 """
 
 import re
@@ -27,21 +27,21 @@ from millpond.errors import (
     TenantFullError,
 )
 
-# Above this many, listing them would hold up every other request.
+# Listing more would delay every other request.
 MAX_FAULTS_READ = 5_000
 MAX_FIELD_CHARS = 100
 MODEL_RETRY_S = 5
 CHALLENGE = 'Bearer realm="millpond"'
 
 _LIMITS = ("le", "lt", "ge", "gt", "max_length", "min_length")
-# A check that sees the whole object names the field at the head of its message.
+# A check of the whole object names the field at the start of its message.
 _NAMED_FIELD = re.compile(r"([a-z_]+): (.+)", re.DOTALL)
 
 log = structlog.get_logger("millpond.api")
 
 
 class InvalidBodyError(MillpondError):
-    """The fields of a body or the parameters of a URL break their rules."""
+    """Fields of a body or parameters of a URL are invalid."""
 
     code = "invalid_request"
     http_status = 422
@@ -61,7 +61,7 @@ class InvalidBodyError(MillpondError):
 
     @classmethod
     def from_parameters(cls, error: RequestValidationError) -> "InvalidBodyError":
-        # The first part of each place says query, path or header.
+        # The first part of each location says query, path or header.
         return cls(list(_faults({**e, "loc": tuple(e["loc"])[1:]} for e in error.errors())))
 
 
@@ -93,7 +93,7 @@ class BodyTooLargeError(MillpondError):
 
 
 class UnauthenticatedError(MillpondError):
-    """One answer for every way to have no good key: it tells nobody which keys exist."""
+    """One answer for every kind of bad key, so that it does not reveal which keys exist."""
 
     code = "unauthenticated"
     http_status = 401
@@ -135,7 +135,7 @@ class TooManyStreamsError(MillpondError):
 
 
 class ModelNotReadyError(MillpondError):
-    """The tokenizer is not here yet, so no prompt can be checked."""
+    """The tokenizer is not loaded yet, so no prompt can be checked."""
 
     code = "model_not_ready"
     http_status = 503
@@ -145,7 +145,7 @@ class ModelNotReadyError(MillpondError):
 
 
 def problem_of(error: MillpondError) -> Problem:
-    """The problem that a client is shown. What is our own fault shows no details."""
+    """The problem that a client sees. Internal errors show no details."""
     match error:
         case InvalidRequestError():
             faults = (Fault(error.field, error.message, error.limit),)
@@ -228,15 +228,15 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Every method of the resource under this path; the router knows of one at a time."""
+    """All methods of the resource at this path; the router only knows one at a time."""
     matching = [
         route
         for route in request.app.state.routes
         if route.matches(request.scope)[0] is not Match.NONE
     ]
-    if not matching:  # what FastAPI itself serves
+    if not matching:  # served by FastAPI itself
         return ["GET", "HEAD"]
-    # A path that is spelled out comes before one with a parameter that it would fit into.
+    # A literal path goes before one with a parameter that would match it.
     same = [route.methods for route in matching if route.path == matching[0].path]
     methods: set[str] = set().union(*same)
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
@@ -244,7 +244,7 @@ def _methods(request: Request) -> list[str]:
 
 def _faults(found: Iterable[Mapping[str, Any]]) -> Iterable[Fault]:
     for error in found:
-        # Names of unknown fields are the client's, half characters and all.
+        # Names of unknown fields come from the client and may contain lone surrogates.
         field = ".".join(map(str, error["loc"])).encode(errors="replace").decode()
         message = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
         if not field and (named := _NAMED_FIELD.fullmatch(message)):

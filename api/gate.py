@@ -1,4 +1,4 @@
-"""Decides who comes in: API keys, their scopes and what they may spend."""
+"""Authentication and rate limits: API keys, their scopes and limits."""
 
 import asyncio
 from collections import OrderedDict
@@ -10,14 +10,14 @@ from millpond.messages import Priority
 from millpond.rate_limits import REQUESTS, TOKENS, Budget, RateLimiter
 from millpond.submission import DEFAULT_TENANT
 
-# A revoked key is good for at most this much longer.
+# A revoked key works for at most this much longer.
 REMEMBER_S = 2.0
 MAX_REMEMBERED = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose jobs a request may see and make. ``key`` is None where no keys are asked for."""
+    """Whose jobs a request may read and submit. ``key`` is None where no keys are required."""
 
     tenant: str = DEFAULT_TENANT
     key: ApiKey | None = None
@@ -48,7 +48,7 @@ ANYBODY = Caller()
 
 
 class Gate:
-    """``required`` false lets everybody in, as the one default tenant with every scope."""
+    """``required`` false admits everybody, as the default tenant with every scope."""
 
     def __init__(self, keys: ApiKeys, limiter: RateLimiter, *, required: bool) -> None:
         self._keys = keys
@@ -57,7 +57,7 @@ class Gate:
         self._remembered: OrderedDict[str, tuple[float, KnownKey | None]] = OrderedDict()
 
     async def admit(self, token: str | None, scope: Scope) -> tuple[Caller, list[Budget]]:
-        """Who it is, and what is left of the key's limits after this request.
+        """Returns the caller, and what is left of the key's limits after this request.
 
         Raises UnauthenticatedError, the same for a key that is missing, malformed, unknown, revoked or
         wrong; ForbiddenError; LimitExceededError; QueueUnavailableError.
@@ -78,7 +78,7 @@ class Gate:
         return Caller(key.tenant, key), budgets
 
     async def spend_tokens(self, caller: Caller, tokens: int) -> list[Budget]:
-        """Pay for jobs before they are queued; give a negative number back for those that were not.
+        """Pay for jobs before they are queued; a negative number is a refund for those that were not.
 
         Raises LimitExceededError, QueueUnavailableError.
         """
@@ -87,7 +87,7 @@ class Gate:
         return await self._limiter.spend(caller.key.id, _limits(caller.key), {TOKENS: tokens})
 
     async def _look_up(self, id: str) -> KnownKey | None:
-        """Remembers for a moment what is not there too: no id tells by its time whether it is."""
+        """Also caches missing keys for a moment, so that timing does not reveal which keys exist."""
         now_s = asyncio.get_running_loop().time()
         remembered = self._remembered.get(id)
         if remembered is not None and now_s - remembered[0] < REMEMBER_S:

@@ -1,4 +1,4 @@
-"""Waiting on behalf of a client, who may go away first, as may its key and this process."""
+"""Waiting on behalf of a client that may disconnect first, or whose key or this process may end."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -14,10 +14,10 @@ T = TypeVar("T")
 async def until_hangup(
     work: Coroutine[Any, Any, T], receive: Receive, *ends: asyncio.Event
 ) -> T | None:
-    """What ``work`` returns; None when the client hung up, or one of the ``ends`` came, before that.
+    """The result of ``work``; None if the client disconnects, or one of ``ends`` happens, before that.
 
-    ``work`` has ended, if need be by cancellation, when this returns. The request's body must have
-    been read, or be empty.
+    ``work`` has ended when this returns, if necessary by cancellation. The request's body must have been
+    read, or be empty.
     """
     main = asyncio.ensure_future(work)
     others = [

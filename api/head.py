@@ -4,7 +4,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadMiddleware:
-    """The application is asked as by GET, and its answer ends with the headers; so does a stream."""
+    """Passes HEAD on as GET and ends the answer, also a stream, after its headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

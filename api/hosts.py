@@ -1,4 +1,4 @@
-"""Which names this API answers to: a browser can be led to it under any other by DNS rebinding."""
+"""Which host names this API answers to: by DNS rebinding a browser can be led to it under any other."""
 
 import ipaddress
 
@@ -15,7 +15,8 @@ HOST_PROBLEM = Problem(
 
 
 class Hosts:
-    """With keys any name will do, since a page elsewhere has none; so will any where all may come."""
+    """With keys any name is accepted, since pages of other origins have no key. It is also accepted where
+    ``auth`` is off on purpose."""
 
     def __init__(self, settings: Settings) -> None:
         self._names = frozenset(name.lower() for name in settings.allowed_hosts)
@@ -38,7 +39,7 @@ class HostMiddleware:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request without the header, as HTTP/1.0 has it, comes from no browser."""
+        """A request without the header, as in HTTP/1.0, does not come from a browser."""
         if scope["type"] == "http":
             given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
             if not all(map(self._hosts.allow, given)):

@@ -1,4 +1,4 @@
-"""Prometheus: what the HTTP side counts, and what Redis knows of the queue and its workers."""
+"""Prometheus metrics: counters of the HTTP side, and the state of the queue and its workers in Redis."""
 
 from collections.abc import Iterable
 from typing import cast
@@ -69,7 +69,7 @@ def metrics_of(app: FastAPI) -> Metrics:
 
 
 class QueueCollector(Collector):
-    """Shows the state that was last put into ``state``; None means that Redis did not answer."""
+    """Exports the state last assigned to ``state``; None means that Redis did not answer."""
 
     def __init__(self) -> None:
         self.state: QueueState | None = None

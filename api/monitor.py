@@ -1,4 +1,4 @@
-"""A recent look at the queue, shared by all requests that need one."""
+"""A recent snapshot of the queue, shared by all requests that need one."""
 
 import asyncio
 import math
@@ -7,15 +7,15 @@ from millpond.errors import QueueFullError
 from millpond.results import QueueState, Results
 
 MAX_AGE_S = 1.0
-# Told to clients of a full queue whose pace is unknown.
+# For clients of a full queue whose drain rate is unknown.
 UNKNOWN_PACE_RETRY_S = 30
 MAX_RETRY_S = 600
-# A refused client should find some room when it comes back, not just one place.
+# A refused client should find some room when it retries, not just one place.
 ROOM_SHARE = 0.05
 
 
 class QueueMonitor:
-    """Asks Redis at most once each ``max_age_s``, however many ask it."""
+    """Reads Redis at most once in ``max_age_s``, however many requests need it."""
 
     def __init__(self, results: Results, max_age_s: float = MAX_AGE_S) -> None:
         self._results = results
@@ -34,13 +34,13 @@ class QueueMonitor:
             return self._state
 
     async def with_retry_after(self, error: QueueFullError) -> QueueFullError:
-        """The same error, with a guess of when there will be room."""
+        """The same error, with an estimate of when there will be room."""
         jobs_per_s = (await self.state()).jobs_per_s
         return type(error)(error.depth, error.limit, retry_after_s(error.limit, jobs_per_s))
 
 
 def retry_after_s(max_depth: int, jobs_per_s: float) -> int:
-    """Whole seconds until a share of the queue's places will be free, at this pace."""
+    """Whole seconds until a share of the queue's places will be free, at the current rate."""
     if jobs_per_s <= 0:
         return UNKNOWN_PACE_RETRY_S
     return max(1, min(MAX_RETRY_S, math.ceil(max_depth * ROOM_SHARE / jobs_per_s)))

@@ -1,4 +1,4 @@
-"""The outermost layer: counts every answer, and turns what nobody caught into a plain 500."""
+"""The outermost layer: counts every answer, and turns uncaught errors into a plain 500."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ class ObserverMiddleware:
         try:
             await self._app(scope, receive, observed)
         except asyncio.CancelledError:
-            # The server gives up on answers that outlast its grace, such as on a Redis that hangs.
+            # The server abandons answers that outlast its grace period, for example if Redis hangs.
             if not answered:
                 await STOPPING_PROBLEM.response()(scope, receive, observed)
         except ClientDisconnect:
@@ -57,5 +57,5 @@ class ObserverMiddleware:
 
 
 def _route(scope: Scope) -> str:
-    """The route's template, never the path that was asked for: labels must stay few."""
+    """The route's template, never the requested path: there must be few labels."""
     return getattr(scope.get("route"), "path", UNMATCHED)

@@ -1,4 +1,4 @@
-"""Answers that stay open, event streams and long polls: how many a key has, and that they end with it."""
+"""Open answers (event streams, long polls): limits their number for each key, and ends them with the key."""
 
 import asyncio
 
@@ -11,14 +11,14 @@ LOOK_EVERY_S = 1.0
 
 
 class OpenAnswer:
-    """One of them. ``revoked`` is set when its key is, and never without keys; `close` it at its end."""
+    """An open answer. ``revoked`` is set when its key is revoked; `close` it at its end."""
 
     def __init__(self, key: "_OpenKey | None" = None) -> None:
         self._key = key
         self.revoked = asyncio.Event() if key is None else key.revoked
 
     def close(self) -> None:
-        """Harmless when repeated."""
+        """Safe to repeat."""
         if self._key is not None:
             self._key.answers -= 1
             self._key = None
@@ -31,7 +31,7 @@ class OpenAnswer:
 
 
 class OpenAnswers:
-    """Those of this process. ``limit`` is for keys that have none of their own; without keys is none."""
+    """Those of this process. ``limit`` is for keys without their own; without keys there is no limit."""
 
     def __init__(self, keys: ApiKeys, limit: int) -> None:
         self._keys = keys
@@ -50,7 +50,7 @@ class OpenAnswers:
         return OpenAnswer(key)
 
     async def watch_forever(self) -> None:
-        """Look for revoked keys until cancelled. While Redis is away nobody can tell, and answers stay."""
+        """Look for revoked keys until cancelled. While Redis is away, answers stay open."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             self._open = {id: key for id, key in self._open.items() if key.answers}

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, with the statuses by which its clients tell them apart."""
+"""Errors in OpenAI's format, with the statuses by which its clients distinguish them."""
 
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -20,7 +20,7 @@ from millpond.openai.responses import ChangedTextError
 
 log = structlog.get_logger("millpond.api")
 
-# Where OpenAI's API has another status or name for what a problem's code says.
+# Codes for which OpenAI's API has another status or name.
 _STATUS_AND_CODE = {
     "idempotency_conflict": (409, "idempotency_conflict"),
     "invalid_request": (400, "invalid_request"),
@@ -28,12 +28,12 @@ _STATUS_AND_CODE = {
     "unauthenticated": (401, "invalid_api_key"),
     "unknown_model": (404, "model_not_found"),
 }
-# Ends of a job that the request itself brought about; others are the service's.
+# Failures that the request itself caused; others are the service's.
 _CLIENTS_FAULTS = {"invalid_request", "prompt_too_long", "does_not_fit", "cancelled"}
 
 
 class JobFailedError(MillpondError):
-    """The job that was to be the answer ended without one."""
+    """The job ended without a result to answer with."""
 
     def __init__(self, result: JobResult) -> None:
         error = result.error or JobError(code=str(result.status), message="the job has no text")
@@ -78,12 +78,12 @@ def error_response(error: MillpondError) -> Response:
 
 
 def error_of(error: MillpondError) -> dict[str, Any]:
-    """The body alone, for a stream whose status is sent already."""
+    """The body only, for a stream whose status has been sent already."""
     return _status_and_body(error, problem_of(error))[1]
 
 
 def openai_shape(problem: Problem) -> tuple[int, dict[str, Any]]:
-    """The status and the body by which a problem is answered here."""
+    """The status and the body of the answer to a problem."""
     status, code = _STATUS_AND_CODE.get(problem.code, (problem.status, problem.code))
     return status, {"error": replace(problem, status=status, code=code).openai_error()}
 

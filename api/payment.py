@@ -1,4 +1,4 @@
-"""Jobs pay their tokens before they are queued; what was not newly queued is given back."""
+"""Tokens are paid before jobs are queued, and refunded for jobs that were not newly queued."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ async def give_back(
     jobs: Sequence[NewJob],
     outcomes: Sequence[Submission | MillpondError],
 ) -> None:
-    """For each job that was refused or known before. Left undone when Redis has just gone away."""
+    """Refund the jobs that were refused or already known. Skipped if Redis has just gone away."""
     unused = sum(
         job.tokens or 0
         for job, outcome in zip(jobs, outcomes, strict=True)

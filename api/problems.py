@@ -1,4 +1,4 @@
-"""What goes over the wire for an error: RFC 9457 ``application/problem+json``, with OpenAI's ``error``."""
+"""The body of an error: RFC 9457 ``application/problem+json``, with OpenAI's ``error``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ OPENAI_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong: where, what, and the bound that was passed, if any."""
+    """One fault: where, what, and the limit that was exceeded, if any."""
 
     field: str
     message: str
@@ -38,7 +38,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What goes over the wire for one error."""
+    """The body of the answer to one error."""
 
     status: int
     code: str
@@ -65,7 +65,7 @@ class Problem:
         return body
 
     def openai_error(self) -> dict[str, Any]:
-        """The same as the ``error`` of OpenAI's API, by which its clients show it."""
+        """The same as the ``error`` of OpenAI's API, which its clients show."""
         default = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
             "message": self.detail,

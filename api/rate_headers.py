@@ -10,7 +10,7 @@ _STATE = "budgets"
 
 
 def remember_budgets(scope: Scope, budgets: Sequence[Budget]) -> None:
-    """Have the answer to this request tell them."""
+    """Report them in the headers of the answer to this request."""
     if budgets:
         scope["state"][_STATE] = budgets
 

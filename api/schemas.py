@@ -1,4 +1,4 @@
-"""What the routes answer, as models: they make the answers and describe them in OpenAPI."""
+"""The routes' answers as models, which also describe them in OpenAPI."""
 
 from typing import Any, Literal
 
@@ -73,7 +73,7 @@ class WaitReason(Answer):
 
 
 class JobState(Answer):
-    """A job as it stands. Times are milliseconds of Redis' clock."""
+    """A job's current state. Times are milliseconds of Redis' clock."""
 
     id: str
     status: JobStatus
@@ -119,7 +119,7 @@ class BulkAnswer(Answer):
 
 
 class WorkerEntry(Answer):
-    """One line of the worker registry; more fields than these may come."""
+    """One entry of the worker registry; fields may be added."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

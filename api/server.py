@@ -1,4 +1,4 @@
-"""The HTTP server around the application: uvicorn, whose end waits for nobody's long poll."""
+"""The HTTP server around the application: uvicorn, made to stop without waiting for long polls."""
 
 import asyncio
 import functools
@@ -18,9 +18,9 @@ from api.protocol import BoundedProtocol
 from api.services import services_of
 from millpond.settings import Settings
 
-# Answers that are under way when the process is told to stop get this long.
+# Time for active answers when the process is told to stop.
 GRACE_S = 2
-# Files that the process has open beside its clients' connections: Redis, the tokenizer, logs.
+# Open files in addition to clients' connections: Redis, the tokenizer, logs.
 OTHER_FILES = 256
 
 log = structlog.get_logger("millpond.api")
@@ -90,7 +90,7 @@ def allow_files(wanted: int) -> None:
 
 
 class StructlogHandler(logging.Handler):
-    """Sends what libraries log through the process's own log, without their exceptions' texts."""
+    """Routes the libraries' logs through the process's own log, without the texts of exceptions."""
 
     def emit(self, record: logging.LogRecord) -> None:
         # asyncio puts the task, and in it the exception's text, below the first line.

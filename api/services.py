@@ -23,7 +23,7 @@ from millpond.settings import Settings
 from millpond.subscriptions import Subscriptions
 from millpond.tasks import end_tasks, keep_running
 
-# A background task that failed starts again after this.
+# A failed background task is restarted after this.
 AGAIN_S = 1.0
 
 
@@ -53,7 +53,7 @@ class Services:
 async def open_services(
     settings: Settings, preset: Preset, metrics: Metrics
 ) -> AsyncIterator[Services]:
-    """Touches no network itself: without Redis the API starts too, and says it is not ready."""
+    """Opens no connection: without Redis the API starts too, and reports that it is not ready."""
     redis = connect(settings.redis_url)
     subscriptions = Subscriptions(redis)
     directory = Directory(redis, subscriptions, settings, preset)

@@ -23,7 +23,7 @@ log = structlog.get_logger("millpond.api")
 class EventStream(Response):
     """Sends events until they end, the client leaves, its key is revoked or the process stops.
 
-    Should Redis fail on the way, the stream ends too: the client comes back with Last-Event-ID.
+    If Redis fails, the stream ends too; the client reconnects with Last-Event-ID.
     """
 
     media_type = "text/event-stream"
@@ -75,7 +75,7 @@ class EventStream(Response):
 
 
 def encode_event(event: JobEvent) -> bytes:
-    """One event on the wire. The id is left out where the event is in no stream."""
+    """One encoded event. Events that are in no stream have no id."""
     id_line = b"id: %s\n" % event.event_id.encode() if event.event_id else b""
     return b"%sevent: %s\ndata: %s\n\n" % (id_line, event.type.encode(), event_data(event))
 

@@ -1,4 +1,4 @@
-"""Jobs that arrive while a round trip to Redis is under way share the next one."""
+"""Batches submits: jobs that arrive during a round trip to Redis share the next one."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ Answer = Submission | IdempotencyConflictError | QueueFullError
 
 
 def new_job(request: JobRequest, prompt: PreparedPrompt, id: str | None, caller: Caller) -> NewJob:
-    """What a caller is to have queued, with the tokens that were counted."""
+    """The job to queue for a caller, with the counted tokens."""
     return NewJob(
         request,
         id,
@@ -54,7 +54,7 @@ class SubmitBatcher:
                 for (_, future), answer in zip(batch, answers, strict=True):
                     if not future.done():  # its request was cancelled
                         future.set_result(answer)
-            except Exception as error:  # those who wait are told, whatever it is
+            except Exception as error:  # passed on to all who wait
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

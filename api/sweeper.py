@@ -1,4 +1,4 @@
-"""Does each second what time brings about, so that deadlines hold with no worker alive."""
+"""Sweeps the queues once a second, so that deadlines and retries work even if no worker is alive."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ log = structlog.get_logger("millpond.api")
 
 
 async def sweep_forever(queue: JobQueue, every_s: float = SWEEP_EVERY_S) -> None:
-    """Reap until cancelled. Outages of Redis are logged once each and outlived."""
+    """Reap until cancelled. Each outage of Redis is logged once."""
     away = False
     while True:
         try:

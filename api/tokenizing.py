@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 LOOK_AGAIN_S = 0.5
 LOAD_AGAIN_S = 5.0
-# Encoding this much takes about as long as handing it to a thread and being woken again.
+# Encoding this much takes about as long as a round trip to a thread.
 MAX_INLINE_CHARS = 2_000
 THREADS = 2
 
@@ -29,7 +29,7 @@ log = structlog.get_logger("millpond.api")
 
 
 class Tokenizing:
-    """Run `load` as a task; `prepare` works once that has found the model's files."""
+    """Run `load` as a task; `prepare` works once it has found the model's files."""
 
     def __init__(self, settings: Settings, preset: Preset, name: str | None = None) -> None:
         """``name``: what the model is called in requests, if not as its preset is."""
@@ -68,7 +68,7 @@ class Tokenizing:
         return prepare_prompt(request, self.preset, self._tokenizer)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run it on one of the few threads that are kept for long prompts."""
+        """Run it on the small thread pool for long prompts."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:

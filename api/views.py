@@ -1,4 +1,4 @@
-"""From the queue's own views to what the routes answer."""
+"""From the queue's views to the routes' answers."""
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
@@ -22,12 +22,12 @@ from millpond.messages import EventType, JobEvent, JobResult, JobStatus
 from millpond.results import JobView, QueueState
 from millpond.submission import Submission
 
-# Ends of lines to Unicode, though not to the event stream's grammar: readers that cut lines the first
+# Line breaks in Unicode, but not in the event stream's grammar: readers that split lines the Unicode
 # way, as Python's do, must not find them inside the data.
 _LINE_ENDS = {c.encode(): b"\\u%04x" % ord(c) for c in "\x85\u2028\u2029"}
 
 
-# What of a worker's state is told of its model.
+# Fields of a worker's state that describe its model.
 _TOLD_OF_MODELS = {"engine", "dtype", "device", "context_tokens"}
 
 
@@ -70,7 +70,7 @@ def job_state(view: JobView, state: QueueState | None, *, show_worker: bool) -> 
 
 
 def _without_worker(result: JobResult | None) -> JobResult | None:
-    """Its name is that of a machine."""
+    """A worker's name contains a host name."""
     if result is None or result.receipt is None:
         return result
     receipt = result.receipt.model_copy(update={"worker": None})
@@ -78,7 +78,7 @@ def _without_worker(result: JobResult | None) -> JobResult | None:
 
 
 async def without_workers(events: AsyncIterator[JobEvent]) -> AsyncIterator[JobEvent]:
-    """The same events for those to whom workers are not named."""
+    """The same events for callers that may not see workers' names."""
     async with contextlib.aclosing(cast(AsyncGenerator[JobEvent, None], events)) as following:
         async for event in following:
             yield event.model_copy(update={"result": _without_worker(event.result)})

@@ -1,4 +1,4 @@
-"""Looks whether the server and the queue suit this process, and stops it if they do not."""
+"""Checks whether this process may use the server and the queue, and stops it if not."""
 
 import asyncio
 import signal
@@ -18,7 +18,7 @@ log = structlog.get_logger("millpond.api")
 
 
 async def look_before_start(settings: Settings) -> None:
-    """Raises UnsuitableServerError and QueueVersionError. A server that is away is looked at later."""
+    """Raises UnsuitableServerError and QueueVersionError. A server that is away is checked later."""
     redis = connect(settings.redis_url)
     try:
         async with asyncio.timeout(START_PATIENCE_S):
@@ -30,7 +30,7 @@ async def look_before_start(settings: Settings) -> None:
 
 
 async def watch_queue(redis: Redis, settings: Settings, every_s: float = WATCH_EVERY_S) -> None:
-    """Until cancelled, or until the queue is of another version: then the process is told to stop."""
+    """Watch until cancelled, or until the queue has another version: then stop the process."""
     looked = False
     while True:
         try:

@@ -100,7 +100,7 @@ async def _parse(api: Services, body: bytes) -> BulkRequest:
     try:
         return await parse(BulkRequest, body)
     except MillpondError:
-        # Half a character in one job makes the whole no JSON; the others are not to suffer from it.
+        # A lone surrogate in one job makes the whole body invalid JSON; the other jobs must not suffer.
         if has_surrogate_escape(body) and len(body) <= api.settings.max_body_bytes:
             bulk = await api.home.tokenizing.in_thread(lambda: parse_bulk_leniently(body))
             if bulk is not None:
@@ -111,7 +111,7 @@ async def _parse(api: Services, body: bytes) -> BulkRequest:
 def _check(
     directory: Directory, items: Sequence[Any], caller: Caller, key: str | None
 ) -> list[_Checked | MillpondError]:
-    """Runs on a thread: a thousand prompts are to be encoded."""
+    """Runs on a thread, since it may encode a thousand prompts."""
     checked: list[_Checked | MillpondError] = []
     for i, item in enumerate(items):
         try:

@@ -103,7 +103,7 @@ async def _answer(
         )
         if body.stream:
             stream = CompletionStream(api, job, include_usage=body.include_usage)
-            opened = OpenAnswer()  # the other is the stream's now
+            opened = OpenAnswer()  # the stream owns the other one now
             return stream
         return await answer_whole(api, job, request.receive)
     finally:

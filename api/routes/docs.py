@@ -1,4 +1,4 @@
-"""``/docs``: the API described for people, by Swagger UI from a package, without any outside host."""
+"""``/docs``: the API's documentation in Swagger UI, from a package, without an outside host."""
 
 from importlib import resources
 

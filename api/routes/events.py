@@ -83,7 +83,7 @@ async def follow(
 
 
 def _check_entry(field: str, value: str) -> str:
-    """Raises InvalidBodyError for what is no id of a stream entry."""
+    """Raises InvalidBodyError if it is not the id of a stream entry."""
     if not _ENTRY_ID.fullmatch(value):
         raise InvalidBodyError(
             [Fault(field, "must be the id of an event, such as 1760000000000-0")]

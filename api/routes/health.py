@@ -1,4 +1,4 @@
-"""``/healthz`` and ``/readyz``: for those who start, watch and balance this process."""
+"""``/healthz`` and ``/readyz``: for process managers and load balancers."""
 
 from fastapi import APIRouter, Response
 

@@ -131,7 +131,7 @@ async def cancel(api: Api, caller: Submitter, job_id: str) -> Response:
 
 
 def check_id(id: str) -> str:
-    """What cannot be an id is the id of no job. Raises JobNotFoundError."""
+    """A malformed id is the id of no job. Raises JobNotFoundError."""
     if not JOB_ID_PATTERN.fullmatch(id):
         raise JobNotFoundError(id)
     return id
