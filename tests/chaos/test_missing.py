@@ -1,4 +1,4 @@
-"""Records that vanish under load. Row 26 of docs/reliability.md."""
+"""Records that vanish under load. Row 27 of docs/reliability.md."""
 
 import asyncio
 import random
@@ -30,7 +30,7 @@ async def claims(ledger: Ledger) -> int:
 
 
 async def test_records_vanish(server: RedisServer, tmp_path: Path) -> None:
-    """Row 26: one record in fifty is deleted while it waits or runs. The other jobs succeed, no worker
+    """Row 27: one record in fifty is deleted while it waits or runs. The other jobs succeed, no worker
     ends, the counters come back to nothing, and idle workers do not spin on what is gone."""
     settings = worker_settings(server, lease_s=0.5, heartbeat_s=0.1)
     chance = random.Random(26)
