@@ -1,7 +1,7 @@
 """Asyncio tasks: ending them reliably, and keeping those alive that a process cannot do without."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -49,3 +49,12 @@ async def end_tasks(*tasks: "asyncio.Task[Any] | None") -> None:
         for task in ended:
             if not task.cancelled():
                 task.exception()  # retrieved, so that asyncio does not warn
+
+
+async def first_of(
+    task: "asyncio.Task[Any]", other: Coroutine[Any, Any, Any], timeout_s: float | None = None
+) -> None:
+    """Wait for whichever ends first, or for the time. ``task`` goes on; ``other`` does not."""
+    event = asyncio.ensure_future(other)
+    await asyncio.wait({task, event}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    event.cancel()

@@ -1,21 +1,31 @@
 """The one thread that owns the engine. Everything else talks to it in turns."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
+
+import structlog
 
 from worker.engines.base import (
     Capacity,
     Engine,
     EngineEvent,
     EngineInfo,
+    EngineNotReadyError,
     GenerationRequest,
     Rejection,
 )
 
 T = TypeVar("T")
+
+# An engine that cannot be built yet is tried again after this, doubling.
+NOT_READY_DELAY_S = 0.5
+NOT_READY_DELAY_MAX_S = 10.0
+
+log = structlog.get_logger("millpond.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,19 @@ class EngineThread:
     async def start(self) -> tuple[EngineInfo, Capacity]:
         """Load and warm up; also after a broken turn, which leaves no engine behind."""
         return await self._run(self._load, Call(loading=True))
+
+    async def start_when_ready(self, stopped: asyncio.Event) -> tuple[EngineInfo, Capacity] | None:
+        """As `start`, repeated while what the engine needs is not there. None: stopped before."""
+        delay_s = NOT_READY_DELAY_S
+        while not stopped.is_set():
+            try:
+                return await self.start()
+            except EngineNotReadyError as error:
+                log.warning("engine_not_ready", cause=str(error), again_s=delay_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), delay_s)
+            delay_s = min(delay_s * 2, NOT_READY_DELAY_MAX_S)
+        return None
 
     async def turn(
         self, groups: Sequence[Sequence[GenerationRequest]], cancelled: Sequence[str]

@@ -16,7 +16,7 @@ from millpond.claims import Claim, ClaimedJob, new_nonce
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobResult
 from millpond.queue import JobQueue
-from millpond.tasks import end_tasks
+from millpond.tasks import end_tasks, first_of
 from worker.engines.base import Capacity
 from worker.held import InFlightJob
 from worker.job_table import JobTable
@@ -153,9 +153,9 @@ class Intake:
         self._recently_ended.append(num_ended)
         wanted = min(self._full.free_slots // SLOTS_FOR_EACH_AHEAD, sum(self._recently_ended))
         slots = max(0, wanted - self._jobs.num_waiting)
-        if slots < 1 and self._underway is None:
+        if self._is_claiming() or self._shut or not self._work.is_set():
             return
-        if self._shut or self._is_claiming() or not self._work.is_set():
+        if slots < 1 and self._underway is None:
             return
         # Their share of the worker; suspects only come to one that has room for everything.
         tokens = self._full.free_tokens * slots // self._full.free_slots
@@ -196,9 +196,7 @@ class Intake:
         """Wait until the claim under way has made a job ready, or has ended."""
         assert self._claiming is not None
         self._arrived.clear()
-        arrival = asyncio.create_task(self._arrived.wait())
-        await asyncio.wait({self._claiming, arrival}, return_when=asyncio.FIRST_COMPLETED)
-        arrival.cancel()
+        await first_of(self._claiming, self._arrived.wait())
 
     def _start_claim(self, count: int, capacity: Capacity) -> None:
         if not self._closed:

@@ -8,9 +8,8 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import structlog
 
@@ -18,11 +17,11 @@ from millpond.errors import QueueUnavailableError
 from millpond.logs import outline
 from millpond.presets import Preset
 from millpond.queue import JobQueue
-from millpond.tasks import end_tasks, keep_running
+from millpond.tasks import end_tasks, first_of, keep_running
 from millpond.tokenization import Tokenizer
 from millpond.worker_state import WorkerPhase, WorkerState
 from worker.engine_thread import EngineThread
-from worker.engines.base import Capacity, Engine, EngineInfo, EngineNotReadyError, Finished
+from worker.engines.base import Capacity, Engine, EngineInfo, Finished
 from worker.handover import give_back_all, give_back_waiting
 from worker.intake import Intake
 from worker.job_table import JobTable
@@ -37,9 +36,6 @@ log = structlog.get_logger("millpond.worker")
 
 # An engine that breaks this often in a row is not worth building again.
 MAX_ENGINE_FAILURES = 3
-# An engine that cannot be built yet is tried again after this, doubling.
-NOT_READY_DELAY_S = 0.5
-NOT_READY_DELAY_MAX_S = 10.0
 # A listener that failed starts again after this.
 LISTEN_AGAIN_S = 0.25
 # How often the watchdog looks at the engine, at least.
@@ -197,27 +193,19 @@ class Worker:
             await self._take_turn()
 
     async def _until_done_or_out_of_grace(self, work: asyncio.Task[None]) -> None:
-        await _first(work, self._stopping.wait())
+        await first_of(work, self._stopping.wait())
         if not work.done():
-            await _first(work, self._stop_now.wait(), timeout_s=self._options.grace_s)
+            await first_of(work, self._stop_now.wait(), timeout_s=self._options.grace_s)
         if work.done():
             work.result()
 
     async def _load_engine(self) -> bool:
-        """Build the engine, as often as what it needs is not there yet. False: stopped before."""
-        delay_s = NOT_READY_DELAY_S
-        while not self._stopping.is_set():
-            try:
-                self._loaded = await self._engine.start()
-                self._capacity = self._full
-            except EngineNotReadyError as error:
-                log.warning("engine_not_ready", cause=str(error), again_s=delay_s)
-            else:
-                return True
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay_s)
-            delay_s = min(delay_s * 2, NOT_READY_DELAY_MAX_S)
-        return False
+        """False: stopped before it was loaded."""
+        loaded = await self._engine.start_when_ready(self._stopping)
+        if loaded is not None:
+            self._loaded = loaded
+            self._capacity = self._full
+        return loaded is not None
 
     def _open_intake(self) -> Intake:
         self._intake = Intake(
@@ -318,12 +306,3 @@ class Worker:
             held=len(self._jobs.in_flight),
             rates=self._rates.snapshot(time.monotonic()),
         )
-
-
-async def _first(
-    work: asyncio.Task[None], other: Coroutine[Any, Any, Any], timeout_s: float | None = None
-) -> None:
-    """Wait for whichever ends first; ``work`` goes on if it is not the one."""
-    event = asyncio.ensure_future(other)
-    await asyncio.wait({work, event}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    event.cancel()

@@ -296,4 +296,4 @@ async def test_what_nobody_foresaw_in_a_claim_ends_the_worker() -> None:
     queue.jobs = None  # type: ignore[assignment]
     await busy.refill(FULL)
     with pytest.raises(TypeError):
-        await busy.refill(FULL)
+        busy.intake.look_ahead(0)
