@@ -117,10 +117,10 @@ class _RecordedStep:
             plan = DecodePlan.of_whole_shelves(shelves, positions, windows)
             return forward(token_ids[:, None], positions[:, None], plan)
 
-        # Recording computes once for real, and writes what it reads: so with the rows' own inputs.
+        # The capture runs once for real and writes the KV cache, so it needs the rows' own inputs.
         self._fill()
         self._replay = record(compute)
-        # Not to be believed unseen: what goes wrong in a recording goes wrong without an error.
+        # Verify it: a faulty CUDA graph capture raises no error.
         alike = torch.allclose(compute(), self._replay(), rtol=0.02, atol=0.05, equal_nan=True)
         if not alike:
             raise RuntimeError("a replay gives other logits than the step itself")

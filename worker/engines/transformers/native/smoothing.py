@@ -1,7 +1,7 @@
-"""Before int8: move the spread of a few loud input channels from activations into weights.
+"""Before int8 quantization: move outliers of a few input channels from activations into weights.
 
-A row of activations shares one scale, so one loud channel costs all others their precision. Each
-channel is divided by a factor in the norm that makes it and its weights are multiplied by it, which
+A row of activations shares one scale, so one channel with outliers costs all others their precision. Each
+channel is divided by a factor in the norm that produces it, and its weights are multiplied by it, which
 changes no product. (After SmoothQuant, Xiao et al., 2022.)
 """
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 _CALIBRATION_TOKENS = 384
-# How much of the spread goes over to the weights.
+# The share of the outliers that moves to the weights (SmoothQuant's alpha).
 _SHARE = 0.5
 
 
 class ChannelPeaks:
-    """The loudest that each input channel of each linear layer gets on a fixed run of tokens."""
+    """The largest activation of each input channel of each linear layer on fixed calibration tokens."""
 
     def __init__(self, model: Any) -> None:
         self._peaks: dict[int, torch.Tensor] = {}
