@@ -199,7 +199,7 @@ class StackWatch:
 
 def _model_of(worker: RegisteredWorker) -> str:
     state = worker.state
-    return f": {state.model}, {state.made_with}, {state.slots} slots"
+    return f": {state.model}, {state.backend}, {state.slots} slots"
 
 
 @contextlib.asynccontextmanager
