@@ -158,6 +158,7 @@ class Settings(BaseSettings):
 
     liveness_timeout_s: Seconds = Field(
         default=30.0,
+        validate_default=True,
         description="`millpond up` kills and restarts a worker or an API that is silent for so long.",
     )
 
@@ -249,6 +250,17 @@ class Settings(BaseSettings):
                 "a lease must outlive two renewals that fail"
             )
         return heartbeat_s
+
+    @field_validator("liveness_timeout_s")
+    @classmethod
+    def _longer_than_some_heartbeats(cls, timeout_s: float, info: ValidationInfo) -> float:
+        heartbeat_s = info.data.get("heartbeat_s", 0.0)
+        if timeout_s < heartbeat_s * HEARTBEATS_A_LEASE:
+            raise ValueError(
+                f"{timeout_s:g} is less than {HEARTBEATS_A_LEASE} times heartbeat_s, which is "
+                f"{heartbeat_s:g}; a worker that is well would be killed"
+            )
+        return timeout_s
 
     @field_validator("retry_delay_max_s")
     @classmethod

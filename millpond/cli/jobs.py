@@ -48,7 +48,7 @@ def submit(
     queue: QueueFlag = None,
     data: DataFlag = None,
 ) -> None:
-    """Queue one prompt and print its job's id."""
+    """Queue one prompt and print its job's id, or with --wait its text as it comes."""
     request = JobRequest(
         prompt=sys.stdin.read() if prompt == "-" else prompt,
         max_tokens=max_tokens,

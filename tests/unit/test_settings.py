@@ -261,3 +261,10 @@ def test_any_origin_needs_keys() -> None:
     for open in ({}, {"auth": "off-and-i-know-it-is-open", "host": "0.0.0.0"}):
         with pytest.raises(InvalidRequestError, match="cors_origins: without keys"):
             load_settings(cors_origins="*", **open)
+
+
+def test_a_worker_that_is_well_is_not_killed_for_its_silence() -> None:
+    for values in ({"liveness_timeout_s": 2.0}, {"heartbeat_s": 11.0, "lease_s": 60.0}):
+        with pytest.raises(InvalidRequestError, match="heartbeat_s") as caught:
+            load_settings(**values)
+        assert caught.value.field == "liveness_timeout_s"
