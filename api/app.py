@@ -15,7 +15,19 @@ from api.metrics import Metrics
 from api.observer import ObserverMiddleware
 from api.openapi import DESCRIPTION, KEY_PROBLEMS, TITLE, install_openapi, problems
 from api.rate_headers import RateHeadersMiddleware
-from api.routes import bulk, completions, docs, events, health, jobs, metrics, models, queue
+from api.routes import (
+    bulk,
+    completions,
+    dead,
+    docs,
+    events,
+    health,
+    jobs,
+    lists,
+    metrics,
+    models,
+    queue,
+)
 from api.services import open_services
 from millpond import __version__
 from millpond.settings import Settings
@@ -46,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.metrics = counted
-    keyed = (bulk, jobs, events, queue, models, metrics)
+    keyed = (bulk, lists, jobs, events, dead, queue, models, metrics)
     for module in keyed:
         app.include_router(module.router, responses=problems(*KEY_PROBLEMS))
     for module in (completions, health, docs):

@@ -19,6 +19,7 @@ from millpond.errors import (
     QueueUnavailableError,
     UnknownModelError,
 )
+from millpond.listing import JobLists
 from millpond.presets import Preset
 from millpond.queue import JobQueue
 from millpond.queue_directory import AnnouncedQueue, QueueDirectory
@@ -44,6 +45,7 @@ class ServedQueue:
     model: str
     queue: JobQueue
     results: Results
+    lists: JobLists
     submissions: SubmitBatcher
     monitor: QueueMonitor
     tokenizing: Tokenizing
@@ -184,6 +186,7 @@ class Directory:
             model=model,
             queue=queue,
             results=results,
+            lists=JobLists(self._redis, queue.keys),
             submissions=SubmitBatcher(queue),
             monitor=QueueMonitor(results),
             tokenizing=tokenizing,

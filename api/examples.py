@@ -65,6 +65,23 @@ STATES: dict[str, Any] = {
         "links": _LINKS,
     },
 }
+_LISTED: dict[str, Any] = {
+    "id": _ID,
+    "status": "failed",
+    "priority": "normal",
+    "created_ms": 1_760_000_000_000,
+    "attempts": 3,
+    "finished_ms": 1_760_000_007_300,
+    "links": _LINKS,
+}
+JOB_PAGE: dict[str, Any] = {"jobs": [_LISTED], "cursor": f"0~1760000007300~{_ID}"}
+_DEAD: dict[str, Any] = {
+    **_LISTED,
+    "deaths": 0,
+    "error": {"code": "generation_failed", "message": "the row's logits are not finite"},
+}
+DEAD_PAGE: dict[str, Any] = {"jobs": [_DEAD]}
+DEAD_LETTER: dict[str, Any] = {**_DEAD, "request": {"prompt": "Why is the sky blue?"}}
 CANCELLED: dict[str, Any] = {"id": _ID, "status": "cancelled", "cancelling": False}
 CANCELLING: dict[str, Any] = {"id": _ID, "status": "running", "cancelling": True}
 BULK: dict[str, Any] = {

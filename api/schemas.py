@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from millpond.messages import JobResult, JobStatus, Priority
+from millpond.messages import JobError, JobResult, JobStatus, Priority
 
 
 class Answer(BaseModel):
@@ -93,6 +93,34 @@ class JobState(Answer):
     reason: WaitReason | None = Field(default=None, description="Why it is still waiting.")
     result: JobResult | None = Field(default=None, description="Once it has ended.")
     links: Links
+
+
+class ListedJob(Answer):
+    """A line of a list."""
+
+    id: str
+    status: JobStatus
+    priority: Priority
+    created_ms: int
+    attempts: int
+    claimed_ms: int | None = None
+    finished_ms: int | None = None
+    deaths: int | None = Field(
+        default=None, description="Of dead letters: workers that died while they ran it alone."
+    )
+    error: JobError | None = Field(default=None, description="Of dead letters.")
+    links: Links
+
+
+class JobPage(Answer):
+    jobs: list[ListedJob]
+    cursor: str | None = Field(default=None, description="Leads to the next page, if there is one.")
+
+
+class DeadLetter(ListedJob):
+    request: dict[str, Any] = Field(
+        description="What was asked: a JobRequest, without the fields at their defaults."
+    )
 
 
 class CancelAnswer(Answer):

@@ -2,15 +2,18 @@
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from typing import cast
+from typing import Any, cast
 
 import orjson
 
 from api.directory import ServedQueue
 from api.schemas import (
+    DeadLetter,
     JobAccepted,
+    JobPage,
     JobState,
     Links,
+    ListedJob,
     ModelEntry,
     ModelList,
     QueueAnswer,
@@ -18,7 +21,9 @@ from api.schemas import (
 )
 from api.waiting import wait_estimate_s, wait_reason
 from millpond.keys import Keys
-from millpond.messages import EventType, JobEvent, JobResult, JobStatus
+from millpond.listing import ListedJob as Listed
+from millpond.listing import Page
+from millpond.messages import EventType, JobEvent, JobRequest, JobResult, JobStatus
 from millpond.results import JobView, QueueState
 from millpond.submission import Submission
 
@@ -27,6 +32,10 @@ from millpond.submission import Submission
 _LINE_ENDS = {c.encode(): b"\\u%04x" % ord(c) for c in "\x85\u2028\u2029"}
 
 
+_LISTED_FIELDS = (
+    *("id", "status", "priority", "created_ms", "attempts"),
+    *("claimed_ms", "finished_ms", "error"),
+)
 # Fields of a worker's state that describe its model.
 _TOLD_OF_MODELS = {"engine", "dtype", "device", "context_tokens"}
 
@@ -67,6 +76,20 @@ def job_state(view: JobView, state: QueueState | None, *, show_worker: bool) -> 
         result=view.result if show_worker else _without_worker(view.result),
         links=links(view.id),
     )
+
+
+def job_page(page: Page) -> JobPage:
+    return JobPage(jobs=[ListedJob(**_line(job)) for job in page.jobs], cursor=page.cursor)
+
+
+def dead_letter(job: Listed, body: JobRequest) -> DeadLetter:
+    request = body.model_dump(mode="json", exclude_defaults=True)
+    return DeadLetter(**_line(job), request=request)
+
+
+def _line(job: Listed) -> dict[str, Any]:
+    fields = {name: getattr(job, name) for name in _LISTED_FIELDS}
+    return {**fields, "deaths": job.deaths if job.error else None, "links": links(job.id)}
 
 
 def _without_worker(result: JobResult | None) -> JobResult | None:

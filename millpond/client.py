@@ -20,6 +20,7 @@ from millpond.errors import (
     WaitTimeoutError,
 )
 from millpond.limits import check_limits
+from millpond.listing import MAX_PAGE, JobLists, ListedJob, Page, retry_key
 from millpond.messages import JobEvent, JobRequest, JobResult, JobStatus, job_id_from_key
 from millpond.presets import Preset
 from millpond.queue import JobQueue, QueueOptions
@@ -56,6 +57,7 @@ class Client:
         self._subscriptions = Subscriptions(self._redis)
         self._queue = JobQueue(self._redis, queue, options)
         self._results = Results(self._redis, queue, self._subscriptions)
+        self._lists = JobLists(self._redis, self._queue.keys)
         self._tenant = tenant
 
     async def __aenter__(self) -> Self:
@@ -132,6 +134,33 @@ class Client:
             raise JobNotFoundError(id)
         return status
 
+    async def list_jobs(
+        self, status: JobStatus, *, limit: int = MAX_PAGE, cursor: str | None = None
+    ) -> Page:
+        """The jobs of one status, in pages. See `JobLists.jobs`."""
+        return await self._lists.jobs(status, tenant=self._tenant, limit=limit, cursor=cursor)
+
+    async def dead(
+        self, *, tenant: str | None = None, limit: int = MAX_PAGE, cursor: str | None = None
+    ) -> Page:
+        """The dead letters, newest first, in pages: of one tenant, or of all."""
+        return await self._lists.dead(tenant=tenant, limit=limit, cursor=cursor)
+
+    async def dead_letter(self, id: str) -> tuple[ListedJob, JobRequest]:
+        """A dead letter and what was asked. Raises JobNotFoundError."""
+        return await self._lists.dead_letter(id)
+
+    async def retry_dead(self, id: str) -> str:
+        """Run a dead letter again, as a new job of its tenant with the same body; returns its id.
+
+        Safe to repeat: the new id follows from the old one. Raises JobNotFoundError, QueueFullError.
+        """
+        job, body = await self._lists.dead_letter(id)
+        new_id = job_id_from_key(job.tenant, retry_key(id))
+        await self._queue.submit(body, id=new_id, tenant=job.tenant)
+        await self._queue.forget_dead(id)
+        return new_id
+
     async def queue_state(self) -> QueueState:
         """Depth, running jobs, totals and workers."""
         return await self._results.queue_state()
@@ -193,6 +222,10 @@ class BlockingClient:
     result = _blocking(Client.result)
     generate = _blocking(Client.generate)
     cancel = _blocking(Client.cancel)
+    list_jobs = _blocking(Client.list_jobs)
+    dead = _blocking(Client.dead)
+    dead_letter = _blocking(Client.dead_letter)
+    retry_dead = _blocking(Client.retry_dead)
     queue_state = _blocking(Client.queue_state)
 
     def watch(self, id: str, after: str = "0") -> Iterator[JobEvent]:

@@ -32,8 +32,10 @@ QUEUE_KEYS: dict[str, str] = {
     "delayed": "delayed",
     # Sorted set, job id -> server time in ms at which the unfinished job expires.
     "deadlines": "deadlines",
-    # List of ids of jobs that ran out of attempts, newest last.
+    # Sorted set, job id -> server time in ms at which it ran out of attempts; the last 10,000.
     "dead": "dead",
+    # Sorted set with a time to live, for each tenant: job id -> server time in ms of its end; the last 1,000.
+    "ended": "ended:",
     # Hash, kind of job or all -> "JOBS MEDIAN HIGH": how long outputs get (see lengths.lua).
     "lengths": "lengths",
     # Hash of integers: queued:PRIORITY and running (now), accepted:PRIORITY (ever), done:STATUS (ended,
@@ -96,6 +98,9 @@ class Keys:
 
     def lane(self, priority: Priority, tenant: str) -> str:
         return f"{self['lane']}{priority}:{tenant}"
+
+    def ended(self, tenant: str) -> str:
+        return self["ended"] + tenant
 
     def job(self, job_id: str) -> str:
         return self["job"] + job_id

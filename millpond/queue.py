@@ -55,6 +55,7 @@ class QueueOptions:
     max_depth: int = 100_000
     ageing_ms: float = 20.0
     dead_max: int = 10_000
+    listed_max: int = 1_000
     suspect_wait_s: float = 10.0
 
     def to_json(self) -> bytes:
@@ -69,6 +70,7 @@ class QueueOptions:
                 "retry_delay_ms": round(self.retry_delay_s * 1000),
                 "retry_delay_max_ms": round(self.retry_delay_max_s * 1000),
                 "dead_max": self.dead_max,
+                "listed_max": self.listed_max,
                 "suspect_wait_ms": round(self.suspect_wait_s * 1000),
                 "alive_ms": WORKER_ALIVE_MS,
             }
@@ -217,6 +219,10 @@ class JobQueue:
         """End a queued job, or flag a running one. Returns the status afterwards; None: no such job."""
         answer = await self._scripts.run("cancel", id, tenant or "", self._options_json)
         return None if answer is None else JobStatus(answer.decode())
+
+    async def forget_dead(self, id: str) -> None:
+        """Take it off the dead letters if it is one. Its result stays."""
+        await self._scripts.run("dead_forget", id)
 
     async def reap(self) -> Swept:
         """Handle what is due."""

@@ -128,7 +128,7 @@ MUTATIONS = [
         "  if record[5] then\n    end_cancelled",
         "  if false then\n    end_cancelled",
     ),
-    lua("the dead are not listed", "records", "  redis.call('RPUSH', K.dead, id)\n", ""),
+    lua("the dead are not listed", "records", "  list(K.dead, id, now, OPTIONS.dead_max)\n", ""),
     lua("fences do not grow", "claim", "  fence = fence + 1\n", ""),
     lua("fences rewind with the server", "claim", ", now * 1000)", ", 0)", LEASES),
     lua("a claim takes ended jobs", "claim", "record[1] ~= 'queued' or record[8]", "false"),

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from millpond import __version__
 from millpond.batch_file import first_error
-from millpond.cli import chat, jobs, keys, plan, queue_view, run_batch, services, tenants, up, url
+from millpond.cli import chat, dead, jobs, keys, plan, queue_view, run_batch, services, tenants, up, url
 from millpond.errors import MillpondError
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command("run-batch")(run_batch.run_batch)
 app.command("worker")(services.worker)
 app.command("api")(services.api)
 app.command("plan")(plan.plan)
+app.add_typer(dead.app, name="dead")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
 

@@ -1,4 +1,4 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects trials workers wake last_claim lane active idle weights lengths
+-- keys: job body result events channel counts open leases delayed deadlines dead ended suspects trials workers wake last_claim lane active idle weights lengths
 -- flags: allow-oom
 -- uses: clock lanes lengths waking records missing sweep trials last_claim
 -- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options

@@ -1,4 +1,4 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights lengths
+-- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights lengths
 -- flags: allow-oom
 -- uses: clock lanes lengths waking records
 -- ARGV: id, fence, status, result, tokens served, output tokens to learn from or '', '1' if those were cut by their limit, for each job; then options

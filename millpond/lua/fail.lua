@@ -1,4 +1,4 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects wake lane active idle weights
+-- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights
 -- flags: allow-oom
 -- uses: clock lanes waking records
 -- ARGV: id, fence, delay_ms, result if this was the last attempt, options

@@ -1,4 +1,4 @@
--- keys: job body result events channel counts open leases delayed deadlines dead suspects workers wake lane active idle weights
+-- keys: job body result events channel counts open leases delayed deadlines dead ended suspects workers wake lane active idle weights
 -- flags: allow-oom
 -- uses: clock lanes waking records missing sweep
 -- ARGV: limit, options

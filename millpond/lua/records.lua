@@ -7,7 +7,7 @@
 --
 -- Options, the same for every script, come last in ARGV as one JSON object:
 --   result_ttl_ms  event_ttl_ms  event_maxlen  max_attempts  max_deaths  retry_delay_ms  retry_delay_max_ms
---   dead_max  suspect_wait_ms  alive_ms
+--   dead_max  listed_max  suspect_wait_ms  alive_ms
 
 local OPTIONS = cjson.decode(ARGV[#ARGV])
 
@@ -38,6 +38,12 @@ local function bare_result(id, status, reason, code, message)
     '","error":{"code":"' .. code .. '","message":"' .. message .. '"}' .. metadata .. '}'
 end
 
+-- The newest of an index stay: what falls out is only listed no more.
+local function list(index, id, now, most)
+  redis.call('ZADD', index, int(now), id)
+  redis.call('ZREMRANGEBYRANK', index, 0, int(-most - 1))
+end
+
 -- End a queued or running job for ever: record, result, event, publish, and all its claims at once.
 -- `was` is the status it has now. The body stays for a dead letter, else it goes.
 local function finish(id, was, status, result, now, keep_body)
@@ -65,6 +71,8 @@ local function finish(id, was, status, result, now, keep_body)
     redis.call('HINCRBY', K.counts, 'queued:' .. record[1], -1)
   end
   redis.call('HINCRBY', K.counts, 'done:' .. status, 1)
+  list(K.ended .. record[4], id, now, OPTIONS.listed_max)
+  redis.call('PEXPIRE', K.ended .. record[4], int(OPTIONS.result_ttl_ms))
   tell(id, 'finished', record[2], record[3], ',"result":' .. result, ',"status":"' .. status .. '"')
   if record[3] == '1' then
     redis.call('PEXPIRE', K.events .. id, int(OPTIONS.event_ttl_ms))
@@ -128,8 +136,7 @@ end
 -- No attempt is left: a stored failure and an entry in the dead-letter list.
 local function bury(id, was, result, now)
   finish(id, was, 'failed', result, now, true)
-  redis.call('RPUSH', K.dead, id)
-  redis.call('LTRIM', K.dead, int(-OPTIONS.dead_max), -1)
+  list(K.dead, id, now, OPTIONS.dead_max)
 end
 
 -- Jobs that one worker ran when it died or its engine broke, in the order of their claims. One of

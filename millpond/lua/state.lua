@@ -2,12 +2,12 @@
 -- flags: no-writes
 -- uses: clock
 -- ARGV: none
--- -> {counts, length of the dead-letter list, delayed jobs, unfinished jobs by tenant, workers, now}; hashes as flat lists
+-- -> {counts, dead letters, delayed jobs, unfinished jobs by tenant, workers, now}; hashes as flat lists
 -- Reads only.
 
 return {
   redis.call('HGETALL', K.counts),
-  redis.call('LLEN', K.dead),
+  redis.call('ZCARD', K.dead),
   redis.call('ZCARD', K.delayed),
   redis.call('HGETALL', K.open),
   redis.call('HGETALL', K.workers),

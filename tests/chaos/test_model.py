@@ -223,7 +223,7 @@ class QueueMachine(RuleBasedStateMachine):
         suspects = [(int(g.split()[0]), g.split()[1:]) for g in shot.get("suspects") or []]
         assert suspects == model.suspects
         assert (shot.get("deadlines") or {}) == model.deadlines
-        assert (shot.get("dead") or []) == model.dead
+        assert set(shot.get("dead") or {}) == set(model.dead)
         waiting = {j.id: j.due_ms for j in model.jobs.values() if j.due_ms is not None}
         assert (shot.get("delayed") or {}) == waiting
         running = [j for j in model.jobs.values() if j.status is JobStatus.RUNNING]

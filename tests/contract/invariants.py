@@ -8,11 +8,13 @@ from redis.asyncio import Redis
 
 from millpond.keys import QUEUE_KEYS, Keys
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
+from millpond.queue import QueueOptions
 
 KEEPS = {"about", "counts", "dead", "workers", "wake", "weights", "lengths"}
+LISTED_MAX = QueueOptions().listed_max
 RECORDS = ("job:", "body:", "result:", "events:")
 PASSING = ("trials", "last_claim", "spent", "paid")
-PREFIXES = (*RECORDS, "lane:", "active:", "idle:")
+PREFIXES = (*RECORDS, "lane:", "active:", "idle:", "ended:")
 
 
 class Snapshot:
@@ -161,6 +163,9 @@ def _check_ended(shot: Snapshot, id: str, record: dict[str, str]) -> None:
     assert result.finished_ms == int(record["finished"])
     for key in (keys.job(id), keys.result(id), keys.body(id), keys.events(id)):
         assert key not in shot.raw or shot.ttl(key) > 0, f"{key} stays for ever"
+    listed = shot.raw.get(keys.ended(record["tenant"])) or {}
+    assert listed.get(id, result.finished_ms) == result.finished_ms
+    assert id in listed or len(listed) == LISTED_MAX, f"{id} has ended and is not listed"
     assert (keys.body(id) in shot.raw) <= (id in (shot.get("dead") or []))
     if keys.events(id) in shot.raw:
         last = JobEvent.model_validate_json(shot.raw[keys.events(id)][-1])

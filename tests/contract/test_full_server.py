@@ -74,7 +74,7 @@ async def test_a_full_server_refuses_new_jobs_only(
     async def buried() -> int:
         await take(brief)
         await brief.reap()
-        return int(await redis.llen(queue.keys.dead))
+        return int(await redis.zcard(queue.keys.dead))
 
     assert await until(buried)  # leases may end too, up to the last attempt
     await check_invariants(redis, queue.keys)

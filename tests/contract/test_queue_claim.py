@@ -163,7 +163,7 @@ async def test_a_lost_body_is_a_stored_failure(queue: JobQueue, redis: Redis) ->
     await redis.delete(queue.keys.body("a"))
     assert ids(await take(queue)) == ["b"]
     assert (await redis.hget(queue.keys.job("a"), "status")) == b"failed"
-    assert await redis.lrange(queue.keys.dead, 0, -1) == [b"a"]
+    assert await redis.zrange(queue.keys.dead, 0, -1) == [b"a"]
 
 
 async def test_fences_only_grow(queue: JobQueue) -> None:

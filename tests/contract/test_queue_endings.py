@@ -156,7 +156,7 @@ async def test_the_last_failure_is_stored_and_the_body_kept(
     result = await stored(results, "a")
     assert result.error is not None
     assert result.error.message == "3"
-    assert await redis.lrange(queue.keys.dead, 0, -1) == [b"a"]
+    assert await redis.zrange(queue.keys.dead, 0, -1) == [b"a"]
     assert await redis.get(queue.keys.body("a")) == request().to_json()
     assert await take(quick) == []
 
@@ -166,7 +166,7 @@ async def test_the_dead_letter_list_is_bounded(queue: JobQueue, redis: Redis) ->
     await put(strict, *(f"j{i}" for i in range(5)))
     for job in await take(strict):
         assert await strict.fail(job.fence, job.attempt, failed(job.id)) is Commit.BURIED
-    assert await redis.lrange(queue.keys.dead, 0, -1) == [b"j2", b"j3", b"j4"]
+    assert await redis.zrange(queue.keys.dead, 0, -1) == [b"j2", b"j3", b"j4"]
     for i in range(5):  # what fell off the list still has its time to live
         assert await redis.pttl(queue.keys.body(f"j{i}")) > 0
     await redis.delete(*(queue.keys.body(f"j{i}") for i in range(2)))

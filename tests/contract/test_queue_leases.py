@@ -164,7 +164,7 @@ async def test_too_many_lost_leases_bury_the_job(
     assert view.result.error.code == "attempts_exhausted"
     assert "6 times while it ran alone" in view.result.error.message
     assert view.result.metadata == {"who": 'me "and" you/ä'}
-    assert await redis.lrange(queue.keys.dead, 0, -1) == [b"a"]
+    assert await redis.zrange(queue.keys.dead, 0, -1) == [b"a"]
     assert await redis.pttl(queue.keys.body("a")) > 0
     assert await take(queue) == []
     # The last holder did not end it, and is told so.

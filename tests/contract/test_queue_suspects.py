@@ -52,7 +52,7 @@ async def test_a_poison_job_is_cornered_by_halving(
     for name in names:
         view = await results.get(name)
         assert view.status is (JobStatus.FAILED if name == "j13" else JobStatus.SUCCEEDED)
-    assert await redis.lrange(short.keys.dead, 0, -1) == [b"j13"]
+    assert await redis.zrange(short.keys.dead, 0, -1) == [b"j13"]
 
 
 async def test_an_engine_that_broke_gives_its_rows_back_by_halves(

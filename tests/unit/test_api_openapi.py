@@ -16,7 +16,10 @@ from millpond.settings import Settings
 
 ROOT = "urn:openapi"
 PATHS = {
-    "/v1/jobs": {"post"},
+    "/v1/jobs": {"get", "post"},
+    "/v1/dead": {"get"},
+    "/v1/dead/{job_id}": {"get"},
+    "/v1/dead/{job_id}/retry": {"post"},
     "/v1/jobs/bulk": {"post"},
     "/v1/jobs/{job_id}": {"get", "delete"},
     "/v1/jobs/{job_id}/events": {"get"},

@@ -53,6 +53,7 @@ def test_the_operations_are_these() -> None:
         "cancel",
         "claim",
         "complete",
+        "dead_forget",
         "emit",
         "fail",
         "inspect",
