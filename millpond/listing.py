@@ -161,7 +161,7 @@ class JobLists:
         """Queued outside the lanes."""
         delayed: Any = await self._redis.zrange(self._keys["delayed"], 0, -1)
         groups: Any = await self._redis.lrange(self._keys["suspects"], 0, -1)
-        return {*delayed, *(id for group in groups for id in group.split())}
+        return {*delayed, *(id for group in groups for id in group.split()[1:])}
 
 
 class _Source(Protocol):

@@ -10,7 +10,19 @@ from rich.markup import escape
 
 from millpond import __version__
 from millpond.batch_file import first_error
-from millpond.cli import chat, dead, jobs, keys, plan, queue_view, run_batch, services, tenants, up, url
+from millpond.cli import (
+    chat,
+    dead,
+    jobs,
+    keys,
+    plan,
+    queue_view,
+    run_batch,
+    services,
+    tenants,
+    up,
+    url,
+)
 from millpond.errors import MillpondError
 
 app = typer.Typer(

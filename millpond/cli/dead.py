@@ -1,16 +1,14 @@
 """``millpond dead``: jobs that ran out of attempts. List them, look at one, have them run again."""
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from millpond.cli.options import DataFlag, QueueFlag, RedisFlag, client_settings
+from millpond.cli.connecting import open_client, run_with
+from millpond.cli.options import DataFlag, QueueFlag, RedisFlag
+from millpond.cli.tables import folding_table
 from millpond.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: jobs that ran out of attempts.")
@@ -30,19 +28,18 @@ def list_dead(
     """Show them, the newest first."""
 
     async def call(client: Client) -> None:
-        table = Table("tenant", "attempts", "deaths", "error")
-        table.add_column("id", no_wrap=True, overflow="ignore")
+        table = folding_table("id", "tenant", "attempts", "deaths", "error", whole={"id"})
         cursor = None
         while table.row_count < limit:
             page = await client.dead(tenant=tenant, cursor=cursor)
             for job in page.jobs[: limit - table.row_count]:
                 error = "" if job.error is None else job.error.code
-                table.add_row(job.tenant, str(job.attempts), str(job.deaths), error, job.id)
+                table.add_row(job.id, job.tenant, str(job.attempts), str(job.deaths), error)
             if (cursor := page.cursor) is None:
                 break
         Console(highlight=False).print(table if table.row_count else "No dead letters.")
 
-    _with_client(call, redis_url, queue, data)
+    run_with(open_client, call, redis_url, queue, data)
 
 
 @app.command()
@@ -64,7 +61,7 @@ def show(
         }
         print(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
 
-    _with_client(call, redis_url, queue, data)
+    run_with(open_client, call, redis_url, queue, data)
 
 
 @app.command()
@@ -80,20 +77,4 @@ def retry(
         for id in ids:
             print(await client.retry_dead(id))
 
-    _with_client(call, redis_url, queue, data)
-
-
-def _with_client(
-    call: Callable[[Client], Coroutine[Any, Any, None]],
-    redis_url: str | None,
-    queue: str | None,
-    data: Path | None,
-) -> None:
-    settings = client_settings(redis_url, queue, data)
-
-    async def run() -> None:
-        options = settings.queue_options()
-        async with Client(settings.redis_url, settings.queue, options=options) as client:
-            await call(client)
-
-    asyncio.run(run())
+    run_with(open_client, call, redis_url, queue, data)

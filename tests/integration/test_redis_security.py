@@ -14,6 +14,7 @@ from millpond.api_keys import ApiKeys, Scope
 from millpond.connection import connect
 from millpond.errors import LimitExceededError, QueueUnavailableError
 from millpond.keys import Keys
+from millpond.listing import JobLists
 from millpond.membership import Membership, check_queue
 from millpond.messages import (
     EventType,
@@ -133,6 +134,7 @@ async def run_everything(api_url: str, worker_url: str) -> None:
         await back.wake_another()
         await back.beat("w", None)
         assert (await results.queue_state()).dead == 2
+        await _list_everything(api, front)
         await _use_keys(api)
     finally:
         for task in running:
@@ -145,6 +147,18 @@ async def run_everything(api_url: str, worker_url: str) -> None:
 
 async def _collect(results: Results, id: str) -> list[EventType]:
     return [event.type async for event in results.subscribe(id)]
+
+
+async def _list_everything(redis: Redis, queue: JobQueue) -> None:
+    lists = JobLists(redis, queue.keys)
+    for status in JobStatus:
+        await lists.jobs(status, tenant="default")
+    first = await lists.dead(limit=1)
+    [letter] = first.jobs
+    assert (await lists.dead(cursor=first.cursor)).jobs
+    await lists.dead_letter(letter.id)
+    await queue.forget_dead(letter.id)
+    assert (await lists.dead(cursor=first.cursor)).jobs
 
 
 async def _use_keys(redis: Redis) -> None:
