@@ -6,7 +6,7 @@ text: where the server refuses that, as a full one does, the text of an ended jo
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -26,10 +26,11 @@ RESULTS_A_WRITE = 64
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A claim's last word."""
+    """A claim's last word. ``retry``: the result is stored only if this was the last attempt."""
 
     claimed: ClaimedJob
     result: JobResult
+    retry: bool = False
 
 
 class Committer:
@@ -89,14 +90,24 @@ class Committer:
         except QueueUnavailableError as error:
             refusal = error
         if endings:
-            commits = await self._queue.complete([(e.claimed.fence, e.result) for e in endings])
-            for ending, commit in zip(endings, commits, strict=True):
-                self._done(ending, commit)
+            await self._write_endings(endings)
             self._texts = {k: c for k, c in self._texts.items() if c.job.row not in rows}
         if self._endings:
             self._changed.set()
         if refusal is not None:
             raise refusal
+
+    async def _write_endings(self, endings: Sequence[Ending]) -> None:
+        final = [ending for ending in endings if not ending.retry]
+        if final:
+            commits = await self._queue.complete([(e.claimed.fence, e.result) for e in final])
+            for ending, commit in zip(final, commits, strict=True):
+                self._done(ending, commit)
+        for ending in [ending for ending in endings if ending.retry]:
+            claimed = ending.claimed
+            commit = await self._queue.fail(claimed.fence, claimed.attempt, ending.result)
+            log.warning("attempt_failed", job=claimed.id, attempt=claimed.attempt, then=commit)
+            self._done(ending, commit)
 
     async def _write_texts(self, ending_rows: set[str]) -> None:
         """Write the text that is due: by its interval, or because its job ends with this write."""

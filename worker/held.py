@@ -144,6 +144,12 @@ class InFlightJob:
         """Whether all rows have ended."""
         return len(self.ends) == len(self.rows) > 0
 
+    @property
+    def retryable(self) -> bool:
+        """Whether it failed, once it is `done`, and another attempt may not."""
+        errors = [end for end in self.ends if end.reason is FinishReason.ERROR]
+        return bool(errors) and all(end.retryable for end in errors)
+
     def generation_requests(self, preset: Preset) -> list[GenerationRequest]:
         """What the engine is to make of each waiting row, every default resolved by the preset."""
         sampling = self._sampling(preset)

@@ -243,11 +243,12 @@ class JobTable:
         if job.state is JobState.LOST:
             self._forget(job)
         else:
-            self._end(job, job.result(self._worker_id, self._engine_info(), self._tokenizer))
+            result = job.result(self._worker_id, self._engine_info(), self._tokenizer)
+            self._end(job, result, retry=job.retryable)
 
-    def _end(self, job: InFlightJob, result: JobResult) -> None:
+    def _end(self, job: InFlightJob, result: JobResult, *, retry: bool = False) -> None:
         job.state = JobState.ENDED
-        self.committer.add_ending(Ending(job.claimed, result))
+        self.committer.add_ending(Ending(job.claimed, result, retry))
 
     def _forget(self, job: InFlightJob) -> None:
         job.state = JobState.LOST  # so that nothing that still knows it writes for it

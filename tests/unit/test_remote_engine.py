@@ -175,6 +175,7 @@ def test_text_that_comes_out_otherwise_the_second_time_ends_the_row(connect: Con
     assert end.reason is FinishReason.ERROR
     assert end.error is not None
     assert "another text" in end.error
+    assert end.retryable
     assert len(end.text) == 7
 
 
@@ -196,6 +197,7 @@ def test_a_row_that_always_fails_ends_alone(upstream: Upstream, connect: Connect
     ends = run(engine, request("bad"))
     assert ends["bad"].reason is FinishReason.ERROR
     assert "500 broken" in (ends["bad"].error or "")
+    assert ends["bad"].retryable, "the upstream may have come to itself by then"
     assert run(engine, request("good"))["good"].reason is FinishReason.LENGTH
 
 
@@ -205,6 +207,7 @@ def test_a_refused_row_ends_alone_with_what_was_said(upstream: Upstream, connect
     assert engine.admit([request("hot")]) == []
     ends = drain(engine)
     assert "400 too hot" in (ends["hot"].error or "")
+    assert not ends["hot"].retryable, "it will be refused again"
     assert run(engine, request("fine"))["fine"].reason is FinishReason.LENGTH
 
 

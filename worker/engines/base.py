@@ -188,7 +188,8 @@ class Finished:
 
     ``token_ids`` holds every generated token, the one that ended the row included; ``text`` holds
     neither that token nor the stop string. ``logprobs`` goes with ``token_ids``, if asked for. Where
-    the engine gets text instead of tokens, there are none, and ``usage`` is set.
+    the engine gets text instead of tokens, there are none, and ``usage`` is set. ``retryable``: an
+    error that another attempt, later or elsewhere, may not meet.
     """
 
     id: str
@@ -197,6 +198,7 @@ class Finished:
     token_ids: tuple[int, ...]
     stats: RowStats
     error: str | None = None
+    retryable: bool = False
     logprobs: tuple[TokenLogprobs, ...] | None = None
     usage: RowUsage | None = None
 

@@ -48,6 +48,7 @@ class Row:
         "logprobs",
         "prompt_token_ids",
         "read_tokens",
+        "retryable",
         "sampling",
         "token_ids",
         "usage",
@@ -66,6 +67,7 @@ class Row:
         self._expected_tokens = request.expected_tokens
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
+        self.retryable = False
         self.group_rows = 0
         self.decode_steps = 0
         self.decode_rows = 0
@@ -152,8 +154,10 @@ class Row:
         if self._row_text.stopped:
             self.end(FinishReason.STOP)
 
-    def end(self, reason: FinishReason, error: str | None = None) -> None:
-        """End the row. ``error`` is given exactly with reason ERROR."""
+    def end(
+        self, reason: FinishReason, error: str | None = None, *, retryable: bool = False
+    ) -> None:
+        """End the row. ``error`` is given exactly with reason ERROR; see `Finished`."""
         assert self.finish_reason is None
         assert (reason is FinishReason.ERROR) == (error is not None)
         rest = self._row_text.finish()
@@ -163,6 +167,7 @@ class Row:
             reason = FinishReason.STOP
         self.finish_reason = reason
         self.error = error
+        self.retryable = retryable
 
     def take_delta(self) -> Delta | None:
         """Tokens and text since the last call, None if there are none."""
@@ -187,6 +192,7 @@ class Row:
                 batch_rows=self.decode_rows / self.decode_steps if self.decode_steps else 0.0,
             ),
             error=self.error,
+            retryable=self.retryable,
             logprobs=None if self.sampling.logprobs is None else tuple(self.logprobs),
             usage=self.usage,
         )

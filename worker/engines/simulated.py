@@ -58,13 +58,15 @@ class SimulatedFaults:
     """Failures, each off by default. A ``*_marker`` acts on rows whose prompt text contains it.
 
     ``reject_marker``: refused at admission. ``error_marker``: the row ends with an error at its
-    first token. ``loop_marker``: the row writes one word for ever. ``kill_marker``: the process dies
-    of SIGKILL in the row's prefill. ``hang_marker``: the row's prefill takes ``hang_s`` seconds
-    more. ``raise_at_step``: that step (from 1) raises RuntimeError instead of running.
+    first token. ``flaky_marker``: likewise, with a retryable error, and only the first time that this
+    engine gets the prompt. ``loop_marker``: the row writes one word for ever. ``kill_marker``: the
+    process dies of SIGKILL in the row's prefill. ``hang_marker``: the row's prefill takes ``hang_s``
+    seconds more. ``raise_at_step``: that step (from 1) raises RuntimeError instead of running.
     """
 
     reject_marker: str | None = None
     error_marker: str | None = None
+    flaky_marker: str | None = None
     loop_marker: str | None = None
     kill_marker: str | None = None
     hang_marker: str | None = None
@@ -108,6 +110,7 @@ class SimulatedEngine:
             adapters=config.adapters,
         )
         self._planned: dict[str, bytes] = {}
+        self._failed_once: set[tuple[int, ...]] = set()
         self._num_steps = 0
         self._info = EngineInfo(
             engine="simulated",
@@ -217,6 +220,11 @@ class SimulatedEngine:
             self._simulated.sleep(faults.hang_s)
         if faults.error_marker is not None and self._contains(prompt, faults.error_marker):
             row.end(FinishReason.ERROR, "the simulated engine fails this row")
+        if faults.flaky_marker is not None and self._contains(prompt, faults.flaky_marker):
+            key = tuple(prompt)
+            if key not in self._failed_once:
+                self._failed_once.add(key)
+                row.end(FinishReason.ERROR, "the simulated engine stumbles", retryable=True)
 
     def _plan(self, row: Row) -> bytes:
         marker = self._simulated.faults.loop_marker

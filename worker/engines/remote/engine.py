@@ -241,7 +241,7 @@ class RemoteEngine:
         try:
             await self._stream(row)
         except RowError as error:
-            row.fail(str(error))
+            row.fail(str(error), retryable=error.retryable)
         except UpstreamError as error:
             if not row.ended:
                 self._broke_off(row, error, ticket)
@@ -296,7 +296,7 @@ class RemoteEngine:
                 )
             self._away = True
         elif not row.failed():
-            row.fail(f"the upstream fails again and again: {error}")
+            row.fail(f"the upstream fails again and again: {error}", retryable=True)
             return
         row.refusals += 1
         delay_s = backoff_s(row.refusals, random.random())  # noqa: S311 (no secret)

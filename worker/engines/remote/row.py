@@ -10,7 +10,11 @@ ANOTHER_TEXT = "the stream was cut, and the upstream wrote another text when it 
 
 
 class RowError(Exception):
-    """This row cannot be ended as it should: it ends with this message."""
+    """This row cannot be ended as it should: it ends with this message. ``retryable``: see `Finished`."""
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
 
 
 class RemoteRow:
@@ -93,11 +97,11 @@ class RemoteRow:
                 len(self.request.prompt_token_ids), self._num_chunks
             )
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, *, retryable: bool = False) -> None:
         """End it with this error, unless it has ended."""
         if not self.ended:
             self.cancel()
-            self.row.end(FinishReason.ERROR, message)
+            self.row.end(FinishReason.ERROR, message, retryable=retryable)
 
     def failed(self) -> bool:
         """A request broke off. Whether to try again: not after `MAX_FAILURES` without any progress."""
@@ -132,14 +136,14 @@ class RemoteRow:
         if self._num_repeated == len(known):
             return False
         if token_id != known[self._num_repeated]:
-            raise RowError(ANOTHER_TEXT)
+            raise RowError(ANOTHER_TEXT, retryable=True)
         self._num_repeated += 1
         return True
 
     def _take_text(self, text: str) -> None:
         known = self._text[self._num_repeated : self._num_repeated + len(text)]
         if not text.startswith(known):
-            raise RowError(ANOTHER_TEXT)
+            raise RowError(ANOTHER_TEXT, retryable=True)
         self._num_repeated += len(known)
         new = text[len(known) :]
         if new:
@@ -151,7 +155,8 @@ class RemoteRow:
     def _check_repeated(self, length: int) -> None:
         if self._num_repeated < length:
             raise RowError(
-                "the stream was cut, and the upstream wrote a shorter text when it was asked again"
+                "the stream was cut, and the upstream wrote a shorter text when it was asked again",
+                retryable=True,
             )
 
     def _progressed(self) -> None:

@@ -231,6 +231,6 @@ class TransformersEngine:
 def _append(rows: list[Row], drawn: NextTokens) -> None:
     for row, token, logprobs in zip(rows, drawn.tokens, drawn.logprobs, strict=True):
         if token is None:
-            row.end(FinishReason.ERROR, _NOT_FINITE)
+            row.end(FinishReason.ERROR, _NOT_FINITE, retryable=True)
         else:
             row.append(token, logprobs)
