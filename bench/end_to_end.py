@@ -4,11 +4,11 @@ import asyncio
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
+from bench.workload import Line, write_lines
 from millpond.connection import connect
 from millpond.results import Results
 from millpond.settings import Settings
@@ -29,15 +29,15 @@ class EndToEnd:
     slot_share: float | None
 
 
-def run_end_to_end(workload: Path, repeat: int, settings: Settings) -> EndToEnd:
-    """Put the file's rows, ``repeat`` times, through a stack of its own, which is ready before."""
-    return asyncio.run(_run(workload, repeat, settings))
+def run_end_to_end(lines: Sequence[Line], settings: Settings) -> EndToEnd:
+    """Put these lines of a batch file through a stack of its own, which is ready before."""
+    return asyncio.run(_run(lines, settings))
 
 
-async def _run(workload: Path, repeat: int, settings: Settings) -> EndToEnd:
+async def _run(lines: Sequence[Line], settings: Settings) -> EndToEnd:
     with tempfile.TemporaryDirectory(prefix="millpond-bench-") as folder:
         input_, output = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
-        _write_rows(workload, repeat, input_)
+        write_lines(lines, input_)
         own = settings.model_copy(update={"data_dir": Path(folder), "grace_s": 1.0})
         async with running_stack(own, embedded_server=True, api=False, say=print) as stack:
             await stack.wait_ready(READY_TIMEOUT_S)
@@ -57,16 +57,6 @@ async def _run(workload: Path, repeat: int, settings: Settings) -> EndToEnd:
     if process.returncode != 0 or found is None:
         raise RuntimeError(f"run-batch ended with {process.returncode}: {said.decode()}")
     return EndToEnd(float(found[1]), watching.result())
-
-
-def _write_rows(workload: Path, repeat: int, path: Path) -> None:
-    lines = workload.read_bytes().splitlines()
-    with path.open("wb") as out:
-        for turn in range(repeat):
-            for line in lines:
-                fields = orjson.loads(line)
-                fields["custom_id"] = f"{turn}-{fields['custom_id']}"
-                out.write(orjson.dumps(fields) + b"\n")
 
 
 async def _slot_share(stack: Stack) -> float | None:
