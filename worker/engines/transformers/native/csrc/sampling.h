@@ -96,6 +96,10 @@ static int64_t to_masses(float *x, int64_t size, float top, float scale) {
         __mmask16 mask = lanes(size - i);
         __m512 v = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), mask, x + i);
         v = _mm512_mul_ps(_mm512_sub_ps(v, _mm512_set1_ps(top)), _mm512_set1_ps(scale));
+        if (!_mm512_cmp_ps_mask(v, _mm512_set1_ps(-1.0f - MASS_BITS), _CMP_GE_OQ)) {
+            _mm512_mask_storeu_ps(x + i, mask, _mm512_setzero_ps()); /* all less than one unit */
+            continue;
+        }
         v = _mm512_max_ps(v, _mm512_set1_ps(-64.0f));
         __m512 whole = _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         __m512 f = _mm512_sub_ps(v, whole), y = _mm512_set1_ps(EXP2_5);
@@ -147,6 +151,7 @@ static int64_t above(const float *masses, int64_t size, float pivot, int countin
     for (int64_t i = 0; i < size; i += 16) {
         __m512 v = _mm512_maskz_loadu_ps(lanes(size - i), masses + i);
         __mmask16 mask = _mm512_cmp_ps_mask(v, _mm512_set1_ps(pivot), _CMP_GT_OQ);
+        if (!mask) continue;
         if (counting) count += __builtin_popcount(mask);
         else sums = add_masses(sums, _mm512_maskz_mov_ps(mask, v));
     }
