@@ -29,8 +29,8 @@ def restart_delay_s(fruitless_deaths: int) -> float:
 class Child:
     """A process that should stay up. ``say`` is told of each death and each return.
 
-    Whoever watches it calls `mark_ready` when it does its work: a death after that costs no delay to
-    speak of, while deaths without it wait ever longer.
+    Its watcher calls `mark_ready` once it is ready: after a death from then on it restarts almost at once,
+    while deaths without it are followed by ever longer delays.
     """
 
     def __init__(

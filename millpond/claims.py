@@ -29,7 +29,7 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The jobs of one claim, and how many were left that such a claim could take.
+    """The jobs of one claim, and how many more such a claim could have taken.
 
     ``alone``: these are suspects; run nothing beside them. ``draining``: take nothing more until all
     that runs has ended, since suspects have waited for too long. ``missing`` jobs were found without
@@ -58,7 +58,7 @@ def new_nonce() -> str:
 
 
 class Lease(StrEnum):
-    """The outcome of a renewal. CANCELLED and EXPIRED jobs are still held, and are to be ended."""
+    """The outcome of a renewal. CANCELLED and EXPIRED jobs are still held; end them."""
 
     HELD = "held"
     CANCELLED = "cancelled"

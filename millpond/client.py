@@ -122,7 +122,7 @@ class Client:
     async def watch(self, id: str, after: str = "0") -> AsyncGenerator[JobEvent, None]:
         """The job's events, oldest first, up to ``finished``. ``after`` is an ``event_id`` to resume from."""
         events = self._results.subscribe(id, after, tenant=self._tenant)
-        # So that whoever leaves early leaves nothing behind.
+        # A caller that stops early must not leave a subscription behind.
         async with aclosing(cast(AsyncGenerator[JobEvent, None], events)):
             async for event in events:
                 yield event

@@ -25,20 +25,20 @@ MAX_CONNECTIONS = 64
 RETRIES = 2
 
 
-# Errors of a server that is not the one to talk to any more: it was demoted, or is starting. redis-py
+# Errors of a server that is no longer the right one: it was demoted, or is starting. redis-py
 # has classes for some; within a script's error, and for the others, there is only the text.
 ROLE_CHANGED = (ReadOnlyError, MasterDownError)
 ROLE_CHANGED_CODES = ("READONLY", "UNBLOCKED", "MASTERDOWN", "LOADING")
 
 
 class QueueConnection(AbstractConnection):
-    """What each kind of connection does here, whatever it runs over."""
+    """What all kinds of connections have in common."""
 
     pool: "QueuePool"
     generation: int
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        """With hiredis, as redis-py's blocking client does: ten times faster for scripts."""
+        """Encodes with hiredis, as redis-py's blocking client does: ten times faster for scripts."""
         name = args[0]
         if isinstance(name, str) and " " in name:  # redis-py's way to say CONFIG GET
             args = (*name.split(), *args[1:])
@@ -87,9 +87,9 @@ KINDS: dict[type, type[QueueConnection]] = {
 
 
 class QueuePool(BlockingConnectionPool):
-    """Replaces its idle connections, too, once one of them found that its server changed its role.
+    """Also replaces its idle connections once one of them finds that its server has changed its role.
 
-    They lead to the same server, where reads would go on to be answered, and be stale.
+    They lead to the same server, which would still answer reads, with stale data.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -104,7 +104,7 @@ class QueuePool(BlockingConnectionPool):
         return connection
 
     def renew(self, connection: QueueConnection) -> None:
-        """``connection`` is to be replaced, and so are all that are as old."""
+        """Replace ``connection``, and all that are as old."""
         if connection.generation == self.generation:
             self.generation += 1
         connection.generation = self.generation

@@ -64,7 +64,7 @@ def _canonical(value: dict[str, Any]) -> bytes:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """What cannot be read as an object is judged, with a clear error, by whoever loads the model."""
+    """An unreadable file counts as empty here; loading the model reports it with a clear error."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

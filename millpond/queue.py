@@ -225,14 +225,14 @@ class JobQueue:
         await self._scripts.run("dead_forget", id)
 
     async def reap(self) -> Swept:
-        """Handle what is due."""
+        """Requeue expired leases and due retries, and end jobs past their deadlines."""
         return Swept(*await self._scripts.run("reap", SWEEP_LIMIT, self._options_json))
 
     async def emit(self, deltas: Sequence[tuple[int, JobEvent]]) -> list[Commit]:
         """Append (fence, delta) pairs to their jobs' streams.
 
-        KNOWN: a delta from this offset on was written before, or the job keeps no stream. So whoever was
-        not answered sends the same deltas again.
+        KNOWN: a delta from this offset on was written before, or the job keeps no stream. So a caller that
+        got no answer sends the same deltas again.
         """
         args: list[Arg] = [self.options.event_maxlen]
         for fence, event in deltas:
@@ -249,7 +249,7 @@ class JobQueue:
         return [Commit(answer.decode()) for answer in answers]
 
     async def try_write(self) -> None:
-        """Find out, without writing, whether the server would take a new job now."""
+        """Check, without writing, whether the server would accept a new job now."""
         await self._scripts.run("try_write")
 
     async def beat(self, worker: str, state: WorkerState | None) -> None:

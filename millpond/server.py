@@ -35,7 +35,7 @@ class ServerOptions:
     cluster: bool = False
 
     def make_folder(self) -> None:
-        """For the owner alone, and so all that an older version left in it: every prompt lies there."""
+        """Make it, and all files in it, readable by the owner only: it holds every prompt."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self.data_dir.chmod(0o700)
         for path in self.data_dir.rglob("*"):

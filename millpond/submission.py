@@ -84,7 +84,7 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
 
 
 def _digest(tenant: str, body: bytes) -> str:
-    """What tells requests apart under one id: 120 bits of SHA-256 over ``TENANT NUL BODY``."""
+    """Distinguishes requests with the same id: 120 bits of SHA-256 over ``TENANT NUL BODY``."""
     digest = hashlib.sha256(tenant.encode() + b"\0" + body).digest()[:15]
     return base64.urlsafe_b64encode(digest).decode("ascii")
 

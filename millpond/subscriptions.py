@@ -19,7 +19,7 @@ from millpond.tasks import end_tasks, keep_running
 
 GAP: Final = b""
 RECONNECT_DELAY_S = 0.2
-# A connection that was silent for so long is asked for a sign of life, and given up without one.
+# A connection that has been silent for this long is pinged, and dropped if it does not answer.
 SILENCE_S = 2.0
 # A listener this far behind gets one GAP instead of its messages, so memory stays bounded.
 MAX_BACKLOG = 1_000

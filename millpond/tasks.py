@@ -1,4 +1,4 @@
-"""Asyncio tasks: ending them reliably, and keeping those alive that a process cannot do without."""
+"""Asyncio tasks: ending them reliably, and restarting those that a process depends on."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -9,14 +9,14 @@ import structlog
 from millpond.logs import outline
 
 AGAIN_S = 0.1
-# A failure that repeats itself is logged once in so many seconds.
+# A repeated failure is logged at most this often.
 LOG_EVERY_S = 60.0
 
 log = structlog.get_logger("millpond.tasks")
 
 
 async def keep_running(name: str, work: Callable[[], Awaitable[None]], again_s: float) -> None:
-    """Run ``work`` until it returns. When it raises, log that and start it again after ``again_s``.
+    """Run ``work`` until it returns. If it raises, log that and restart it after ``again_s``.
 
     For background tasks, whose exceptions nobody else would see.
     """
@@ -54,7 +54,7 @@ async def end_tasks(*tasks: "asyncio.Task[Any] | None") -> None:
 async def first_of(
     task: "asyncio.Task[Any]", other: Coroutine[Any, Any, Any], timeout_s: float | None = None
 ) -> None:
-    """Wait for whichever ends first, or for the time. ``task`` goes on; ``other`` does not."""
+    """Wait until one of them ends, or the time is up. ``task`` keeps running; ``other`` is cancelled."""
     event = asyncio.ensure_future(other)
     await asyncio.wait({task, event}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     event.cancel()

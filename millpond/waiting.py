@@ -7,7 +7,7 @@ from millpond.messages import JobStatus
 from millpond.results import JobView, QueueState
 from millpond.worker_state import WorkerState
 
-# A worker signs on once a heartbeat; past this it is worth a word.
+# A worker renews its entry once a heartbeat; a longer silence is worth mentioning.
 SILENT_AFTER_MS = 3_000
 
 Code = Literal[
@@ -22,7 +22,7 @@ class Reason:
 
 
 def wait_reason(view: JobView, state: QueueState) -> Reason:
-    """The one reason that matters most for this queued job."""
+    """The main reason why this queued job is still waiting."""
     alive = [worker for worker in state.workers if worker.alive]
     ready = [worker.state for worker in alive if worker.ready]
     if view.retry_in_ms is not None:
@@ -44,7 +44,7 @@ def wait_reason(view: JobView, state: QueueState) -> Reason:
 
 
 def why_silent(view: JobView, state: QueueState) -> str:
-    """Why nothing is heard of an unfinished job, in words."""
+    """In words, why an unfinished job makes no progress."""
     if view.status is JobStatus.QUEUED:
         return wait_reason(view, state).message
     worker = next((w for w in state.workers if w.id == view.worker), None)
@@ -54,7 +54,7 @@ def why_silent(view: JobView, state: QueueState) -> str:
 
 
 def wait_estimate_s(view: JobView, state: QueueState) -> float | None:
-    """Until the jobs ahead are done at the recent pace. None: no pace is known."""
+    """Time until the jobs ahead are done, at the recent rate. None if no rate is known."""
     if state.jobs_per_s <= 0 or view.ahead is None:
         return None
     return round(view.ahead / state.jobs_per_s + (view.retry_in_ms or 0) / 1000, 1)
