@@ -5,7 +5,7 @@ import logging
 import sys
 
 from api.app import create_app
-from api.server import ApiServer, StructlogHandler
+from api.http.server import ApiServer, StructlogHandler
 from api.watch import look_before_start
 from millpond.errors import MillpondError
 from millpond.logs import configure_logs

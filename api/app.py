@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from api.body_limit import BodyLimitMiddleware
-from api.cors import cors_options
-from api.errors import install_error_handlers
-from api.head import HeadMiddleware
-from api.hosts import HostMiddleware, Hosts
+from api.access.rate_headers import RateHeadersMiddleware
+from api.answers.errors import install_error_handlers
+from api.description.openapi import DESCRIPTION, KEY_PROBLEMS, TITLE, install_openapi, problems
+from api.http.body_limit import BodyLimitMiddleware
+from api.http.cors import cors_options
+from api.http.head import HeadMiddleware
+from api.http.hosts import HostMiddleware, Hosts
+from api.http.observer import ObserverMiddleware
 from api.metrics import Metrics
-from api.observer import ObserverMiddleware
-from api.openapi import DESCRIPTION, KEY_PROBLEMS, TITLE, install_openapi, problems
-from api.rate_headers import RateHeadersMiddleware
 from api.routes import (
     bulk,
     completions,

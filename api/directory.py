@@ -9,9 +9,9 @@ import structlog
 from redis.asyncio import Redis
 
 from api.monitor import QueueMonitor
-from api.submissions import SubmitBatcher
+from api.requests.submissions import SubmitBatcher
+from api.requests.tokenizing import Tokenizing
 from api.sweeper import sweep_forever
-from api.tokenizing import Tokenizing
 from millpond.errors import (
     IdempotencyConflictError,
     JobNotFoundError,
@@ -20,12 +20,12 @@ from millpond.errors import (
     UnknownModelError,
 )
 from millpond.listing import JobLists
-from millpond.presets import Preset
-from millpond.queue import JobQueue
-from millpond.queue_directory import AnnouncedQueue, QueueDirectory
-from millpond.results import Results
+from millpond.models.presets import Preset
+from millpond.queue.directory import AnnouncedQueue, QueueDirectory
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
+from millpond.queue.subscriptions import Subscriptions
 from millpond.settings import Settings
-from millpond.subscriptions import Subscriptions
 from millpond.tasks import end_tasks, keep_running
 
 REFRESH_S = 1.0

@@ -4,7 +4,7 @@ import asyncio
 import math
 
 from millpond.errors import QueueFullError
-from millpond.results import QueueState, Results
+from millpond.queue.results import QueueState, Results
 
 MAX_AGE_S = 1.0
 # For clients of a full queue whose drain rate is unknown.

@@ -9,18 +9,18 @@ from typing import Annotated, cast
 from fastapi import Depends, FastAPI, Request
 from redis.asyncio import Redis
 
+from api.access.gate import Gate
+from api.access.open_answers import OpenAnswers
+from api.answers.readiness import ReadinessCheck
 from api.directory import Directory, ServedQueue
-from api.gate import Gate
 from api.metrics import Metrics
-from api.open_answers import OpenAnswers
-from api.readiness import ReadinessCheck
 from api.watch import watch_queue
-from millpond.api_keys import ApiKeys
-from millpond.connection import connect
-from millpond.presets import Preset
-from millpond.rate_limits import RateLimiter
+from millpond.access.api_keys import ApiKeys
+from millpond.access.rate_limits import RateLimiter
+from millpond.models.presets import Preset
+from millpond.queue.connection import connect
+from millpond.queue.subscriptions import Subscriptions
 from millpond.settings import Settings
-from millpond.subscriptions import Subscriptions
 from millpond.tasks import end_tasks, keep_running
 
 # A failed background task is restarted after this.

@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from millpond.errors import QueueUnavailableError
-from millpond.queue import SWEEP_LIMIT, JobQueue
+from millpond.queue.job_queue import SWEEP_LIMIT, JobQueue
 
 SWEEP_EVERY_S = 1.0
 

@@ -6,9 +6,9 @@ import signal
 import structlog
 from redis.asyncio import Redis
 
-from millpond.connection import connect
 from millpond.errors import MillpondError, QueueUnavailableError
-from millpond.membership import Membership, check_queue
+from millpond.queue.connection import connect
+from millpond.queue.membership import Membership, check_queue
 from millpond.settings import Settings
 
 START_PATIENCE_S = 3.0

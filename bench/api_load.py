@@ -13,7 +13,7 @@ import orjson
 
 from bench.measure import ROUNDS, Figure, alternate, prompts
 from bench.stage import OPTIONS, QUEUE, Stage
-from millpond.server import free_port
+from millpond.local.server import free_port
 from millpond.settings import load_settings
 
 HOST = "127.0.0.1"

@@ -7,7 +7,7 @@ from bench.measure import Figure, percentile, prompts
 from bench.stage import OPTIONS, Stage
 from bench.submitting import submit_pipelined
 from millpond.messages import FinishReason, JobResult, JobStatus
-from millpond.queue import JobQueue
+from millpond.queue.job_queue import JobQueue
 
 WINDOW = 32
 SMALL = 1_000

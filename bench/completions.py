@@ -18,8 +18,8 @@ from pathlib import Path
 from bench.api_load import HOST, post, running_api, send_all
 from bench.measure import ROUNDS, alternate, percentile, prompts
 from bench.stage import QUEUE, Stage, stage
+from millpond.models.tokenization import ByteTokenizer
 from millpond.settings import load_settings
-from millpond.tokenization import ByteTokenizer
 from worker.assembly import simulated_config
 from worker.engines.base import EngineConfig, GenerationRequest, Sampling
 from worker.engines.simulated import SimulatedEngine

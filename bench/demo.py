@@ -23,9 +23,9 @@ from rich.panel import Panel
 from rich.table import Table
 
 from bench.prompts import DEMO_PROMPTS
-from millpond.keys import Keys
+from millpond.local.stack import Stack, running_stack
+from millpond.queue.keys import Keys
 from millpond.settings import Settings, load_settings
-from millpond.stack import Stack, running_stack
 
 MAX_TOKENS = 64
 READY_TIMEOUT_S = 300.0

@@ -10,10 +10,10 @@ from bench import rq_peer
 from bench.measure import Figure, alternate, prompts, ratio
 from bench.stage import Stage
 from millpond.messages import JobRequest, JobStatus
-from millpond.presets import PRESETS
-from millpond.queue import JobQueue
-from millpond.submission import NewJob
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import PRESETS
+from millpond.models.tokenization import ByteTokenizer
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.submission import NewJob
 from worker.engines import build_engine
 from worker.engines.base import EngineConfig
 from worker.engines.simulated import SimulatedConfig, SimulatedCosts

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.workload import Line, write_lines
-from millpond.connection import connect
-from millpond.results import Results
+from millpond.local.stack import Stack, running_stack
+from millpond.queue.connection import connect
+from millpond.queue.results import Results
+from millpond.queue.subscriptions import Subscriptions
 from millpond.settings import Settings
-from millpond.stack import Stack, running_stack
-from millpond.subscriptions import Subscriptions
 
 READY_TIMEOUT_S = 300.0
 LOOK_S = 0.2

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from bench.end_to_end import EndToEnd, run_end_to_end
 from bench.workload import Line, read_lines, sampled
-from millpond.batch_file import Row, read_rows
 from millpond.messages import JobRequest
-from millpond.prompts import prepare_prompt
+from millpond.models.prompts import prepare_prompt
+from millpond.openai.batch_file import Row, read_rows
 from millpond.settings import Settings, load_settings
 from worker.assembly import prepare_folder, worker_engine
 from worker.engines.base import Engine, Finished, GenerationRequest, Sampling

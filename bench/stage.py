@@ -11,9 +11,9 @@ from typing import TypeVar, TypeVarTuple
 
 from redis.asyncio import Redis
 
-from millpond.connection import connect
-from millpond.queue import JobQueue, QueueOptions
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue, QueueOptions
 
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")

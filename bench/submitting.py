@@ -7,8 +7,8 @@ from bench import rq_peer
 from bench.measure import Figure, alternate, prompts, ratio
 from bench.stage import Stage
 from millpond.messages import JobRequest
-from millpond.queue import JobQueue
-from millpond.submission import NewJob, Submission
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.submission import NewJob, Submission
 
 CHUNK = 500
 IN_FLIGHT = 2

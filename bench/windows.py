@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measure import percentile
-from millpond.connection import connect
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 from millpond.messages import JobRequest, JobResult
-from millpond.presets import PRESETS
-from millpond.queue import JobQueue
-from millpond.results import Results
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
-from millpond.submission import NewJob
-from millpond.subscriptions import Subscriptions
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import PRESETS
+from millpond.models.tokenization import ByteTokenizer
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
+from millpond.queue.submission import NewJob
+from millpond.queue.subscriptions import Subscriptions
 from worker.engines import build_engine
 from worker.engines.base import EngineConfig
 from worker.engines.simulated import SimulatedConfig, SimulatedCosts

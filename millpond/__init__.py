@@ -25,11 +25,11 @@ from millpond.messages import (
     Receipt,
     Truncation,
 )
-from millpond.queue import JobQueue, QueueOptions
-from millpond.results import JobView, QueueState, Results
-from millpond.sampling_params import SamplingParams
-from millpond.submission import NewJob, Submission
-from millpond.subscriptions import Subscriptions
+from millpond.messages.sampling_params import SamplingParams
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.results import JobView, QueueState, Results
+from millpond.queue.submission import NewJob, Submission
+from millpond.queue.subscriptions import Subscriptions
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,6 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from millpond.connection import connect
 from millpond.errors import (
     IdempotencyConflictError,
     InvalidRequestError,
@@ -19,14 +18,15 @@ from millpond.errors import (
     QueueFullError,
     WaitTimeoutError,
 )
-from millpond.limits import check_limits
 from millpond.listing import MAX_PAGE, JobLists, ListedJob, Page, retry_key
 from millpond.messages import JobEvent, JobRequest, JobResult, JobStatus, job_id_from_key
-from millpond.presets import Preset
-from millpond.queue import JobQueue, QueueOptions
-from millpond.results import JobView, QueueState, Results
-from millpond.submission import DEFAULT_TENANT, NewJob, Submission
-from millpond.subscriptions import Subscriptions
+from millpond.models.limits import check_limits
+from millpond.models.presets import Preset
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.results import JobView, QueueState, Results
+from millpond.queue.submission import DEFAULT_TENANT, NewJob, Submission
+from millpond.queue.subscriptions import Subscriptions
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from redis.asyncio import Redis
 
 from millpond.errors import InvalidRequestError, JobNotFoundError
-from millpond.keys import Keys
 from millpond.messages import JobError, JobRequest, JobResult, JobStatus, Priority
-from millpond.scripts import raising_unavailable
+from millpond.queue.keys import Keys
+from millpond.queue.scripts import raising_unavailable
 
 MAX_PAGE = 200
 # Entries of one look at Redis, and of one page; a page that has looked at so many ends early.

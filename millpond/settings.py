@@ -25,9 +25,9 @@ from pydantic_settings import (
 from redis.asyncio.connection import parse_url
 
 from millpond.errors import InvalidRequestError
-from millpond.memory_plan import PREFILL_TOKENS
-from millpond.presets import PRESETS, Preset, chat_preset, find_preset
-from millpond.queue import QueueOptions
+from millpond.models.memory_plan import PREFILL_TOKENS
+from millpond.models.presets import PRESETS, Preset, chat_preset, find_preset
+from millpond.queue.job_queue import QueueOptions
 
 ENV_PREFIX = "MILLPOND_"
 CONFIG_VARIABLE = "MILLPOND_CONFIG"

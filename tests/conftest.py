@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, settings
 
 import tests.knobs  # noqa: F401  (which takes its variables out of the environment)
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 
 CI = os.environ.get("CI") == "true"
 # For those who only ask whether there is a counterexample, see tests/mutations.py.

@@ -12,13 +12,21 @@ from typing import Any
 
 import typer.main
 
-from api.bodies import MAX_BULK_JOBS
-from millpond import limits as model_limits
-from millpond import messages, sampling_params
+from api.requests.bodies import MAX_BULK_JOBS
+from millpond import messages
 from millpond.cli import app
-from millpond.keys import QUEUE_KEYS
-from millpond.messages import EventType, FinishReason, JobRequest, JobResult, JobStatus, Receipt
-from millpond.presets import PRESETS
+from millpond.messages import (
+    EventType,
+    FinishReason,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    Receipt,
+    sampling_params,
+)
+from millpond.models import limits as model_limits
+from millpond.models.presets import PRESETS
+from millpond.queue.keys import QUEUE_KEYS
 from millpond.settings import DEFAULT_MODEL, Settings
 
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ class Mutation:
 
 
 def lua(name: str, script: str, old: str, new: str, caught_by: str = MODEL) -> Mutation:
-    return Mutation(name, f"millpond/lua/{script}.lua", old, new, caught_by)
+    return Mutation(name, f"millpond/queue/lua/{script}.lua", old, new, caught_by)
 
 
 LEASES = "tests/contract/test_queue_leases.py"
@@ -244,21 +244,21 @@ MUTATIONS = [
     ),
     Mutation(
         "the worker goes on with rows that it has lost",
-        "worker/lease.py",
+        "worker/jobs/lease.py",
         "    Lease.LOST: JobState.LOST,\n",
         "",
         "tests/integration/test_worker.py",
     ),
     Mutation(
         "the worker drops results while Redis is away",
-        "worker/committer.py",
+        "worker/jobs/committer.py",
         "            except QueueUnavailableError as error:\n",
         "            except QueueUnavailableError as error:\n                self._endings.clear()\n",
         "tests/integration/test_worker.py",
     ),
     Mutation(
         "results wait for streamed text",
-        "worker/committer.py",
+        "worker/jobs/committer.py",
         "            refusal = error\n",
         "            raise\n",
         "tests/chaos/test_outages.py",
@@ -272,7 +272,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the worker does not renew",
-        "worker/lease.py",
+        "worker/jobs/lease.py",
         "                await self.renew()\n",
         "                await asyncio.sleep(0)\n",
         "tests/integration/test_worker.py",

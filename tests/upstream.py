@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.tokenization import ByteTokenizer
+from millpond.models.tokenization import ByteTokenizer
 
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz ,."
 

@@ -13,17 +13,17 @@ import structlog
 import uvloop
 from redis.asyncio import Redis
 
-from millpond.connection import connect
 from millpond.errors import MillpondError, QueueUnavailableError
 from millpond.logs import configure_logs
-from millpond.membership import Membership
-from millpond.presets import Preset
-from millpond.queue import JobQueue
-from millpond.queue_directory import AnnouncedQueue, QueueDirectory
-from millpond.server_check import check_server
+from millpond.messages.worker_state import WorkerPhase, WorkerState
+from millpond.models.presets import Preset
+from millpond.queue.connection import connect
+from millpond.queue.directory import AnnouncedQueue, QueueDirectory
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.membership import Membership
+from millpond.queue.server_check import check_server
+from millpond.queue.worker_id import new_worker_id
 from millpond.settings import Settings, load_settings
-from millpond.worker_id import new_worker_id
-from millpond.worker_state import WorkerPhase, WorkerState
 from worker.assembly import identity_of, prepare_folder, window_policy, worker_engine
 from worker.worker import EngineFailedError, Worker, WorkerOptions
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from millpond.errors import InvalidRequestError
-from millpond.model_identity import model_identity
-from millpond.presets import Preset
+from millpond.models.identity import model_identity
+from millpond.models.presets import Preset
+from millpond.models.tokenization import ByteTokenizer, FolderTokenizer, Tokenizer
 from millpond.settings import Settings
-from millpond.tokenization import ByteTokenizer, FolderTokenizer, Tokenizer
 from worker.engines import build_engine
 from worker.engines.base import Engine, EngineConfig
 from worker.engines.remote.config import RemoteConfig

@@ -1,8 +1,8 @@
 """What a worker that ends does with the jobs that it does not run: others are to have them at once."""
 
-from millpond.queue import JobQueue
+from millpond.queue.job_queue import JobQueue
 from worker.intake import Intake
-from worker.job_table import JobTable
+from worker.jobs.job_table import JobTable
 
 
 async def give_back_waiting(queue: JobQueue, jobs: JobTable, intake: Intake) -> None:

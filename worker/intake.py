@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 
 import structlog
 
-from millpond.claims import Claim, ClaimedJob, new_nonce
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobResult
-from millpond.queue import JobQueue
+from millpond.queue.claims import Claim, ClaimedJob, new_nonce
+from millpond.queue.job_queue import JobQueue
 from millpond.tasks import end_tasks, first_of
 from worker.engines.base import Capacity
-from worker.held import InFlightJob
-from worker.job_table import JobTable
-from worker.preparation import Preparation
+from worker.jobs.in_flight import InFlightJob
+from worker.jobs.job_table import JobTable
+from worker.jobs.preparation import Preparation
 from worker.window import WindowPolicy, decide
 
 log = structlog.get_logger("millpond.intake")

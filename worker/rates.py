@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-from millpond.worker_state import WorkerRates
+from millpond.messages.worker_state import WorkerRates
 
 WINDOW_S = 30.0
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import structlog
 
 from millpond.errors import QueueUnavailableError
-from millpond.queue import JobQueue
-from millpond.worker_state import WorkerPhase, WorkerRates, WorkerState, WorkerWindow
+from millpond.messages.worker_state import WorkerPhase, WorkerRates, WorkerState, WorkerWindow
+from millpond.queue.job_queue import JobQueue
 from worker.engines.base import Capacity, EngineInfo
 from worker.window import WindowPolicy
 

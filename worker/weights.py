@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from millpond import hub
 from millpond.errors import ModelLoadError
-from millpond.presets import Preset, is_gguf, model_folder
+from millpond.models import hub
+from millpond.models.presets import Preset, is_gguf, model_folder
 
 _WHEEL = "wheel:"
 _ORIGIN_FILE = "origin.json"

@@ -15,18 +15,18 @@ import structlog
 
 from millpond.errors import QueueUnavailableError
 from millpond.logs import outline
-from millpond.presets import Preset
-from millpond.queue import JobQueue
+from millpond.messages.worker_state import WorkerPhase, WorkerState
+from millpond.models.presets import Preset
+from millpond.models.tokenization import Tokenizer
+from millpond.queue.job_queue import JobQueue
 from millpond.tasks import end_tasks, first_of, keep_running
-from millpond.tokenization import Tokenizer
-from millpond.worker_state import WorkerPhase, WorkerState
 from worker.engine_thread import EngineThread
 from worker.engines.base import Capacity, Engine, EngineInfo, Finished
 from worker.handover import give_back_all, give_back_waiting
 from worker.intake import Intake
-from worker.job_table import JobTable
-from worker.lease import LeaseKeeper
-from worker.preparation import Preparation
+from worker.jobs.job_table import JobTable
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.preparation import Preparation
 from worker.rates import Rates
 from worker.registry import Registry, worker_state
 from worker.watchdog import EngineHungError, TurnTimes, Watchdog

@@ -6,9 +6,16 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from api import examples
-from api.accepting import IdempotencyKey, check_key, count_outcome
-from api.bodies import (
+from api.access.gate import Caller
+from api.access.payment import give_back, pay
+from api.access.tenancy import Submitter
+from api.answers.errors import problem_of
+from api.answers.schemas import BulkAnswer, BulkItem
+from api.description import examples
+from api.description.openapi import SUBMIT_PROBLEMS, BulkBody, answer, json_body, problems
+from api.directory import Directory, ServedQueue
+from api.requests.accepting import IdempotencyKey, check_key, count_outcome
+from api.requests.bodies import (
     BulkRequest,
     has_surrogate_escape,
     parse,
@@ -16,18 +23,11 @@ from api.bodies import (
     parse_item,
     read_json,
 )
-from api.directory import Directory, ServedQueue
-from api.errors import problem_of
-from api.gate import Caller
-from api.openapi import SUBMIT_PROBLEMS, BulkBody, answer, json_body, problems
-from api.payment import give_back, pay
-from api.schemas import BulkAnswer, BulkItem
+from api.requests.submissions import new_job
 from api.services import Api, Services
-from api.submissions import new_job
-from api.tenancy import Submitter
 from millpond.errors import MillpondError, QueueFullError
 from millpond.messages import job_id_from_key
-from millpond.submission import NewJob, Submission
+from millpond.queue.submission import NewJob, Submission
 
 BULK_PATH = "/v1/jobs/bulk"
 MAX_BULK_BYTES = 16 * 1024 * 1024

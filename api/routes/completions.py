@@ -7,17 +7,17 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from api import examples
-from api.accepting import IdempotencyKey, accept, check_key, refusals_counted
-from api.bodies import parse, read_json
-from api.completions import AnsweredJob, CompletionStream, answer_whole
-from api.errors import InvalidBodyError
-from api.gate import Caller
-from api.open_answers import OpenAnswer
-from api.openai_errors import OpenAIRoute
-from api.openapi import KEY_PROBLEMS, SUBMIT_PROBLEMS, json_body, openai_problems
+from api.access.gate import Caller
+from api.access.open_answers import OpenAnswer
+from api.access.tenancy import Submitter
+from api.answers.completions import AnsweredJob, CompletionStream, answer_whole
+from api.answers.errors import InvalidBodyError
+from api.answers.openai_errors import OpenAIRoute
+from api.description import examples
+from api.description.openapi import KEY_PROBLEMS, SUBMIT_PROBLEMS, json_body, openai_problems
+from api.requests.accepting import IdempotencyKey, accept, check_key, refusals_counted
+from api.requests.bodies import parse, read_json
 from api.services import Api, Services
-from api.tenancy import Submitter
 from millpond.messages import JobRequest
 from millpond.openai.requests import CHAT, COMPLETIONS, ChatRequest, CompletionRequest
 

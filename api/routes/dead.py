@@ -2,15 +2,15 @@
 
 from fastapi import APIRouter, Request, Response
 
-from api import examples
-from api.accepting import accept, refusals_counted
-from api.openapi import SUBMIT_PROBLEMS, answer, problems
+from api.access.tenancy import Reader, Submitter
+from api.answers.schemas import DeadLetter, JobAccepted, JobPage
+from api.answers.views import dead_letter, job_accepted, job_page, job_path
+from api.description import examples
+from api.description.openapi import SUBMIT_PROBLEMS, answer, problems
+from api.requests.accepting import accept, refusals_counted
 from api.routes.jobs import check_id
 from api.routes.lists import DEFAULT_PAGE, Cursor, Limit, Model
-from api.schemas import DeadLetter, JobAccepted, JobPage
 from api.services import Api
-from api.tenancy import Reader, Submitter
-from api.views import dead_letter, job_accepted, job_page, job_path
 from millpond.listing import retry_key
 
 router = APIRouter(tags=["jobs"])

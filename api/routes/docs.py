@@ -5,7 +5,7 @@ from importlib import resources
 from fastapi import APIRouter, HTTPException, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 
-from api.openapi import TITLE
+from api.description.openapi import TITLE
 
 # What the page loads, and how. Files of the package fastapi-swagger, which follows Swagger UI's releases.
 ASSETS = {

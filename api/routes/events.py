@@ -6,14 +6,14 @@ from typing import Annotated, cast
 
 from fastapi import APIRouter, Header, Query, Response
 
-from api.errors import InvalidBodyError
-from api.openapi import problems
-from api.problems import Fault
+from api.access.tenancy import Reader
+from api.answers.errors import InvalidBodyError
+from api.answers.problems import Fault
+from api.answers.sse import EventStream
+from api.answers.views import without_workers
+from api.description.openapi import problems
 from api.routes.jobs import check_id
 from api.services import Api
-from api.sse import EventStream
-from api.tenancy import Reader
-from api.views import without_workers
 from millpond.messages import JobEvent
 
 FROM_THE_START = "0"

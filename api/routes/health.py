@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Response
 
-from api import examples
-from api.openapi import answer
-from api.schemas import Health, Readiness
+from api.answers.schemas import Health, Readiness
+from api.description import examples
+from api.description.openapi import answer
 from api.services import Api
 
 router = APIRouter(tags=["health"])

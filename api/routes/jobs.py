@@ -4,22 +4,22 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api import examples
-from api.accepting import IdempotencyKey, accept, check_key, refusals_counted
-from api.bodies import parse, read_json
-from api.errors import UnauthenticatedError
-from api.hangup import until_hangup
-from api.openapi import SUBMIT_PROBLEMS, answer, json_body, problems
-from api.schemas import CancelAnswer, JobAccepted, JobState
+from api.access.tenancy import Reader, Submitter
+from api.answers.errors import UnauthenticatedError
+from api.answers.schemas import CancelAnswer, JobAccepted, JobState
+from api.answers.views import job_accepted, job_path, job_state
+from api.description import examples
+from api.description.openapi import SUBMIT_PROBLEMS, answer, json_body, problems
+from api.http.hangup import until_hangup
+from api.requests.accepting import IdempotencyKey, accept, check_key, refusals_counted
+from api.requests.bodies import parse, read_json
 from api.services import Api
-from api.tenancy import Reader, Submitter
-from api.views import job_accepted, job_path, job_state
 from millpond.errors import (
     InvalidRequestError,
     JobNotFoundError,
 )
 from millpond.messages import JOB_ID_PATTERN, JobRequest, JobStatus
-from millpond.results import JobView
+from millpond.queue.results import JobView
 
 REPLAYED = "Idempotency-Replayed"
 

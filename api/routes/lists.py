@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from api import examples
-from api.openapi import answer, problems
-from api.schemas import JobPage
+from api.access.tenancy import Reader
+from api.answers.schemas import JobPage
+from api.answers.views import job_page
+from api.description import examples
+from api.description.openapi import answer, problems
 from api.services import Api
-from api.tenancy import Reader
-from api.views import job_page
 from millpond.listing import MAX_PAGE
 from millpond.messages import JobStatus
 

@@ -5,9 +5,9 @@ import asyncio
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from api.examples import METRICS
+from api.access.tenancy import Admin
+from api.description.examples import METRICS
 from api.services import Api
-from api.tenancy import Admin
 from millpond.errors import QueueUnavailableError
 
 REDIS_PATIENCE_S = 2.0

@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter, Response
 
-from api import examples
-from api.openapi import answer, problems
-from api.schemas import ModelList
+from api.access.tenancy import Reader
+from api.answers.schemas import ModelList
+from api.answers.views import model_list
+from api.description import examples
+from api.description.openapi import answer, problems
 from api.services import Api
-from api.tenancy import Reader
-from api.views import model_list
 
 router = APIRouter(tags=["models"])
 

@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from api import examples
-from api.openapi import answer, problems
-from api.schemas import QueueAnswer
+from api.access.tenancy import Admin
+from api.answers.schemas import QueueAnswer
+from api.answers.views import queue_answer
+from api.description import examples
+from api.description.openapi import answer, problems
 from api.services import Api
-from api.tenancy import Admin
-from api.views import queue_answer
 
 router = APIRouter(tags=["queue"])
 

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from millpond import __version__
-from millpond.batch_file import first_error
 from millpond.cli import (
     chat,
     dead,
@@ -24,6 +23,7 @@ from millpond.cli import (
     url,
 )
 from millpond.errors import MillpondError
+from millpond.openai.batch_file import first_error
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from millpond.local.stack import LOCK_FILE, running_stack
+from millpond.local.stack_events import StackEvent
+from millpond.local.stack_file import StackFile
 from millpond.settings import Settings
-from millpond.stack import LOCK_FILE, running_stack
-from millpond.stack_events import StackEvent
-from millpond.stack_file import StackFile
 
 READY_TIMEOUT_S = 1800.0
 FOLDER_PREFIX = "millpond-batch-"

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
-from millpond import hub
 from millpond.cli.options import client_settings
 from millpond.client import Client
-from millpond.connection import connect
 from millpond.errors import ModelLoadError
-from millpond.keys import Keys
-from millpond.presets import Preset
+from millpond.models import hub
+from millpond.models.presets import Preset
+from millpond.queue.connection import connect
+from millpond.queue.keys import Keys
 from millpond.settings import Settings
 
 T = TypeVar("T")

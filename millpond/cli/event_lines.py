@@ -6,7 +6,7 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 
-from millpond.stack_events import Level, StackEvent
+from millpond.local.stack_events import Level, StackEvent
 
 _STYLES: dict[Level, str] = {"info": "", "good": "green", "warning": "yellow", "error": "red"}
 

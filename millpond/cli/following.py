@@ -9,8 +9,8 @@ from rich.console import Console
 from millpond.client import Client
 from millpond.errors import MillpondError
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus
+from millpond.queue.waiting import why_silent
 from millpond.tasks import end_tasks
-from millpond.waiting import why_silent
 
 EXPLAIN_AFTER_S = 2.0
 

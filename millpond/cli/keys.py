@@ -7,12 +7,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from millpond.api_keys import ApiKey, ApiKeys, KeyLimits, Scope
+from millpond.access.api_keys import ApiKey, ApiKeys, KeyLimits, Scope
 from millpond.cli.connecting import on_redis, run_with
 from millpond.cli.options import DataFlag, QueueFlag, RedisFlag
 from millpond.cli.tables import folding_table
 from millpond.messages import Priority
-from millpond.submission import DEFAULT_TENANT
+from millpond.queue.submission import DEFAULT_TENANT
 
 app = typer.Typer(no_args_is_help=True, help="API keys: who may use the HTTP API.")
 

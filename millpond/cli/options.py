@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from millpond.errors import InvalidRequestError, MillpondError
+from millpond.local.stack_file import StackFile
 from millpond.settings import Settings, load_settings
-from millpond.stack_file import StackFile
 
 
 class NoStackError(MillpondError):

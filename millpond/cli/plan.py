@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from millpond.architecture import Architecture
 from millpond.cli.options import DtypeFlag, ModelFlag, SetFlag, parse_assignments
-from millpond.memory_plan import (
+from millpond.models.architecture import Architecture
+from millpond.models.config import read_model_config
+from millpond.models.memory_plan import (
     COUNTED_SHARE,
     Cell,
     MemoryPlan,
@@ -17,7 +18,6 @@ from millpond.memory_plan import (
     parse_bytes,
     plan_memory,
 )
-from millpond.model_config import read_model_config
 from millpond.settings import load_settings
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -13,8 +13,8 @@ from millpond.cli.options import DataFlag, QueueFlag, RedisFlag
 from millpond.cli.tables import folding_table
 from millpond.client import Client
 from millpond.errors import QueueUnavailableError
-from millpond.results import QueueState
-from millpond.worker_state import RegisteredWorker
+from millpond.messages.worker_state import RegisteredWorker
+from millpond.queue.results import QueueState
 
 EVERY_S = 1.0
 

@@ -16,8 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from millpond.batch_file import BadLine, Row, error_line, keep_finished, output_line, read_rows
-from millpond.batch_run import BatchRun, BatchTotals
+from millpond.batches.run import BatchRun, BatchTotals
 from millpond.cli.batch_place import batch_place
 from millpond.cli.options import (
     DataFlag,
@@ -29,11 +28,19 @@ from millpond.cli.options import (
     SetFlag,
     parse_assignments,
 )
-from millpond.connection import connect
-from millpond.queue import JobQueue
-from millpond.results import Results
+from millpond.openai.batch_file import (
+    BadLine,
+    Row,
+    error_line,
+    keep_finished,
+    output_line,
+    read_rows,
+)
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
+from millpond.queue.subscriptions import Subscriptions
 from millpond.settings import Settings, load_settings
-from millpond.subscriptions import Subscriptions
 
 
 def run_batch(

@@ -14,7 +14,7 @@ from millpond.cli.options import (
     SetFlag,
     parse_assignments,
 )
-from millpond.services import Service, service_argv, service_environment
+from millpond.local.services import Service, service_argv, service_environment
 from millpond.settings import Settings, load_settings
 
 

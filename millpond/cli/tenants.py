@@ -8,7 +8,7 @@ from rich.console import Console
 from millpond.cli.connecting import on_redis, run_with
 from millpond.cli.options import DataFlag, QueueFlag, RedisFlag
 from millpond.cli.tables import folding_table
-from millpond.tenants import Tenants
+from millpond.queue.tenants import Tenants
 
 app = typer.Typer(no_args_is_help=True, help="Tenants: who shares the workers, by what weight.")
 

@@ -19,10 +19,10 @@ from millpond.cli.options import (
     SetFlag,
     parse_assignments,
 )
-from millpond.connection import without_password
+from millpond.local.stack import Stack, running_stack
+from millpond.local.stack_events import Level, StackEvent
+from millpond.queue.connection import without_password
 from millpond.settings import Settings, is_loopback, load_settings
-from millpond.stack import Stack, running_stack
-from millpond.stack_events import Level, StackEvent
 from millpond.tasks import end_tasks
 
 # A first start downloads or converts a model.

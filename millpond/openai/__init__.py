@@ -1,1 +1,1 @@
-"""OpenAI's formats: requests to jobs, and results to responses. Pure."""
+"""OpenAI's shapes, both ways: requests to jobs, results to responses."""

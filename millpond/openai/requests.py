@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
-from millpond import openai_logprobs
-from millpond.fields import CHECKED, Frozen
 from millpond.messages import (
     MAX_METADATA_VALUE_CHARS,
     JobRequest,
@@ -19,7 +17,9 @@ from millpond.messages import (
     PromptTokenIds,
     Truncation,
 )
-from millpond.sampling_params import MAX_OUTPUT_TOKENS, SamplingParams
+from millpond.messages.fields import CHECKED, Frozen
+from millpond.messages.sampling_params import MAX_OUTPUT_TOKENS, SamplingParams
+from millpond.openai import logprobs as openai_logprobs
 
 Route = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT: Route = "/v1/chat/completions"

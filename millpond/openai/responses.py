@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from millpond import openai_logprobs
 from millpond.errors import MillpondError
 from millpond.messages import Choice, FinishReason, GeneratedToken, JobResult, Usage
+from millpond.openai import logprobs as openai_logprobs
 
 # OpenAI's API has no finish reason for a row that was ended because it repeats itself.
 FINISH_REASONS = {

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from millpond.stack_file import StackFile
+from millpond.local.stack_file import StackFile
 
 MILLPOND = Path(sys.executable).parent / "millpond"
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from millpond.local.server import RedisServer
 from millpond.messages import FinishReason, JobError, JobRequest, JobResult, JobStatus
-from millpond.queue import JobQueue, QueueOptions
-from millpond.server import RedisServer
-from millpond.submission import NewJob
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.submission import NewJob
 from tests.acceptance.conftest import run_command
 
 

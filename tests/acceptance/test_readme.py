@@ -11,8 +11,8 @@ from pathlib import Path
 
 import orjson
 
+from millpond.local.stack import REDIS_PORT
 from millpond.settings import Settings
-from millpond.stack import REDIS_PORT
 from tests.acceptance.conftest import Up, run_command, until
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from millpond.cli.batch_place import FOLDER_PREFIX, sweep_folders
-from millpond.stack import LOCK_FILE
+from millpond.local.stack import LOCK_FILE
 from tests.acceptance.conftest import MILLPOND, Up, run_command, until
 
 Start = Callable[..., Awaitable[Up]]

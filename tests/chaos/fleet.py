@@ -16,19 +16,19 @@ import httpx
 import orjson
 from redis.asyncio import Redis
 
-from millpond.child import Child
-from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
+from millpond.local.child import Child
+from millpond.local.server import RedisServer
 from millpond.messages import EventType, JobRequest, JobResult, JobStatus, seed_from_id
-from millpond.presets import PRESETS
-from millpond.prompts import prepare_prompt
-from millpond.queue import JobQueue, QueueOptions
-from millpond.results import Results
-from millpond.server import RedisServer
+from millpond.models.presets import PRESETS
+from millpond.models.prompts import prepare_prompt
+from millpond.models.tokenization import ByteTokenizer
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.results import Results
+from millpond.queue.submission import DEFAULT_TENANT, NewJob, Submission
+from millpond.queue.subscriptions import GAP, Subscriptions
 from millpond.settings import Settings, load_settings
-from millpond.submission import DEFAULT_TENANT, NewJob, Submission
-from millpond.subscriptions import GAP, Subscriptions
-from millpond.tokenization import ByteTokenizer
 from tests.chaos.zygote import Forked, Zygote
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
 from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedEngine

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from millpond.claims import Commit, Lease
 from millpond.messages import JobStatus
-from millpond.queue import QueueOptions
+from millpond.queue.claims import Commit, Lease
+from millpond.queue.job_queue import QueueOptions
 
 PRIORITIES = ("interactive", "normal", "batch")
 TURNS = "iiiniiiiniiiinib"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from millpond.server import RedisServer
+from millpond.local.server import RedisServer
 
 SHIM = r"""
 #define _GNU_SOURCE

@@ -8,8 +8,8 @@ import struct
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
-from millpond.scripts import load_script
-from millpond.server import free_port
+from millpond.local.server import free_port
+from millpond.queue.scripts import load_script
 
 CHUNK_BYTES = 65_536
 MAX_DELAY_S = 0.15

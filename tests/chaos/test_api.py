@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
+from millpond.local.server import RedisServer, free_port
 from millpond.messages import JobStatus
-from millpond.server import RedisServer, free_port
 from tests.chaos.fleet import Fleet, api_url, ledger_on, running_api, worker_settings
 from tests.chaos.test_workers import server as server  # the fixture
 from tests.chaos.test_workers import size

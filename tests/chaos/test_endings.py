@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 
 from millpond.messages import JobRequest, JobResult, JobStatus
-from millpond.results import Results
-from millpond.submission import NewJob, Submission
+from millpond.queue.results import Results
+from millpond.queue.submission import NewJob, Submission
 from tests.chaos.fleet import Fleet, Ledger, ledger_on, worker_settings
 from tests.chaos.test_workers import server as server  # the fixture
 from tests.chaos.test_workers import size

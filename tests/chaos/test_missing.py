@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 from millpond.messages import JobStatus
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
 from tests.chaos.fleet import Fleet, Ledger, ledger_on, worker_settings
 from tests.chaos.test_workers import jobs, size, sweeping
 from tests.contract.jobs import until

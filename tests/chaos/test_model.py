@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from redis.asyncio import Redis
 
-from millpond import scripts
-from millpond.claims import ClaimedJob
-from millpond.connection import connect
 from millpond.errors import IdempotencyConflictError
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 from millpond.messages import EventType, JobEvent, JobRequest, JobStatus, Priority, Usage
-from millpond.queue import JobQueue, QueueOptions
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
-from millpond.submission import NewJob, Submission
-from millpond.tenants import Tenants
+from millpond.queue import scripts
+from millpond.queue.claims import ClaimedJob
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.submission import NewJob, Submission
+from millpond.queue.tenants import Tenants
 from tests.chaos.model import PRIORITIES, Model
 from tests.chaos.test_workers import size
 from tests.contract.invariants import check_invariants

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from millpond.api_keys import ApiKeys, Scope
-from millpond.claims import Commit, Lease
-from millpond.connection import connect
+from millpond.access.api_keys import ApiKeys, Scope
+from millpond.access.rate_limits import TOKENS, RateLimiter
 from millpond.errors import QueueUnavailableError
+from millpond.local.server import RedisServer
 from millpond.messages import JobRequest, JobStatus
-from millpond.queue import JobQueue
-from millpond.rate_limits import TOKENS, RateLimiter
-from millpond.results import Results
-from millpond.scripts import load_script
-from millpond.server import RedisServer
-from millpond.submission import NewJob, Submission
-from millpond.subscriptions import Subscriptions
+from millpond.queue.claims import Commit, Lease
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
+from millpond.queue.scripts import load_script
+from millpond.queue.submission import NewJob, Submission
+from millpond.queue.subscriptions import Subscriptions
 from tests.chaos.fleet import QUEUE, Fleet, Ledger, ledger_on, worker_settings
 from tests.chaos.proxy import Mode, Point, Proxy, Trap
 from tests.chaos.test_workers import jobs, size

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
-from millpond.server import RedisServer, free_port
+from millpond.local.server import RedisServer, free_port
+from millpond.queue.connection import connect
 from millpond.settings import load_settings
 from tests.chaos.fleet import Fleet, api_url, ledger_on, running_api, worker_settings
 from tests.chaos.test_workers import jobs, size

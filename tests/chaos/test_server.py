@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from millpond.errors import QueueUnavailableError
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 from millpond.messages import JobStatus
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
-from millpond.submission import NewJob, Submission
+from millpond.queue.submission import NewJob, Submission
 from tests.chaos.fleet import Fleet, Ledger, api_url, ledger_on, running_api, worker_settings
 from tests.chaos.power import Power
 from tests.chaos.test_workers import jobs, size

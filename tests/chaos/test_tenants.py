@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from bench.measure import percentile
-from millpond.keys import Keys
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 from millpond.messages import JobRequest
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
-from millpond.tenants import Tenants
+from millpond.queue.keys import Keys
+from millpond.queue.tenants import Tenants
 from tests.chaos.fleet import QUEUE, Fleet, Ledger, ledger_on, worker_settings
 from tests.chaos.test_workers import jobs, size
 

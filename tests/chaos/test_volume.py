@@ -10,10 +10,10 @@ import httpx
 import psutil
 from redis.asyncio import Redis
 
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 from millpond.messages import FinishReason, JobRequest, JobResult, JobStatus
-from millpond.queue import JobQueue, QueueOptions
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
-from millpond.submission import NewJob, Submission
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.submission import NewJob, Submission
 from tests.chaos.fleet import Fleet, api_url, ledger_on, running_api, worker_settings
 from tests.chaos.test_workers import size
 from tests.contract.jobs import until

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import pytest
 
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 from millpond.messages import JobRequest, JobStatus
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
 from tests.chaos.fleet import Fleet, Ledger, Process, ledger_on, worker_settings
 from tests.contract.jobs import until
 from tests.knobs import FULL_CHAOS

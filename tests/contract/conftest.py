@@ -14,11 +14,11 @@ import pytest
 from fakeredis.commands_mixins.scripting_mixin import ScriptingCommandsMixin
 from redis.asyncio import Redis
 
-from millpond.connection import connect
-from millpond.queue import JobQueue, QueueOptions
-from millpond.results import Results
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
-from millpond.subscriptions import Subscriptions
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.results import Results
+from millpond.queue.subscriptions import Subscriptions
 from tests.conftest import debian_server, skip_or_fail
 from tests.contract.invariants import check_invariants
 from tests.contract.repeating import Repeating

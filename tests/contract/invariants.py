@@ -6,9 +6,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from millpond.keys import QUEUE_KEYS, Keys
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
-from millpond.queue import QueueOptions
+from millpond.queue.job_queue import QueueOptions
+from millpond.queue.keys import QUEUE_KEYS, Keys
 
 KEEPS = {"about", "counts", "dead", "workers", "wake", "weights", "lengths"}
 LISTED_MAX = QueueOptions().listed_max

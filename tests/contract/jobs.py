@@ -7,7 +7,6 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from millpond.claims import ClaimedJob
 from millpond.messages import (
     EventType,
     FinishReason,
@@ -18,8 +17,9 @@ from millpond.messages import (
     JobStatus,
     Priority,
 )
-from millpond.queue import JobQueue, QueueOptions
-from millpond.worker_state import WorkerPhase, WorkerState
+from millpond.messages.worker_state import WorkerPhase, WorkerState
+from millpond.queue.claims import ClaimedJob
+from millpond.queue.job_queue import JobQueue, QueueOptions
 
 PLENTY = 1_000_000
 SHORT_LEASE_S = 0.05

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from millpond.keys import Keys
-from millpond.scripts import Arg, Scripts
+from millpond.queue.keys import Keys
+from millpond.queue.scripts import Arg, Scripts
 from tests.contract.invariants import Snapshot
 
 # More would take the suite too long.

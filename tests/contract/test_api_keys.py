@@ -5,13 +5,13 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from millpond.api_keys import ApiKeys, KeyLimits, Scope, key_id, opens
+from millpond.access.api_keys import ApiKeys, KeyLimits, Scope, key_id, opens
+from millpond.access.rate_limits import REQUESTS, TOKENS, RateLimiter
 from millpond.errors import InvalidRequestError, LimitExceededError, TenantFullError
-from millpond.keys import Keys
 from millpond.messages import JobRequest
-from millpond.queue import JobQueue
-from millpond.rate_limits import REQUESTS, TOKENS, RateLimiter
-from millpond.submission import NewJob, Submission
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.keys import Keys
+from millpond.queue.submission import NewJob, Submission
 
 KEYS = Keys("test")
 BOTH = (Scope.SUBMIT, Scope.READ)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from millpond.messages import FinishReason
-from millpond.presets import Preset
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import Preset
+from millpond.models.tokenization import ByteTokenizer
 from tests.upstream import Upstream
 from worker.engines import build_engine
 from worker.engines.base import (
@@ -104,8 +104,8 @@ def _builder(request: pytest.FixtureRequest) -> Build:
     model = request.getfixturevalue("tiny_llama")
 
     def build_tiny(slots: int, kv_tokens: int | None) -> Engine:
-        from worker.engines.transformers.engine import TransformersEngine
-        from worker.engines.transformers.loading import adopt
+        from worker.engines.model.engine import TransformersEngine
+        from worker.engines.model.loading import adopt
 
         config = EngineConfig("transformers", None, _preset(), slots=slots, kv_tokens=kv_tokens)
         return TransformersEngine(adopt(model), config, TOKENIZER)

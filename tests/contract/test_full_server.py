@@ -6,14 +6,14 @@ from typing import Protocol
 import pytest
 from redis.asyncio import Redis
 
-from millpond.api_keys import ApiKeys, Scope
-from millpond.claims import Commit, Lease
+from millpond.access.api_keys import ApiKeys, Scope
+from millpond.access.rate_limits import REQUESTS, RateLimiter
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobStatus
-from millpond.queue import JobQueue
-from millpond.rate_limits import REQUESTS, RateLimiter
-from millpond.results import Results
-from millpond.submission import NewJob
+from millpond.queue.claims import Commit, Lease
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
+from millpond.queue.submission import NewJob
 from tests.contract.conftest import BACKENDS, IN_PROCESS
 from tests.contract.invariants import check_invariants
 from tests.contract.jobs import (

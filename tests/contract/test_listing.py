@@ -6,8 +6,8 @@ from redis.asyncio import Redis
 from millpond.errors import InvalidRequestError, JobNotFoundError
 from millpond.listing import LOOK, JobLists, Page
 from millpond.messages import JobStatus
-from millpond.queue import JobQueue
-from millpond.submission import NewJob
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.submission import NewJob
 from tests.contract.jobs import failed, put, request, success, take, with_options
 
 MINE = "default"

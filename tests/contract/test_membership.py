@@ -3,16 +3,16 @@
 import pytest
 from redis.asyncio import Redis
 
-from millpond import membership
-from millpond.membership import (
+from millpond.messages.worker_state import WORKER_ALIVE_MS, WorkerState
+from millpond.queue import membership
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.membership import (
     QUEUE_VERSION,
     Membership,
     OtherModelError,
     QueueVersionError,
 )
-from millpond.queue import JobQueue
-from millpond.results import Results
-from millpond.worker_state import WORKER_ALIVE_MS, WorkerState
+from millpond.queue.results import Results
 from tests.contract.jobs import a_worker, put, server_ms, success, take_one
 
 SMALL = a_worker(model="small", model_identity="small-a")

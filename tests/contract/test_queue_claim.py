@@ -7,8 +7,8 @@ import pytest
 from redis.asyncio import Redis
 
 from millpond.messages import JobRequest, JobStatus
-from millpond.queue import JobQueue
-from millpond.results import Results
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
 from tests.contract.conftest import one_call_counts
 from tests.contract.jobs import (
     failed,

@@ -2,9 +2,9 @@
 
 from redis.asyncio import Redis
 
-from millpond.claims import Claim, Commit
-from millpond.queue import JobQueue
-from millpond.scripts import load_script
+from millpond.queue.claims import Claim, Commit
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.scripts import load_script
 from tests.contract.jobs import (
     PLENTY,
     failed,

@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from millpond.claims import Commit, Lease
 from millpond.messages import JobResult, JobStatus
-from millpond.queue import JobQueue
-from millpond.results import Results
+from millpond.queue.claims import Commit, Lease
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
 from tests.contract.invariants import check_invariants, check_only_ttl_left
 from tests.contract.jobs import (
     a_worker,

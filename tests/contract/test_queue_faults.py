@@ -11,16 +11,16 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from millpond import connection
-from millpond.claims import Commit, Lease
-from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
-from millpond.queue import JobQueue, QueueOptions
-from millpond.results import Results
-from millpond.scripts import unavailable
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
-from millpond.submission import NewJob
-from millpond.subscriptions import Subscriptions
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.queue import connection
+from millpond.queue.claims import Commit, Lease
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.results import Results
+from millpond.queue.scripts import unavailable
+from millpond.queue.submission import NewJob
+from millpond.queue.subscriptions import Subscriptions
 from tests.contract.invariants import check_invariants
 from tests.contract.jobs import (
     a_worker,

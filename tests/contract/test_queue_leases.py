@@ -3,10 +3,10 @@
 import pytest
 from redis.asyncio import Redis
 
-from millpond.claims import Commit, Lease
 from millpond.messages import EventType, JobEvent, JobStatus
-from millpond.queue import JobQueue
-from millpond.results import Results
+from millpond.queue.claims import Commit, Lease
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
 from tests.contract.conftest import one_call_counts
 from tests.contract.jobs import (
     SHORT_LEASE_S,

@@ -6,9 +6,9 @@ import pytest
 from redis.asyncio import Redis
 
 from millpond.messages import FinishReason, JobRequest, Priority, Usage, new_job_id
-from millpond.queue import JobQueue
-from millpond.results import Results
-from millpond.submission import NewJob
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
+from millpond.queue.submission import NewJob
 from tests.contract.invariants import Snapshot
 from tests.contract.jobs import PLENTY, failed, ids, success, take, with_options
 

@@ -9,13 +9,13 @@ import pytest
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
-from millpond.connection import connect
-from millpond.keys import QUEUE_KEYS, Keys
-from millpond.queue import JobQueue
-from millpond.results import Results
-from millpond.scripts import Scripts, load_script
-from millpond.server import RedisServer
-from millpond.subscriptions import Subscriptions
+from millpond.local.server import RedisServer
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.keys import QUEUE_KEYS, Keys
+from millpond.queue.results import Results
+from millpond.queue.scripts import Scripts, load_script
+from millpond.queue.subscriptions import Subscriptions
 from tests.contract.jobs import (
     a_worker,
     delta,

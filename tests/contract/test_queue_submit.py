@@ -6,10 +6,10 @@ import pytest
 from redis.asyncio import Redis
 
 from millpond.errors import IdempotencyConflictError, InvalidRequestError, QueueFullError
-from millpond.keys import Keys
 from millpond.messages import JobRequest, JobStatus, job_id_from_key
-from millpond.queue import JobQueue
-from millpond.submission import NewJob, Submission
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.keys import Keys
+from millpond.queue.submission import NewJob, Submission
 from tests.contract.invariants import check_invariants
 from tests.contract.jobs import (
     failed,

@@ -3,10 +3,10 @@
 import pytest
 from redis.asyncio import Redis
 
-from millpond.claims import Claim
 from millpond.messages import JobStatus
-from millpond.queue import JobQueue
-from millpond.results import Results
+from millpond.queue.claims import Claim
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
 from tests.contract.invariants import check_invariants
 from tests.contract.jobs import (
     PLENTY,

@@ -5,13 +5,13 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 
-from millpond.claims import ClaimedJob
 from millpond.errors import InvalidRequestError
 from millpond.messages import Priority, Usage
-from millpond.queue import JobQueue
-from millpond.results import Results
-from millpond.submission import NewJob
-from millpond.tenants import Tenant, Tenants
+from millpond.queue.claims import ClaimedJob
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
+from millpond.queue.submission import NewJob
+from millpond.queue.tenants import Tenant, Tenants
 from tests.contract.invariants import Snapshot
 from tests.contract.jobs import PLENTY, ids, lease_over, request, success, take, with_options
 

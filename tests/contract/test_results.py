@@ -7,9 +7,9 @@ from redis.asyncio import Redis
 
 from millpond.errors import JobNotFoundError
 from millpond.messages import JobStatus, Priority
-from millpond.queue import FORGET_WORKER_AFTER_MS, JobQueue
-from millpond.results import Results
-from millpond.worker_state import WorkerState, WorkerWindow
+from millpond.messages.worker_state import WorkerState, WorkerWindow
+from millpond.queue.job_queue import FORGET_WORKER_AFTER_MS, JobQueue
+from millpond.queue.results import Results
 from tests.contract.jobs import (
     a_worker,
     failed,

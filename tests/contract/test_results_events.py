@@ -7,11 +7,11 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from millpond.claims import ClaimedJob, Commit
 from millpond.errors import InvalidRequestError
 from millpond.messages import EventType, JobEvent, JobStatus
-from millpond.queue import JobQueue
-from millpond.results import REPLAY_PAGE, Results
+from millpond.queue.claims import ClaimedJob, Commit
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import REPLAY_PAGE, Results
 from tests.contract.jobs import (
     delta,
     failed,

@@ -9,13 +9,13 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from millpond import subscriptions as module
-from millpond.connection import connect
+from millpond.local.server import RedisServer
 from millpond.messages import JobStatus
-from millpond.queue import JobQueue
-from millpond.results import Results
-from millpond.server import RedisServer
-from millpond.subscriptions import GAP, MAX_BACKLOG, Subscriptions
+from millpond.queue import subscriptions as module
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
+from millpond.queue.subscriptions import GAP, MAX_BACKLOG, Subscriptions
 from tests.chaos.proxy import Mode, Proxy
 from tests.contract.jobs import put, success, take_one, until
 

@@ -14,14 +14,14 @@ import pytest
 from fastapi import FastAPI
 
 from api.app import create_app
-from api.server import ApiServer
+from api.http.server import ApiServer
 from api.services import Services, services_of
-from millpond.api_keys import ApiKeys, KeyLimits, Scope
-from millpond.claims import ClaimedJob
-from millpond.connection import connect
+from millpond.access.api_keys import ApiKeys, KeyLimits, Scope
+from millpond.local.server import RedisServer
 from millpond.messages import FinishReason, JobResult, JobStatus, Receipt, Usage
-from millpond.queue import JobQueue
-from millpond.server import RedisServer
+from millpond.queue.claims import ClaimedJob
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue
 from millpond.settings import Settings
 
 PLENTY = 1_000_000

@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _NUMPY_MODULES = (
-    "worker.engines.transformers.native.pages.np",
-    "worker.engines.transformers.native.runner.np",
-    "worker.engines.transformers.sampling.np",
+    "worker.engines.native.pages.np",
+    "worker.engines.native.runner.np",
+    "worker.engines.sampling.sampling.np",
 )
 _NUMPY_ALLOCATIONS = frozenset({"arange", "array", "asarray", "empty", "repeat", "zeros"})
 

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from millpond.errors import ModelLoadError
-from millpond.presets import Preset
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import Preset
+from millpond.models.tokenization import ByteTokenizer
 from tests.integration.test_exactness import CONTEXT_TOKENS, build_model, generate_alone
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
-from worker.engines.transformers.engine import TransformersEngine
-from worker.engines.transformers.linear import PackedLinear, pack_linears
-from worker.engines.transformers.loading import adopt, with_adapters
+from worker.engines.model.engine import TransformersEngine
+from worker.engines.model.loading import adopt, with_adapters
+from worker.engines.torch.linear import PackedLinear, pack_linears
 
 PREFIX = "base_model.model."
 ATTENTION = r"q_proj|v_proj|o_proj|qkv_proj"

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from api.gate import REMEMBER_S
-from millpond.api_keys import ApiKeys, Scope
-from millpond.server import RedisServer
+from api.access.gate import REMEMBER_S
+from millpond.access.api_keys import ApiKeys, Scope
+from millpond.local.server import RedisServer
 from tests.integration.conftest import RunningApi, StartApi, make_key
 
 BODY = {"prompt": "a"}

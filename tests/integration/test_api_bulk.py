@@ -2,7 +2,7 @@
 
 import time
 
-from millpond.server import RedisServer
+from millpond.local.server import RedisServer
 from tests.integration.conftest import RunningApi, StartApi
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from millpond.server import RedisServer
+from millpond.local.server import RedisServer
 from tests.integration.conftest import RunningApi, StartApi, listening
 
 LIMIT = 32 * 1024
@@ -206,7 +206,7 @@ async def test_a_body_must_keep_its_pace(hasty: RunningApi) -> None:
 async def test_the_rest_of_a_body_without_a_key_is_not_waited_for_long(
     keyed_api: RunningApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.protocol.DRAIN_S", 0.2)
+    monkeypatch.setattr("api.http.protocol.DRAIN_S", 0.2)
     async with connected(keyed_api) as raw:
         raw.writer.write(POST % 1_000_000 + b"{")
         assert (await raw.answer())[0] == 401

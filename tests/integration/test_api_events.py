@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 
-from millpond.claims import ClaimedJob, Commit
+from millpond.local.server import RedisServer
 from millpond.messages import EventType, JobEvent
-from millpond.server import RedisServer
+from millpond.queue.claims import ClaimedJob, Commit
 from tests.integration.conftest import RunningApi, StartApi, listening
 
 LIMIT_S = 10.0

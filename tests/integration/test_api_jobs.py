@@ -2,9 +2,9 @@
 
 import asyncio
 
-from millpond.claims import Lease
+from millpond.local.server import RedisServer
 from millpond.messages import JobRequest, job_id_from_key
-from millpond.server import RedisServer
+from millpond.queue.claims import Lease
 from tests.contract.jobs import a_worker
 from tests.integration.conftest import RunningApi, StartApi, listening
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from millpond.server import RedisServer, free_port
+from millpond.local.server import RedisServer, free_port
 from tests.contract.jobs import a_worker, until
 from tests.integration.conftest import RunningApi, StartApi, listening
 

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from millpond.api_keys import ApiKeys, KeyLimits, Scope
+from millpond.access.api_keys import ApiKeys, KeyLimits, Scope
+from millpond.local.server import RedisServer
 from millpond.messages import JobRequest, Priority
-from millpond.server import RedisServer
 from tests.integration.conftest import RunningApi, StartApi, listening, make_key
 
 WITHIN_S = 2.0

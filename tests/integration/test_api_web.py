@@ -6,8 +6,8 @@ import httpx
 import openai
 import pytest
 
-from millpond.api_keys import Scope
-from millpond.server import RedisServer
+from millpond.access.api_keys import Scope
+from millpond.local.server import RedisServer
 from tests.integration.conftest import RunningApi, StartApi, make_key
 
 ORIGIN = "https://app.example.org"

@@ -14,7 +14,7 @@ import pytest
 from millpond.client import Client
 from millpond.errors import InvalidRequestError
 from millpond.messages import JobRequest, JobStatus
-from millpond.presets import PRESETS, find_preset
+from millpond.models.presets import PRESETS, find_preset
 from tests.acceptance.conftest import Up
 from tests.acceptance.conftest import up as up  # the fixture
 from worker.weights import prepare_model

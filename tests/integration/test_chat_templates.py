@@ -10,11 +10,11 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
 from transformers import AutoTokenizer
 
-from millpond.chat_template import ChatTemplate, ChatTemplateError
 from millpond.errors import ModelLoadError
+from millpond.local.server import RedisServer
 from millpond.messages import Message
-from millpond.model_files import read_chat_template, read_special_tokens
-from millpond.server import RedisServer
+from millpond.models.chat_template import ChatTemplate, ChatTemplateError
+from millpond.models.files import read_chat_template, read_special_tokens
 from tests.acceptance.conftest import until
 from tests.integration.chat_templates import CONSTRUCTS, PUBLIC, REFUSED
 from tests.integration.conftest import StartApi

@@ -10,15 +10,16 @@ import torch
 import transformers as tf
 
 from millpond.errors import UnsupportedModelError
-from millpond.memory_plan import SHELVES
 from millpond.messages import FinishReason
-from millpond.presets import Preset
-from millpond.tokenization import ByteTokenizer
+from millpond.models.memory_plan import SHELVES
+from millpond.models.presets import Preset
+from millpond.models.tokenization import ByteTokenizer
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
-from worker.engines.transformers import attention, self_check
-from worker.engines.transformers.engine import TransformersEngine
-from worker.engines.transformers.linear import PackedLinear, pack_linears
-from worker.engines.transformers.loading import adopt, check_config
+from worker.engines.model import self_check
+from worker.engines.model.engine import TransformersEngine
+from worker.engines.model.loading import adopt, check_config
+from worker.engines.torch import attention
+from worker.engines.torch.linear import PackedLinear, pack_linears
 
 CONTEXT_TOKENS = 512
 COMMON = {

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from millpond.connection import MAX_CONNECTIONS, connect
 from millpond.errors import QueueUnavailableError
+from millpond.local.server import RedisServer, ServerOptions, free_port
 from millpond.messages import JobRequest, JobStatus
-from millpond.queue import JobQueue, QueueOptions
-from millpond.results import Results
-from millpond.server import RedisServer, ServerOptions, free_port
-from millpond.subscriptions import Subscriptions
-from millpond.worker_state import WorkerPhase
+from millpond.messages.worker_state import WorkerPhase
+from millpond.queue.connection import MAX_CONNECTIONS, connect
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.results import Results
+from millpond.queue.subscriptions import Subscriptions
 from tests.chaos.proxy import Proxy
 from tests.conftest import bundled_server
 from tests.contract.jobs import a_worker, put, until

@@ -4,7 +4,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from millpond.api_keys import Scope
+from millpond.access.api_keys import Scope
 from tests.integration.conftest import RunningApi, make_key
 from tests.integration.test_api_isolation import Echo
 from tests.knobs import FUZZ_EXAMPLES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from millpond.errors import ModelLoadError
-from millpond.presets import PRESETS, find_preset
+from millpond.models.presets import PRESETS, find_preset
 from worker import weights
 from worker.weights import prepare_model, prepare_tokenizer
 

@@ -12,8 +12,8 @@ from tests.integration import test_exactness as exact
 from tests.integration.faults import failing_allocations
 from tests.integration.test_memory import FAMILIES, arrivals, check_tokens, drain, serve
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.transformers.engine import TransformersEngine
-from worker.engines.transformers.model_runner import ModelRunner
+from worker.engines.model.engine import TransformersEngine
+from worker.engines.torch.model_runner import ModelRunner
 
 pytestmark = [
     pytest.mark.gpu,

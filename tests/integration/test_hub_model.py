@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from millpond.presets import PRESETS
+from millpond.models.presets import PRESETS
 from tests.acceptance.conftest import Up
 from tests.acceptance.conftest import up as up  # the fixture
 from tests.fake_hub import FakeHub, fake_hub

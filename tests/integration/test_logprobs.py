@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.integration.test_penalties import VOCAB_SIZE, row
-from worker.engines.transformers.sampling import (
+from worker.engines.sampling.sampling import (
     Output,
     needs_logits,
     next_tokens,

@@ -11,17 +11,17 @@ import torch
 import transformers as tf
 
 from millpond.messages import FinishReason
-from millpond.presets import Preset
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import Preset
+from millpond.models.tokenization import ByteTokenizer
 from tests.conftest import skip_or_fail
 from tests.integration import test_exactness as exact
 from tests.integration.faults import failing_allocations
 from worker.engines.base import Delta, EngineConfig, Finished, GenerationRequest, Sampling
-from worker.engines.transformers import loading
-from worker.engines.transformers.engine import TransformersEngine
-from worker.engines.transformers.loading import LoadedModel
-from worker.engines.transformers.native.library import NoKernelsError, load_library
-from worker.engines.transformers.native.pages import PagedCache
+from worker.engines.model import loading
+from worker.engines.model.engine import TransformersEngine
+from worker.engines.model.loading import LoadedModel
+from worker.engines.native.library import NoKernelsError, load_library
+from worker.engines.native.pages import PagedCache
 
 PRESET = Preset(name="tiny", source="", context_tokens=exact.CONTEXT_TOKENS)
 PHI = {"phi": lambda: tf.PhiForCausalLM(tf.PhiConfig(**exact.COMMON))}

@@ -11,21 +11,21 @@ import torch
 import transformers as tf
 from torch.profiler import ProfilerActivity, profile
 
-from millpond.architecture import Architecture
 from millpond.errors import ModelLoadError
-from millpond.memory_plan import SHELVES, naive_bytes
-from millpond.model_config import read_model_config
-from millpond.presets import PRESETS, Preset, find_preset
-from millpond.tokenization import ByteTokenizer
+from millpond.models.architecture import Architecture
+from millpond.models.config import read_model_config
+from millpond.models.memory_plan import SHELVES, naive_bytes
+from millpond.models.presets import PRESETS, Preset, find_preset
+from millpond.models.tokenization import ByteTokenizer
 from tests.integration.test_memory import FAMILIES
 from worker.engines.base import EngineConfig, GenerationRequest, Sampling
-from worker.engines.sequence import Row
-from worker.engines.transformers import memory
-from worker.engines.transformers.backend import build_backend, prefill
-from worker.engines.transformers.engine import TransformersEngine
-from worker.engines.transformers.kv_cache import shelf_length
-from worker.engines.transformers.loading import adopt
-from worker.engines.transformers.sampling import Output, next_tokens, torch_sampler
+from worker.engines.model.backend import build_backend, prefill
+from worker.engines.model.engine import TransformersEngine
+from worker.engines.model.loading import adopt
+from worker.engines.sampling.sampling import Output, next_tokens, torch_sampler
+from worker.engines.scheduling.row import Row
+from worker.engines.torch import memory
+from worker.engines.torch.kv_cache import shelf_length
 from worker.weights import _find_gguf
 
 SIZES = {

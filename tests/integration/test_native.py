@@ -10,20 +10,20 @@ import torch
 import transformers as tf
 
 from millpond.messages import FinishReason
-from millpond.presets import Preset
-from millpond.prompts import shared_prefix
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import Preset
+from millpond.models.prompts import shared_prefix
+from millpond.models.tokenization import ByteTokenizer
 from tests.conftest import skip_or_fail
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
-from worker.engines.prefill import Chunk
-from worker.engines.sequence import Row
-from worker.engines.transformers import loading, self_check
-from worker.engines.transformers.backend import prefill
-from worker.engines.transformers.engine import TransformersEngine
-from worker.engines.transformers.native import library
-from worker.engines.transformers.native.library import NoKernelsError, load_library
-from worker.engines.transformers.native.pages import PAGE_TOKENS, PagedCache
-from worker.engines.transformers.native.runner import NativeRunner
+from worker.engines.model import loading, self_check
+from worker.engines.model.backend import prefill
+from worker.engines.model.engine import TransformersEngine
+from worker.engines.native import library
+from worker.engines.native.library import NoKernelsError, load_library
+from worker.engines.native.pages import PAGE_TOKENS, PagedCache
+from worker.engines.native.runner import NativeRunner
+from worker.engines.scheduling.prefill import Chunk
+from worker.engines.scheduling.row import Row
 
 CONTEXT_TOKENS = 512
 COMMON = {
@@ -202,7 +202,7 @@ def test_prefill_in_pieces_and_decode_give_the_same_bits(
     tokens = [rng.randrange(256) for _ in range(150)]
     results = []
     for chunk, threads, start in ((2048, 2, 150), (37, 1, 150), (2048, 3, 90)):
-        monkeypatch.setattr("worker.engines.transformers.backend.PREFILL_TOKENS", chunk)
+        monkeypatch.setattr("worker.engines.model.backend.PREFILL_TOKENS", chunk)
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         row = Row(request("r", tokens[:start], 100), ByteTokenizer())
         pages = PagedCache(loaded.native.page_bytes, kv_tokens=300, slots=1)
@@ -277,7 +277,7 @@ def test_a_shared_system_prompt_changes_no_bit(
         together = drain(engine)
         assert sum(n for n in read if n > len(rows)) == sum(map(len, prompts)) - 5 * len(prefix)
     assert engine._cache.allocated_tokens == 0
-    monkeypatch.setattr("worker.engines.transformers.engine.shared_prefix", lambda *_: [])
+    monkeypatch.setattr("worker.engines.model.engine.shared_prefix", lambda *_: [])
     plain = engine_of(loaded, len(rows))
     assert plain.admit(rows) == []
     alone = drain(plain)

@@ -12,16 +12,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from millpond.presets import Preset
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import Preset
+from millpond.models.tokenization import ByteTokenizer
 from tests.conftest import skip_or_fail
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
-from worker.engines.sequence import Row
-from worker.engines.transformers import loading
-from worker.engines.transformers.engine import TransformersEngine
-from worker.engines.transformers.native.library import NoKernelsError, load_library
-from worker.engines.transformers.native.sampler import NativeSampler
-from worker.engines.transformers.sampling import (
+from worker.engines.model import loading
+from worker.engines.model.engine import TransformersEngine
+from worker.engines.native.library import NoKernelsError, load_library
+from worker.engines.native.sampler import NativeSampler
+from worker.engines.sampling.sampling import (
     Output,
     _masses,
     exponent_scale,
@@ -29,6 +28,7 @@ from worker.engines.transformers.sampling import (
     sample,
     torch_sampler,
 )
+from worker.engines.scheduling.row import Row
 
 CACHE = Path.home() / ".cache" / "millpond"
 TEMPERATURES = (0.0, 1e-30, 0.05, 0.6, 0.6, 1.0, 1.0, 3.0, 10.0)
@@ -187,7 +187,7 @@ def test_a_draw_at_the_edge_between_two_tokens_takes_the_second(
     edges = [0, 1, 2047, 2048, 2049, 4095]
     for module in ("sampling", "native.sampler"):
         monkeypatch.setattr(
-            f"worker.engines.transformers.{module}.uniforms",
+            f"worker.engines.model.{module}.uniforms",
             lambda *_: np.array(edges) / 4096,
         )
     for sampling in ({}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.5}):

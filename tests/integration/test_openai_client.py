@@ -8,11 +8,11 @@ from typing import Any
 import openai
 import pytest
 
-from millpond.api_keys import Scope
+from millpond.access.api_keys import Scope
+from millpond.local.server import RedisServer
 from millpond.messages import EventType, JobEvent, JobStatus
-from millpond.presets import PRESETS
-from millpond.server import RedisServer
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import PRESETS
+from millpond.models.tokenization import ByteTokenizer
 from tests.integration.conftest import RunningApi, StartApi, make_key
 from worker.engines.base import EngineConfig
 from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedEngine

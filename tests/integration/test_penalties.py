@@ -19,11 +19,11 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from millpond.tokenization import ByteTokenizer
+from millpond.models.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.sequence import Row
-from worker.engines.transformers.penalties import adjust
-from worker.engines.transformers.sampling import needs_logits, sample, uniforms
+from worker.engines.sampling.penalties import adjust
+from worker.engines.sampling.sampling import needs_logits, sample, uniforms
+from worker.engines.scheduling.row import Row
 
 VOCAB_SIZE = 257
 

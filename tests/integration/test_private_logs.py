@@ -9,15 +9,15 @@ import httpx
 import pytest
 import structlog
 
-from millpond.connection import connect
+from millpond.local.server import RedisServer
 from millpond.logs import configure_logs
 from millpond.messages import JobRequest, JobStatus
-from millpond.presets import PRESETS
-from millpond.queue import JobQueue, QueueOptions
-from millpond.results import Results
-from millpond.server import RedisServer
-from millpond.subscriptions import Subscriptions
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import PRESETS
+from millpond.models.tokenization import ByteTokenizer
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.results import Results
+from millpond.queue.subscriptions import Subscriptions
 from tests.acceptance.conftest import Up, until
 from tests.acceptance.conftest import up as up  # the fixture
 from worker.engines.base import EngineConfig, GenerationRequest, Rejection

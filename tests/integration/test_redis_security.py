@@ -10,12 +10,11 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from millpond.api_keys import ApiKeys, Scope
-from millpond.connection import connect
+from millpond.access.api_keys import ApiKeys, Scope
+from millpond.access.rate_limits import RateLimiter
 from millpond.errors import LimitExceededError, QueueUnavailableError
-from millpond.keys import Keys
 from millpond.listing import JobLists
-from millpond.membership import Membership, check_queue
+from millpond.local.server import RedisServer, free_port
 from millpond.messages import (
     EventType,
     FinishReason,
@@ -25,14 +24,15 @@ from millpond.messages import (
     JobStatus,
     Usage,
 )
-from millpond.queue import JobQueue, QueueOptions
-from millpond.queue_directory import AnnouncedQueue, QueueDirectory
-from millpond.rate_limits import RateLimiter
-from millpond.results import Results
-from millpond.server import RedisServer, free_port
-from millpond.server_check import check_server
-from millpond.subscriptions import Subscriptions
-from millpond.tenants import Tenants
+from millpond.queue.connection import connect
+from millpond.queue.directory import AnnouncedQueue, QueueDirectory
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.keys import Keys
+from millpond.queue.membership import Membership, check_queue
+from millpond.queue.results import Results
+from millpond.queue.server_check import check_server
+from millpond.queue.subscriptions import Subscriptions
+from millpond.queue.tenants import Tenants
 from tests.conftest import debian_server, skip_or_fail
 from tests.contract.jobs import a_worker
 

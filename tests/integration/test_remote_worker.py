@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from millpond.connection import connect
 from millpond.errors import ModelLoadError
+from millpond.local.server import RedisServer
 from millpond.messages import EventType, JobRequest, JobResult, JobStatus
-from millpond.queue import JobQueue, QueueOptions
-from millpond.results import Results
-from millpond.server import RedisServer
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.results import Results
+from millpond.queue.subscriptions import Subscriptions
 from millpond.settings import Settings
-from millpond.subscriptions import Subscriptions
 from tests.upstream import Behaviour, Upstream, text_for
 from worker.assembly import prepare_folder, window_policy, worker_engine
 from worker.worker import Worker, WorkerOptions

@@ -20,9 +20,10 @@ from tests.integration.test_memory import (
     torch_engine,
 )
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.transformers import loading, memory, replay
-from worker.engines.transformers.engine import TransformersEngine
-from worker.engines.transformers.model_runner import ModelRunner
+from worker.engines.model import loading
+from worker.engines.model.engine import TransformersEngine
+from worker.engines.torch import memory, replay
+from worker.engines.torch.model_runner import ModelRunner
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from millpond.messages import EventType, JobStatus
-from millpond.queue import JobQueue, QueueOptions
+from millpond.queue.job_queue import JobQueue, QueueOptions
 from tests.integration.test_worker import PACED, Bench, bench
 from worker.engines.simulated import SimulatedConfig, SimulatedFaults
 

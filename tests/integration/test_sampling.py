@@ -13,10 +13,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from millpond.tokenization import ByteTokenizer
+from millpond.models.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.sequence import Row
-from worker.engines.transformers.sampling import sample, uniforms
+from worker.engines.sampling.sampling import sample, uniforms
+from worker.engines.scheduling.row import Row
 
 VOCAB_SIZE = 4000
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from millpond.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 
 
 def modes(folder: Path) -> dict[str, int]:

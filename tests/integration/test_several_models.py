@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import openai
 import pytest
 
-from millpond.connection import connect
 from millpond.messages import JobStatus
-from millpond.presets import PRESETS
-from millpond.queue import JobQueue
-from millpond.queue_directory import AnnouncedQueue, QueueDirectory
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import PRESETS
+from millpond.models.tokenization import ByteTokenizer
+from millpond.queue.connection import connect
+from millpond.queue.directory import AnnouncedQueue, QueueDirectory
+from millpond.queue.job_queue import JobQueue
 from tests.integration.conftest import RunningApi
 from worker.engines.base import EngineConfig
 from worker.engines.simulated import SimulatedEngine

@@ -8,8 +8,8 @@ import pytest
 
 from millpond.errors import ModelLoadError
 from millpond.messages import FinishReason, Message
-from millpond.presets import PRESETS, SMOLLM2_WHEEL, Preset
-from millpond.tokenization import FolderTokenizer
+from millpond.models.presets import PRESETS, SMOLLM2_WHEEL, Preset
+from millpond.models.tokenization import FolderTokenizer
 from worker.engines import build_engine
 from worker.engines.base import Engine, EngineConfig, Finished, GenerationRequest, Sampling
 from worker.weights import prepare_model
@@ -132,7 +132,7 @@ def test_the_chat_template_gives_the_ids_that_transformers_gives(
 def test_streamed_text_of_any_tokens_equals_the_whole_decoded(tokenizer: FolderTokenizer) -> None:
     import random
 
-    from worker.engines.row_text import RowText
+    from worker.engines.scheduling.row_text import RowText
 
     rng = random.Random(5)
     for _ in range(200):

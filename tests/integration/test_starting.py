@@ -13,13 +13,13 @@ from redis.asyncio import Redis
 
 from api import watch
 from api.watch import watch_queue
-from millpond.connection import connect
-from millpond.keys import Keys
-from millpond.membership import QUEUE_VERSION
-from millpond.results import Results
-from millpond.server import RedisServer
+from millpond.local.server import RedisServer
+from millpond.queue.connection import connect
+from millpond.queue.keys import Keys
+from millpond.queue.membership import QUEUE_VERSION
+from millpond.queue.results import Results
+from millpond.queue.subscriptions import Subscriptions
 from millpond.settings import Settings
-from millpond.subscriptions import Subscriptions
 from tests.contract.jobs import until
 
 LIMIT_S = 30.0

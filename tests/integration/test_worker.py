@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from millpond.claims import Claim, Commit
-from millpond.connection import connect
 from millpond.errors import QueueUnavailableError
+from millpond.local.server import RedisServer
 from millpond.messages import EventType, FinishReason, JobRequest, JobResult, JobStatus, choice_seed
-from millpond.presets import PRESETS
-from millpond.queue import JobQueue, QueueOptions
-from millpond.results import Results
-from millpond.server import RedisServer
-from millpond.submission import NewJob
-from millpond.subscriptions import Subscriptions
-from millpond.tokenization import ByteTokenizer
-from millpond.worker_state import WorkerPhase
+from millpond.messages.worker_state import WorkerPhase
+from millpond.models.presets import PRESETS
+from millpond.models.tokenization import ByteTokenizer
+from millpond.queue.claims import Claim, Commit
+from millpond.queue.connection import connect
+from millpond.queue.job_queue import JobQueue, QueueOptions
+from millpond.queue.results import Results
+from millpond.queue.submission import NewJob
+from millpond.queue.subscriptions import Subscriptions
 from worker.engines.base import Engine, EngineConfig, EngineNotReadyError
 from worker.engines.simulated import (
     SimulatedConfig,

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from millpond.claims import ClaimedJob
 from millpond.messages import JobRequest
-from millpond.prompts import PreparedPrompt
-from worker.admission import Admission, less
+from millpond.models.prompts import PreparedPrompt
+from millpond.queue.claims import ClaimedJob
 from worker.engines.base import Capacity
-from worker.held import InFlightJob, never_run
-from worker.job_state import JobState, RowState
+from worker.jobs.admission import Admission, less
+from worker.jobs.in_flight import InFlightJob, never_run
+from worker.jobs.job_state import JobState, RowState
 
 TOKENS = 9  # of a row: one of the prompt and eight to come
 

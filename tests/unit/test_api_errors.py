@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from api.bodies import lone_surrogate_field
-from api.errors import InvalidBodyError, problem_of
+from api.answers.errors import InvalidBodyError, problem_of
 from api.monitor import retry_after_s
+from api.requests.bodies import lone_surrogate_field
 from millpond.errors import (
     InvalidRequestError,
     JobNotFoundError,

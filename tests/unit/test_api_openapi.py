@@ -9,8 +9,8 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 from referencing import Registry, Resource
 
+from api.answers.problems import PROBLEM_MEDIA_TYPE
 from api.app import create_app
-from api.problems import PROBLEM_MEDIA_TYPE
 from millpond.messages import JobRequest
 from millpond.settings import Settings
 

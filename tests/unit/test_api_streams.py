@@ -7,10 +7,10 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from api.body_limit import BodyLimitMiddleware
-from api.errors import BodyTooLargeError, problem_of
-from api.open_answers import OpenAnswer
-from api.sse import EventStream, encode_event
+from api.access.open_answers import OpenAnswer
+from api.answers.errors import BodyTooLargeError, problem_of
+from api.answers.sse import EventStream, encode_event
+from api.http.body_limit import BodyLimitMiddleware
 from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, JobEvent
 

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from api.submissions import MAX_BATCH_JOBS, SubmitBatcher
+from api.requests.submissions import MAX_BATCH_JOBS, SubmitBatcher
 from millpond.errors import QueueFullError, QueueUnavailableError
 from millpond.messages import JobRequest, JobStatus
-from millpond.queue import JobQueue
-from millpond.submission import NewJob, Submission
+from millpond.queue.job_queue import JobQueue
+from millpond.queue.submission import NewJob, Submission
 
 
 class SlowQueue:

@@ -10,12 +10,12 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from api import tokenizing
-from api.errors import ModelNotReadyError
-from api.tokenizing import MAX_INLINE_CHARS, Tokenizing
+from api.answers.errors import ModelNotReadyError
+from api.requests import tokenizing
+from api.requests.tokenizing import MAX_INLINE_CHARS, Tokenizing
 from millpond.messages import JobRequest
-from millpond.presets import PRESETS, Preset, model_folder
-from millpond.prompts import PreparedPrompt
+from millpond.models.presets import PRESETS, Preset, model_folder
+from millpond.models.prompts import PreparedPrompt
 from millpond.settings import Settings
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from api.waiting import wait_estimate_s, wait_reason
+from api.answers.wait_reason import wait_estimate_s, wait_reason
 from millpond.messages import JobStatus, Priority
-from millpond.results import JobView, QueueState
-from millpond.worker_state import RegisteredWorker, WorkerState
+from millpond.messages.worker_state import RegisteredWorker, WorkerState
+from millpond.queue.results import JobView, QueueState
 
 READY = {"state": "ready", "slots": 4, "held": 0, "jobs_per_s": 2.0}
 WINDOW = {"close_jobs": 2, "max_jobs": 32, "max_wait_ms": 200.0}

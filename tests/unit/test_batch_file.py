@@ -6,15 +6,6 @@ from typing import Any
 import orjson
 import pytest
 
-from millpond.batch_file import (
-    BadLine,
-    Earlier,
-    Row,
-    error_line,
-    keep_finished,
-    output_line,
-    read_rows,
-)
 from millpond.messages import (
     Choice,
     FinishReason,
@@ -26,6 +17,15 @@ from millpond.messages import (
     Receipt,
     TokenLogprob,
     Usage,
+)
+from millpond.openai.batch_file import (
+    BadLine,
+    Earlier,
+    Row,
+    error_line,
+    keep_finished,
+    output_line,
+    read_rows,
 )
 
 

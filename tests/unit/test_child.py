@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from millpond.child import RESTART_DELAY_MAX_S, Child, restart_delay_s
-from millpond.last_words import last_words
-from millpond.stack_events import StackEvent
-from millpond.stack_watch import Silence
+from millpond.local.child import RESTART_DELAY_MAX_S, Child, restart_delay_s
+from millpond.local.last_words import last_words
+from millpond.local.stack_events import StackEvent
+from millpond.local.stack_watch import Silence
 
 
 def test_only_deaths_without_work_in_between_wait_longer() -> None:

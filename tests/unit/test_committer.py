@@ -6,14 +6,14 @@ from typing import Any, cast
 
 import pytest
 
-from millpond.claims import ClaimedJob, Commit
 from millpond.errors import QueueUnavailableError
 from millpond.messages import FinishReason, JobEvent, JobRequest, JobResult, JobStatus
-from millpond.prompts import PreparedPrompt
-from millpond.queue import JobQueue
-from worker import committer
-from worker.committer import Committer, Ending
-from worker.held import InFlightJob
+from millpond.models.prompts import PreparedPrompt
+from millpond.queue.claims import ClaimedJob, Commit
+from millpond.queue.job_queue import JobQueue
+from worker.jobs import committer
+from worker.jobs.committer import Committer, Ending
+from worker.jobs.in_flight import InFlightJob
 
 
 class Refusing:

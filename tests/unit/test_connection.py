@@ -3,7 +3,7 @@
 import pytest
 import redis.exceptions
 
-from millpond.connection import (
+from millpond.queue.connection import (
     TCPConnection,
     TLSConnection,
     UnixConnection,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from millpond.errors import ModelLoadError
-from millpond.gguf_header import read_gguf_header, read_gguf_tensor_names
-from millpond.model_config import read_model_config
-from millpond.presets import find_preset, model_folder
+from millpond.models.config import read_model_config
+from millpond.models.gguf_header import read_gguf_header, read_gguf_tensor_names
+from millpond.models.presets import find_preset, model_folder
 
 
 def string(text: str) -> bytes:

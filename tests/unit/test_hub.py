@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from millpond import hub as hub_files
 from millpond.errors import ModelLoadError
-from millpond.model_config import read_model_config
-from millpond.model_files import PRESET_FILES
-from millpond.presets import Preset, find_preset
+from millpond.models import hub as hub_files
+from millpond.models.config import read_model_config
+from millpond.models.files import PRESET_FILES
+from millpond.models.presets import Preset, find_preset
 from millpond.settings import Settings
 from tests.fake_hub import FakeHub, fake_hub, point_at
 from worker.weights import prepare_tokenizer

@@ -5,16 +5,16 @@ import threading
 
 import pytest
 
-from millpond.claims import Claim, ClaimedJob
 from millpond.errors import QueueUnavailableError
 from millpond.messages import JobRequest
-from millpond.presets import PRESETS
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import PRESETS
+from millpond.models.tokenization import ByteTokenizer
+from millpond.queue.claims import Claim, ClaimedJob
 from worker.engines.base import Capacity, EngineInfo
 from worker.intake import INLINE_BYTES, Intake
-from worker.job_state import JobState
-from worker.job_table import JobTable
-from worker.preparation import Preparation
+from worker.jobs.job_state import JobState
+from worker.jobs.job_table import JobTable
+from worker.jobs.preparation import Preparation
 from worker.rates import Rates
 from worker.window import WindowPolicy
 

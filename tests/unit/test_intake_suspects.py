@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from millpond.claims import Claim
+from millpond.queue.claims import Claim
 from tests.unit.test_intake import FULL, SLOTS, Backlog, Busy, busy_with
 from worker import intake
 from worker.engines.base import Capacity

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from millpond.errors import InvalidRequestError
-from millpond.keys import QUEUE_KEYS, Keys
 from millpond.messages import JOB_ID_PATTERN as JOB_ID
 from millpond.messages import Priority
+from millpond.queue.keys import QUEUE_KEYS, Keys
 
 
 def test_every_key_carries_the_hash_tag() -> None:

@@ -1,6 +1,6 @@
 """Reservations, what running out of memory teaches, and that it is forgotten slowly."""
 
-from worker.engines.kv_budget import KVBudget
+from worker.engines.scheduling.kv_budget import KVBudget
 
 
 def test_reservations_add_up_and_are_given_back() -> None:

@@ -8,11 +8,11 @@ import pytest
 
 from millpond.client import Client
 from millpond.errors import InvalidRequestError, UnknownModelError
-from millpond.limits import check_limits
 from millpond.messages import JobRequest
-from millpond.presets import PRESETS, Preset
-from millpond.prompts import prepare_prompt
-from millpond.tokenization import ByteTokenizer
+from millpond.models.limits import check_limits
+from millpond.models.presets import PRESETS, Preset
+from millpond.models.prompts import prepare_prompt
+from millpond.models.tokenization import ByteTokenizer
 
 PRESET = PRESETS["smollm2-135m"]
 

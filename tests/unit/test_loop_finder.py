@@ -7,10 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millpond.messages import FinishReason
-from millpond.tokenization import ByteTokenizer
+from millpond.models.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.loop_finder import LONGEST_LOOP_TOKENS, SHORTEST_SPAN_TOKENS, LoopFinder
-from worker.engines.sequence import Row
+from worker.engines.scheduling.loop_finder import (
+    LONGEST_LOOP_TOKENS,
+    SHORTEST_SPAN_TOKENS,
+    LoopFinder,
+)
+from worker.engines.scheduling.row import Row
 
 
 def first_loop(token_ids: list[int], repeats: int) -> int | None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from millpond.architecture import Architecture
 from millpond.cli import main
 from millpond.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
-from millpond.memory_plan import (
+from millpond.models.architecture import Architecture
+from millpond.models.config import read_model_config
+from millpond.models.memory_plan import (
     BYTES_EACH,
     COUNTED_SHARE,
     PAGES,
@@ -23,8 +24,7 @@ from millpond.memory_plan import (
     plan_memory,
     size_engine,
 )
-from millpond.model_config import read_model_config
-from millpond.presets import PRESETS
+from millpond.models.presets import PRESETS
 from tests.fake_hub import fake_hub, point_at
 
 GIB = 1024**3

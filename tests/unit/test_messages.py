@@ -29,7 +29,7 @@ from millpond.messages import (
     new_job_id,
     seed_from_id,
 )
-from millpond.sampling_params import (
+from millpond.messages.sampling_params import (
     MAX_CHOICES,
     MAX_LOGIT_BIASES,
     MAX_LOGPROBS,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from millpond.model_identity import difference, model_identity
-from millpond.presets import PRESETS, Preset
+from millpond.models.identity import difference, model_identity
+from millpond.models.presets import PRESETS, Preset
 
 PRESET = Preset(name="small", source="a/small")
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from millpond.claims import ClaimedJob
 from millpond.messages import FinishReason, JobRequest, JobStatus
-from millpond.presets import PRESETS
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import PRESETS
+from millpond.models.tokenization import ByteTokenizer
+from millpond.queue.claims import ClaimedJob
 from tests.unit.test_intake import FULL, SLOTS, Backlog, Busy
-from worker.preparation import Preparation
+from worker.jobs.preparation import Preparation
 
 SECRET = "the prompt itself"
 

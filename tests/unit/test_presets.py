@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from millpond.errors import ModelLoadError
-from millpond.presets import PRESETS, find_preset
+from millpond.models.presets import PRESETS, find_preset
 
 
 def folder(path: Path, config: Any, generation: Any = None) -> Path:

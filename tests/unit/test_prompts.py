@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millpond.chat_template import ChatTemplateError
 from millpond.errors import InvalidRequestError, PromptTooLongError, UnknownModelError
 from millpond.messages import JobRequest, Message, Truncation
-from millpond.presets import Preset
-from millpond.prompts import PreparedPrompt, prepare_prompt, shared_prefix, truncate
-from millpond.tokenization import ByteTokenizer
+from millpond.models.chat_template import ChatTemplateError
+from millpond.models.presets import Preset
+from millpond.models.prompts import PreparedPrompt, prepare_prompt, shared_prefix, truncate
+from millpond.models.tokenization import ByteTokenizer
 
 PRESET = Preset(
     name="tiny",

@@ -11,8 +11,8 @@ import pytest
 
 from millpond.errors import ModelLoadError
 from millpond.messages import FinishReason, Message
-from millpond.presets import Preset
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import Preset
+from millpond.models.tokenization import ByteTokenizer
 from tests.upstream import NORMAL, Behaviour, Upstream
 from worker.engines.base import (
     Delta,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from millpond.messages import FinishReason, Message
-from millpond.sampling_params import MAX_SEED
+from millpond.messages.sampling_params import MAX_SEED
 from worker.engines.base import GenerationRequest, RowUsage, Sampling
 from worker.engines.remote import wire
 from worker.engines.remote.limit import AdaptiveLimit

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from millpond.results import _next
+from millpond.queue.results import _next
 
 
 async def test_a_cancel_that_meets_a_message_is_not_forgotten() -> None:

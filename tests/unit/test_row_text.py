@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millpond.tokenization import ByteTokenizer, TextStream
-from worker.engines.row_text import RowText
+from millpond.models.tokenization import ByteTokenizer, TextStream
+from worker.engines.scheduling.row_text import RowText
 
 
 def feed(

@@ -32,6 +32,6 @@ def test_the_sources_were_found() -> None:
 
 
 def test_chat_templates_are_rendered_in_a_sandbox() -> None:
-    source = (ROOT / "millpond" / "chat_template.py").read_text()
+    source = (ROOT / "millpond" / "models" / "chat_template.py").read_text()
     assert "ImmutableSandboxedEnvironment(" in source
     assert not re.search(r"(?<!Sandboxed)Environment\(", source)

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 import pytest
 
 from millpond.messages import FinishReason
-from millpond.tokenization import ByteTokenizer
+from millpond.models.tokenization import ByteTokenizer
 from worker.engines.base import Finished, GenerationRequest, RejectionCode, Sampling
-from worker.engines.kv_budget import GROWTH_TOKENS
-from worker.engines.scheduler import Scheduler
-from worker.engines.sequence import Row
+from worker.engines.scheduling.kv_budget import GROWTH_TOKENS
+from worker.engines.scheduling.row import Row
+from worker.engines.scheduling.scheduler import Scheduler
 
 TOKENIZER = ByteTokenizer()
 

@@ -5,10 +5,10 @@ from importlib import resources
 
 import pytest
 
-from millpond.keys import QUEUE_KEYS, Keys
-from millpond.scripts import load_script
+from millpond.queue.keys import QUEUE_KEYS, Keys
+from millpond.queue.scripts import load_script
 
-LUA = resources.files("millpond") / "lua"
+LUA = resources.files("millpond.queue") / "lua"
 FILES = {
     file.name.removesuffix(".lua"): file.read_text(encoding="utf-8")
     for file in LUA.iterdir()

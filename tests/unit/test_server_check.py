@@ -2,7 +2,7 @@
 
 import pytest
 
-from millpond.server_check import ServerFacts, UnsuitableServerError
+from millpond.queue.server_check import ServerFacts, UnsuitableServerError
 
 GOOD = {"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "aof_enabled": 1}
 

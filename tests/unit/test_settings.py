@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from millpond.errors import InvalidRequestError
-from millpond.queue import QueueOptions
+from millpond.queue.job_queue import QueueOptions
 from millpond.settings import Settings, load_settings
 
 

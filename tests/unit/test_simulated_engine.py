@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from millpond.messages import FinishReason
-from millpond.presets import PRESETS
-from millpond.tokenization import ByteTokenizer
+from millpond.models.presets import PRESETS
+from millpond.models.tokenization import ByteTokenizer
 from worker.engines import build_engine
 from worker.engines.base import (
     Engine,

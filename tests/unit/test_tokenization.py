@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from millpond.chat_template import ChatTemplateError
 from millpond.errors import ModelLoadError
 from millpond.messages import Message
-from millpond.tokenization import ByteTokenizer, FolderTokenizer, Tokenizer
+from millpond.models.chat_template import ChatTemplateError
+from millpond.models.tokenization import ByteTokenizer, FolderTokenizer, Tokenizer
 
 CORPUS = ["the mill by the pond grinds the grain", "naïve café déjà vu", "漢字 🎉 emoji 👩‍🌾"] * 3
 TEMPLATE = """

@@ -1,7 +1,7 @@
 """The engines by name. Importing this package loads no torch."""
 
 from millpond.errors import ModelLoadError
-from millpond.tokenization import Tokenizer
+from millpond.models.tokenization import Tokenizer
 from worker.engines.base import Engine, EngineConfig
 from worker.engines.remote.config import RemoteConfig
 from worker.engines.simulated import SimulatedConfig, SimulatedEngine
@@ -29,7 +29,7 @@ def build_engine(
         assert remote is not None
         return RemoteEngine.connect(config, tokenizer, remote)
     if config.engine == "transformers":
-        from worker.engines.transformers.engine import TransformersEngine
+        from worker.engines.model.engine import TransformersEngine
 
         return TransformersEngine.load(config, tokenizer)
     raise ModelLoadError(f"engine {config.engine!r} is none of {', '.join(ENGINES)}")

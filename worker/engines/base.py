@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from millpond.messages import FinishReason, Message
-from millpond.presets import Preset
+from millpond.models.presets import Preset
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]

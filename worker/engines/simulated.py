@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from millpond.messages import FinishReason
-from millpond.tokenization import ByteTokenizer, Tokenizer
+from millpond.models.tokenization import ByteTokenizer, Tokenizer
 from worker.engines.base import (
     Capacity,
     EngineConfig,
@@ -24,8 +24,8 @@ from worker.engines.base import (
     RejectionCode,
     TokenLogprobs,
 )
-from worker.engines.scheduler import Scheduler
-from worker.engines.sequence import Row
+from worker.engines.scheduling.row import Row
+from worker.engines.scheduling.scheduler import Scheduler
 
 _WORDS = tuple(
     (

@@ -16,7 +16,7 @@ import structlog
 import uvloop
 
 from millpond.errors import ModelLoadError
-from millpond.tokenization import Tokenizer
+from millpond.models.tokenization import Tokenizer
 from worker.engines.base import (
     Capacity,
     EngineConfig,
@@ -41,7 +41,7 @@ from worker.engines.remote.upstream import (
     Upstream,
     UpstreamError,
 )
-from worker.engines.scheduler import Scheduler
+from worker.engines.scheduling.scheduler import Scheduler
 
 T = TypeVar("T")
 

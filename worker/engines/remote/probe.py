@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 
 from millpond.messages import Message
-from millpond.tokenization import Tokenizer
+from millpond.models.tokenization import Tokenizer
 from worker.engines.base import GenerationRequest, Sampling
 from worker.engines.remote import wire
 from worker.engines.remote.config import RemoteConfig

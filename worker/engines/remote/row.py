@@ -3,7 +3,7 @@
 from millpond.messages import FinishReason
 from worker.engines.base import GenerationRequest, RowUsage, TokenLogprobs
 from worker.engines.remote.wire import Chunk
-from worker.engines.sequence import Row
+from worker.engines.scheduling.row import Row
 
 MAX_FAILURES = 5
 ANOTHER_TEXT = "the stream was cut, and the upstream wrote another text when it was asked again"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millpond.messages import FinishReason
-from millpond.sampling_params import MAX_SEED
+from millpond.messages.sampling_params import MAX_SEED
 from worker.engines.base import GenerationRequest, RowUsage, Sampling, TokenLogprobs
 from worker.engines.remote.config import Route
 

@@ -1,0 +1,1 @@
+"""What is answered: views, errors, event streams, completions."""

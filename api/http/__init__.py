@@ -1,0 +1,1 @@
+"""The HTTP server itself: connections and their limits, and what every request passes through."""

@@ -1,0 +1,88 @@
+"""From a checked request to an accepted job: derives ids from keys, pays tokens, counts outcomes."""
+
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Header, Request
+
+from api.access.gate import Caller
+from api.access.payment import give_back, pay
+from api.answers.errors import InvalidBodyError
+from api.answers.problems import Fault
+from api.directory import ServedQueue
+from api.requests.submissions import new_job
+from api.services import Services
+from millpond.errors import MillpondError, QueueFullError
+from millpond.messages import JobRequest, job_id_from_key
+from millpond.queue.submission import Submission
+
+MAX_KEY_CHARS = 255
+KEY_HEADER = "Idempotency-Key"
+_KEY = re.compile(r"[!-~]{1,255}")
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=KEY_HEADER,
+        description="1 to 255 visible ASCII characters. The same request under it is one job.",
+        json_schema_extra={"pattern": f"^{_KEY.pattern}$"},
+    ),
+]
+
+
+def check_key(key: str) -> str:
+    """Raises InvalidBodyError naming the header."""
+    if not _KEY.fullmatch(key):
+        message = f"must be 1 to {MAX_KEY_CHARS} visible ASCII characters"
+        raise InvalidBodyError([Fault(KEY_HEADER, message, MAX_KEY_CHARS)])
+    return key
+
+
+async def accept(
+    request: Request, api: Services, caller: Caller, job: JobRequest, key: str | None
+) -> tuple[ServedQueue, Submission]:
+    """Queue the job once, even if the request is repeated with its key. Returns once Redis has stored it.
+
+    Raises PriorityForbiddenError, InvalidRequestError, LimitExceededError, QueueFullError,
+    IdempotencyConflictError, ModelNotReadyError, QueueUnavailableError.
+    """
+    caller.check_priority(job.priority)
+    served = await api.directory.find(job.model)
+    id = None if key is None else job_id_from_key(caller.tenant, key)
+    new = new_job(job, await served.tokenizing.prepare(job), id, caller)
+    if id is not None:
+        await api.directory.check_unused_elsewhere(id, served)
+    await pay(request, api, caller, [new])
+    outcome: Submission | MillpondError
+    try:
+        outcome = await served.submissions.submit(new)
+    except QueueFullError as error:
+        outcome = await served.monitor.with_retry_after(error)
+    except MillpondError as error:
+        outcome = error
+    await give_back(request, api, caller, [new], [outcome])
+    if isinstance(outcome, MillpondError):
+        raise outcome
+    count_outcome(api, outcome)
+    api.directory.remember(outcome.id, served)
+    return served, outcome
+
+
+@contextlib.asynccontextmanager
+async def refusals_counted(api: Services) -> AsyncIterator[None]:
+    """Count refused requests."""
+    try:
+        yield
+    except MillpondError as error:
+        count_outcome(api, error)
+        raise
+
+
+def count_outcome(api: Services, outcome: Submission | MillpondError) -> None:
+    if isinstance(outcome, Submission):
+        name = "accepted" if outcome.created else "replayed"
+    else:
+        name = outcome.code
+    api.metrics.jobs.labels(name).inc()

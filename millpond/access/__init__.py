@@ -1,0 +1,1 @@
+"""Who may use the queue, and how much: API keys and rate limits."""

@@ -1,0 +1,1 @@
+"""Batch files: read, run and gather."""

@@ -1,0 +1,1 @@
+"""One machine's stack: the embedded server and the child processes."""

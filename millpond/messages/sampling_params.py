@@ -1,0 +1,101 @@
+"""How a row is sampled and when it ends: the fields that a client may set."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, model_validator
+
+from millpond.messages.fields import CHECKED, Frozen, TokenId
+
+MAX_OUTPUT_TOKENS = 131_072
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 256
+MAX_STOP_TOKEN_IDS = 64
+MAX_LOGIT_BIASES = 1_024
+MAX_LOGPROBS = 20
+MAX_CHOICES = 16
+MAX_SEED = 2**63 - 1
+# As many digits as the largest token id has.
+MAX_KEY_DIGITS = 10
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _from_key(value: Any) -> Any:
+    """Keys of a JSON object are strings, even where they are numbers."""
+    digits = isinstance(value, str) and value.isascii() and value.isdigit()
+    return int(value) if digits and len(value) <= MAX_KEY_DIGITS else value
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS), CHECKED]
+TokenIdKey = Annotated[
+    TokenId,
+    BeforeValidator(
+        _from_key,
+        json_schema_input_type=Annotated[str, Field(pattern=f"^[0-9]{{1,{MAX_KEY_DIGITS}}}$")],
+    ),
+]
+Bias = Annotated[StrictFloat, Field(ge=-100.0, le=100.0)]
+Penalty = Annotated[StrictFloat, Field(ge=-2.0, le=2.0)]
+
+
+class SamplingParams(Frozen):
+    """``None`` takes the preset's default."""
+
+    n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] = Field(
+        default=1, description="How many texts to write, each with a seed of its own."
+    )
+    max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
+    min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_OUTPUT_TOKENS)] = 0
+    temperature: Annotated[StrictFloat, Field(ge=0.0, le=10.0)] | None = None
+    top_p: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = Field(
+        default=None, description="Keep the k most likely tokens; 0 keeps all."
+    )
+    min_p: Annotated[StrictFloat, Field(ge=0.0, le=1.0)] | None = None
+    repetition_penalty: Annotated[StrictFloat, Field(ge=0.1, le=10.0)] | None = Field(
+        default=None,
+        description="Divides the positive logits, and multiplies the negative ones, of the tokens "
+        "of the prompt and of the text so far; 1 changes nothing.",
+    )
+    presence_penalty: Penalty = Field(
+        default=0.0, description="Taken off the logits of the tokens that were generated."
+    )
+    frequency_penalty: Penalty = Field(
+        default=0.0,
+        description="Taken off the logit of each generated token as often as it was generated.",
+    )
+    # Factories here and below: a mutable default would be deep-copied for every request.
+    logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=MAX_LOGIT_BIASES)] = Field(
+        default_factory=dict, description="Token ids to what is added to their logits."
+    )
+    seed: Annotated[StrictInt, Field(ge=0, le=MAX_SEED)] | None = None
+    stop: Annotated[
+        list[StopString], Field(max_length=MAX_STOP_STRINGS), BeforeValidator(_as_list)
+    ] = Field(default_factory=list)
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(
+        default_factory=list
+    )
+    ignore_eos: StrictBool = False
+    loop_repeats: Annotated[StrictInt, Field(ge=2, le=1_000)] | None = Field(
+        default=None,
+        description="End the row when it repeats itself: its last tokens are the same 1 to 64 tokens, "
+        "at least so many times in a row and over at least 32 tokens.",
+    )
+    logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        default=None,
+        description="Give the log-probability of each generated token, and those of so many likeliest "
+        "ones, as the model has them before temperature, penalties and filters.",
+    )
+    adapter: Annotated[str, Field(min_length=1, max_length=64), CHECKED] | None = Field(
+        default=None, description="One of the model's adapters; without it the model as it is."
+    )
+    return_token_ids: StrictBool = False
+    return_prompt_token_ids: StrictBool = False
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens: {self.min_tokens} is above max_tokens {self.max_tokens}")
+        return self

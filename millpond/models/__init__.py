@@ -1,0 +1,1 @@
+"""What is known of a model without torch: presets, sizes, memory plan, tokenizer, prompts."""

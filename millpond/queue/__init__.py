@@ -1,0 +1,1 @@
+"""The queue protocol: keys, scripts, the write side and the read side."""

@@ -1,0 +1,271 @@
+"""The read side of a queue: get a job, wait for it, follow it live, replay its events."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from millpond.errors import InvalidRequestError, JobNotFoundError
+from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
+from millpond.messages.worker_state import RegisteredWorker, read_entry
+from millpond.queue.keys import Keys
+from millpond.queue.scripts import Scripts, raising_unavailable
+from millpond.queue.subscriptions import GAP, Subscriptions
+
+REPLAY_PAGE = 500
+ENTRY_ID_PATTERN = re.compile(r"\d{1,19}(-\d{1,19})?")
+# Pub/sub is only a hint: a waiter reads the stored state at least this often.
+LOOK_AGAIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """What is in the queue now, by priority, and what has left it so far, by status.
+
+    ``unfinished`` counts the queued and running jobs of each tenant that has any.
+    """
+
+    queued: dict[Priority, int]
+    running: int
+    accepted: dict[Priority, int]
+    done: dict[JobStatus, int]
+    dead: int
+    delayed: int
+    missing: int
+    unfinished: dict[str, int]
+    workers: list[RegisteredWorker]
+
+    @property
+    def depth(self) -> int:
+        return sum(self.queued.values())
+
+    @property
+    def jobs_per_s(self) -> float:
+        """Jobs that the live workers finish a second, together."""
+        return sum(w.state.jobs_per_s for w in self.workers if w.alive)
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job's current state. ``position`` is its place in its tenant's lane; 1 is next.
+
+    ``ahead`` counts the queued jobs that run before it: those before it in its lane, those that the other
+    tenants' fair shares put before it, and those of higher priorities. ``ahead_exact``: the count is not
+    an estimate, though shorter jobs that arrive later may still go first. Suspects are in no lane:
+    position 1, none ahead. ``retry_in_ms`` is set while a retry is delayed.
+    """
+
+    id: str
+    status: JobStatus
+    tenant: str
+    priority: Priority
+    attempts: int
+    created_ms: int
+    claimed_ms: int | None
+    worker: str | None
+    cancelling: bool
+    streams: bool
+    position: int | None
+    ahead: int | None
+    ahead_exact: bool
+    retry_in_ms: int | None
+    result: JobResult | None
+    result_json: bytes | None
+
+
+class Results:
+    """All methods raise QueueUnavailableError when Redis cannot serve.
+
+    ``tenant`` restricts a method to that tenant's jobs; the others are not found.
+    """
+
+    def __init__(self, redis: Redis, queue: str, subscriptions: Subscriptions) -> None:
+        self.keys = Keys(queue)
+        self._redis = redis
+        self._scripts = Scripts(redis, self.keys)
+        self._subscriptions = subscriptions
+
+    async def get(self, id: str, *, tenant: str | None = None) -> JobView:
+        """Raises JobNotFoundError."""
+        answer = await self._scripts.run("inspect", id, tenant or "")
+        if not answer:
+            raise JobNotFoundError(id)
+        return _job_view(id, *answer)
+
+    async def get_results(self, ids: Sequence[str]) -> dict[str, JobResult]:
+        """The stored results of the jobs that have ended, in one round trip."""
+        if not ids:
+            return {}
+        with raising_unavailable():
+            found = await self._redis.mget([self.keys.result(id) for id in ids])
+        return {
+            id: JobResult.model_validate_json(value)
+            for id, value in zip(ids, found, strict=True)
+            if value is not None
+        }
+
+    async def wait(self, id: str, timeout_s: float, *, tenant: str | None = None) -> JobView:
+        """The job once it has ended, or its current state when the time is up."""
+        view = await self.get(id, tenant=tenant)
+        if view.status.terminal or timeout_s <= 0:
+            return view
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        async with self._subscriptions.listen(self.keys.events(id)) as inbox:
+            while (left := end - loop.time()) > 0:
+                message = await _next(inbox, min(left, LOOK_AGAIN_S))
+                if message not in (None, GAP) and b'"type":"finished"' not in message[:64]:
+                    continue
+                view = await self.get(id, tenant=tenant)
+                if view.status.terminal:
+                    return view
+        return await self.get(id, tenant=tenant)
+
+    async def subscribe(
+        self, id: str, after: str = "0", *, tenant: str | None = None
+    ) -> AsyncIterator[JobEvent]:
+        """Every event after the stream entry ``after``, oldest first, up to ``finished``.
+
+        Ends with exactly one FINISHED event, also for a job that keeps no stream or whose stream is
+        gone. Events carry their ``event_id``; pass the last one seen to resume from there.
+        Raises InvalidRequestError if ``after`` is not an entry id.
+        """
+        if not ENTRY_ID_PATTERN.fullmatch(after):
+            raise InvalidRequestError(
+                "after", f"{after[:64]!r} is no event id such as 1700000000000-0"
+            )
+        await self.get(id, tenant=tenant)
+        async with self._subscriptions.listen(self.keys.events(id)) as inbox:
+            while True:
+                message = await _next(inbox, LOOK_AGAIN_S)
+                if message in (None, GAP):
+                    # Read before the replay: a job that has ended by now has its last event in the stream.
+                    last = await self._finished(id, tenant)
+                    async for event in self._replay(id, after):
+                        after = event.event_id
+                        yield event
+                        if event.type is EventType.FINISHED:
+                            return
+                    if last is not None:
+                        yield last
+                        return
+                    continue
+                event = JobEvent.model_validate_json(message)
+                if event.event_id and not _later(event.event_id, after):
+                    continue
+                after = event.event_id or after
+                yield event
+                if event.type is EventType.FINISHED:
+                    return
+
+    async def _replay(self, id: str, after: str) -> AsyncIterator[JobEvent]:
+        while True:
+            with raising_unavailable():
+                page: Any = await self._redis.xrange(
+                    self.keys.events(id), min=f"({after}", max="+", count=REPLAY_PAGE
+                )
+            for entry, fields in page:
+                after = entry.decode()
+                event = JobEvent.model_validate_json(fields[b"event"])
+                yield event.model_copy(update={"event_id": after})
+            if len(page) < REPLAY_PAGE:
+                return
+
+    async def _finished(self, id: str, tenant: str | None) -> JobEvent | None:
+        """The ``finished`` event of a job that has ended, built from its stored result."""
+        view = await self.get(id, tenant=tenant)
+        if view.result is None:
+            return None
+        return JobEvent(type=EventType.FINISHED, id=id, attempt=view.attempts, result=view.result)
+
+    async def queue_state(self) -> QueueState:
+        raw, dead, delayed, open, workers, now_ms = await self._scripts.run("state")
+        counts = {name: int(number) for name, number in _pairs(raw).items()}
+        return QueueState(
+            queued={p: counts.get(f"queued:{p}", 0) for p in Priority},
+            running=counts.get("running", 0),
+            accepted={p: counts.get(f"accepted:{p}", 0) for p in Priority},
+            done={s: counts.get(f"done:{s}", 0) for s in JobStatus if s.terminal},
+            dead=dead,
+            delayed=delayed,
+            missing=counts.get("missing", 0),
+            unfinished={tenant: int(number) for tenant, number in _pairs(open).items()},
+            workers=sorted(
+                (
+                    worker
+                    for id, entry in zip(workers[::2], workers[1::2], strict=True)
+                    if (worker := read_entry(id.decode(), entry, now_ms))
+                ),
+                key=lambda w: w.id,
+            ),
+        )
+
+
+async def _next(inbox: "asyncio.Queue[bytes]", timeout_s: float) -> bytes | None:
+    # Not wait_for: on Python 3.11 it forgets that it was cancelled when a message comes at that moment,
+    # and a stream whose client had left went on for ever.
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await inbox.get()
+    except TimeoutError:
+        return None
+
+
+def _later(entry: str, other: str) -> bool:
+    """Whether stream entry id ``entry`` comes after ``other``."""
+
+    def parts(text: str) -> tuple[int, int]:
+        ms, _, seq = text.partition("-")
+        return int(ms), int(seq or 0)
+
+    return parts(entry) > parts(other)
+
+
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    return {k.decode(): v.decode() for k, v in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _job_view(
+    id: str,
+    record: list[bytes],
+    result: bytes | None,
+    now_ms: int,
+    counts: list[bytes],
+    place: int | None,
+    others: int,
+) -> JobView:
+    fields = _pairs(record)
+    numbers = {k: int(v) for k, v in _pairs(counts).items()}
+    status = JobStatus(fields["status"])
+    priority = Priority(fields["priority"])
+    position = ahead = retry_in_ms = None
+    elsewhere = 0
+    if status is JobStatus.QUEUED and place is not None:
+        above = list(Priority)[: list(Priority).index(priority)]
+        elsewhere = others + sum(numbers.get(f"queued:{p}", 0) for p in above)
+        position, ahead = place + 1, place + elsewhere
+    elif status is JobStatus.QUEUED:
+        position, ahead = 1, 0
+        if "due" in fields:
+            retry_in_ms = max(0, int(fields["due"]) - now_ms)
+    return JobView(
+        id=id,
+        status=status,
+        tenant=fields["tenant"],
+        priority=priority,
+        attempts=int(fields["attempts"]),
+        created_ms=int(fields["created"]),
+        claimed_ms=int(fields["claimed"]) if "claimed" in fields else None,
+        worker=fields.get("worker"),
+        cancelling="cancel" in fields and not status.terminal,
+        streams=fields["stream"] == "1",
+        position=position,
+        ahead=ahead,
+        ahead_exact=elsewhere == 0,
+        retry_in_ms=retry_in_ms,
+        result=None if result is None else JobResult.model_validate_json(result),
+        result_json=result,
+    )

@@ -1,0 +1,98 @@
+"""What computes: the cache of keys and values, and the runner that fills and reads it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from millpond.models.memory_plan import PREFILL_TOKENS
+from millpond.models.tokenization import ByteTokenizer
+from worker.engines.base import GenerationRequest, Sampling
+from worker.engines.model.loading import LoadedModel
+from worker.engines.native.pages import PagedCache
+from worker.engines.native.runner import NativeRunner
+from worker.engines.native.sampler import NativeSampler
+from worker.engines.sampling.sampling import Output, Sampler, torch_sampler
+from worker.engines.scheduling.prefill import Chunk, cut_chunks
+from worker.engines.scheduling.row import Row
+from worker.engines.torch.kv_cache import KVCache
+from worker.engines.torch.model_runner import ModelRunner
+from worker.engines.torch.replay import record_cuda_graph
+
+
+class Cache(Protocol):
+    @property
+    def allocated_tokens(self) -> int: ...
+
+    def allocate(self, rows: list[Row]) -> None:
+        """Give each row a place for its tokens; all of them or, out of memory, none."""
+
+    def copy(self, source: Row, row: Row) -> None:
+        """Fill the row's place from that of another, which has the same tokens and has read them."""
+
+    def make_room(self) -> None:
+        """Give each row a place for its newest token."""
+
+    def free(self, row: Row, *, scrub: bool = False) -> None:
+        """Take the row's place back; unknown rows are ignored. ``scrub`` what may not be finite."""
+
+    def trim(self) -> None:
+        """Give unused memory back."""
+
+    def clear(self) -> None: ...
+
+
+class Runner(Protocol):
+    """With ``logits`` the output has them for all rows, else for those that need them."""
+
+    def read(self, chunk: Chunk, *, logits: bool = False) -> Output:
+        """One forward pass over the chunk: what it says of the rows that it reads to their ends."""
+
+    def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
+        """Read the newest token of each of these rows; they come back in the output's order. Other
+        rows may have places in the cache, being prefilled."""
+
+    def trim(self) -> None:
+        """Give back memory that only saves time."""
+
+
+def prefill(runner: Runner, rows: Iterable[Row], *, logits: bool = False) -> Output:
+    """Read all tokens of these rows, which have their places already."""
+    chunks = cut_chunks(rows, PREFILL_TOKENS)
+    if len(chunks) == 1:
+        return runner.read(chunks[0], logits=logits)
+    # Copies, for the next pass may overwrite what one says.
+    return Output.joined([runner.read(chunk, logits=logits).copy() for chunk in chunks])
+
+
+def build_backend(
+    loaded: LoadedModel, *, kv_tokens: int, slots: int, prefix: Sequence[int] = ()
+) -> tuple[Cache, Runner]:
+    """A cache for so many tokens and rows, and its runner.
+
+    Most prompts begin with ``prefix``: the native runner reads it once, now, and the rows share it.
+    """
+    if loaded.native is not None:
+        pages = PagedCache(
+            loaded.native.page_bytes, kv_tokens=kv_tokens, slots=slots, prefix_tokens=len(prefix)
+        )
+        runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
+        if prefix:
+            request = GenerationRequest("prefix", prefix, Sampling(max_tokens=1, seed=0))
+            row = Row(request, ByteTokenizer())
+            pages.allocate([row])
+            prefill(runner, [row])
+            pages.keep_prefix(row)
+        return pages, runner
+    shelves = KVCache(loaded.layout, kv_tokens=kv_tokens)
+    # Which rows have which adapter changes from step to step, and a recording would not.
+    recordable = loaded.device.type == "cuda" and loaded.adapters is None
+    return shelves, ModelRunner(
+        loaded.model,
+        loaded.windows,
+        shelves,
+        loaded.adapters,
+        record=record_cuda_graph if recordable else None,
+    )
+
+
+def build_sampler(loaded: LoadedModel) -> Sampler:
+    return torch_sampler if loaded.native is None else NativeSampler(loaded.native.library)

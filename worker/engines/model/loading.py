@@ -1,0 +1,243 @@
+"""Load a model folder for this engine, and refuse what it would serve wrongly."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from millpond.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
+from millpond.models.architecture import SIZE_NAMES, Architecture
+from millpond.models.memory_plan import PAGES, SHELVES, Footprint
+from worker.engines.base import Device, DType, EngineConfig
+from worker.engines.native.kernels import NativeKernels, NotNativeError
+from worker.engines.native.library import cpu_flags
+from worker.engines.torch import attention
+from worker.engines.torch.adapters import TokenGroups, attach
+from worker.engines.torch.kv_cache import KVLayout
+from worker.engines.torch.linear import pack_linears
+
+_log = logging.getLogger(__name__)
+
+_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+# Set to anything true, each of these changes attention in a way that the engine does not follow.
+_REFUSED_SETTINGS = (
+    "attn_logit_softcapping",
+    "use_bidirectional_attention",
+    "is_encoder_decoder",
+    "num_kv_shared_layers",
+    "attention_chunk_size",
+    "alibi",
+)
+# These rotate by the longest row of the batch, so beyond this length a row would depend on company.
+_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """``windows``: each layer's sliding window, None for full attention.
+
+    With ``native``, the kernels compute; ``model`` is then only what they are checked against.
+    ``adapters`` says to the model's layers which tokens are whose, if adapters are loaded.
+    """
+
+    model: Any
+    dtype: torch.dtype
+    device: torch.device
+    layout: KVLayout
+    architecture: Architecture
+    windows: tuple[int | None, ...]
+    context_tokens: int
+    native: NativeKernels | None = None
+    adapters: TokenGroups | None = None
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it takes of memory beside its weights."""
+        cache = SHELVES if self.native is None else PAGES
+        return Footprint(self.architecture, self.dtype.itemsize, cache)
+
+    @property
+    def backend(self) -> str:
+        """What computes, as receipts name it."""
+        if self.native is not None:
+            return f"native {self.native.instructions}"
+        return f"torch {self.device.type}"
+
+    @property
+    def dtype_name(self) -> str:
+        if self.native is not None and self.native.weights == "int8":
+            return "int8"
+        return str(self.dtype).removeprefix("torch.")
+
+    def without_reference(self) -> "LoadedModel":
+        """Without transformers' own copy of the weights, where it is not what computes."""
+        return self if self.native is None else replace(self, model=None)
+
+
+def choose_device(device: Device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError("device cuda: torch sees no CUDA device")
+    return torch.device(device)
+
+
+def choose_dtype(dtype: DType, device: torch.device) -> torch.dtype:
+    """``auto`` is the fastest type that the device computes natively."""
+    if dtype != "auto":
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    if device.type == "cuda":
+        # Not is_bf16_supported(): it says yes on a T4, which only emulates bfloat16.
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= 8 else torch.float16
+    flags = cpu_flags()
+    return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else torch.float32
+
+
+def load(engine: EngineConfig) -> LoadedModel:
+    """Load the folder's weights (safetensors only, no code of the model's own) onto the device.
+
+    Raises ModelLoadError, and UnsupportedModelError for an architecture that cannot be served.
+    """
+    folder = engine.model_folder
+    if folder is None:
+        raise ModelLoadError("the transformers engine needs a model folder")
+    attention.register()
+    transformers_logging.disable_progress_bar()
+    chosen_device = choose_device(engine.device)
+    chosen_dtype = choose_dtype(engine.dtype, chosen_device)
+    if engine.weights == "int8":
+        chosen_dtype = torch.bfloat16
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_config(config)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=chosen_dtype,
+            attn_implementation=attention.ATTENTION_NAME,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except ModelLoadError:
+        raise
+    except Exception as error:  # transformers raises many kinds
+        raise ModelLoadError(f"{folder}: {error}") from error
+    loaded = adopt(model.to(chosen_device))
+    try:
+        return replace(loaded, native=_native_kernels(loaded, engine))
+    except NotNativeError as error:
+        if engine.weights == "int8":
+            raise ModelLoadError(f"weights int8: {error}") from error
+        _log.info("%s runs on torch: %s", folder.name, error)
+        pack_linears(model)
+        return with_adapters(loaded, engine.adapters)
+
+
+def with_adapters(loaded: LoadedModel, adapters: Mapping[str, str]) -> LoadedModel:
+    """With these adapters, by name, beside the model's layers. Raises ModelLoadError."""
+    if not adapters:
+        return loaded
+    folders = {name: Path(folder) for name, folder in adapters.items()}
+    return replace(loaded, adapters=attach(loaded.model, folders))
+
+
+def _native_kernels(loaded: LoadedModel, engine: EngineConfig) -> NativeKernels:
+    if engine.adapters:
+        raise NotNativeError("the kernels have no adapters")
+    if loaded.device.type != "cpu" or loaded.dtype is not torch.bfloat16:
+        raise NotNativeError("the kernels are for bfloat16 on the CPU")
+    if "amx_bf16" in cpu_flags() and engine.weights != "int8":
+        raise NotNativeError("torch uses this processor's matrix unit, the kernels do not")
+    return NativeKernels.load(
+        loaded.model,
+        loaded.windows,
+        context_tokens=min(loaded.context_tokens, engine.preset.context_tokens),
+        weights="int8" if engine.weights == "int8" else "bfloat16",
+        cache_dir=engine.cache_dir,
+    )
+
+
+def adopt(model: Any) -> LoadedModel:
+    """Take a model in memory as it is, its attention switched to ours."""
+    attention.register()
+    config = model.config
+    check_config(config)
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModelError(f"{_name(config)}: transformers cannot switch its attention")
+    model.set_attn_implementation(attention.ATTENTION_NAME)
+    model.eval()
+    sizes = architecture_of(config)
+    layout = KVLayout(
+        num_layers=sizes.num_layers,
+        num_kv_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    return LoadedModel(
+        model=model,
+        dtype=model.dtype,
+        device=model.device,
+        layout=layout,
+        architecture=sizes,
+        windows=layer_windows(config),
+        context_tokens=context_limit(config),
+    )
+
+
+def check_config(config: Any) -> None:
+    """Raise UnsupportedModelError for what the attention here does not do."""
+    name = _name(config)
+    if config.get_text_config() is not config:
+        raise UnsupportedModelError(f"{name}: only text models are served")
+    for setting in _REFUSED_SETTINGS:
+        if getattr(config, setting, None):
+            raise UnsupportedModelError(f"{name}: {setting} is not supported")
+    unknown = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
+    if unknown:
+        raise UnsupportedModelError(
+            f"{name}: layers of type {', '.join(sorted(unknown))} are not supported"
+        )
+
+
+def architecture_of(config: Any) -> Architecture:
+    """Raises UnsupportedModelError for a config without the usual sizes."""
+    # By attribute: some families store these under names of their own.
+    named = {name: getattr(config, name, None) for name in SIZE_NAMES}
+    try:
+        return Architecture.from_config(config.to_dict() | named)
+    except InvalidRequestError as error:
+        raise UnsupportedModelError(f"{_name(config)}: {error}") from error
+
+
+def layer_windows(config: Any) -> tuple[int | None, ...]:
+    """Each layer's sliding window, None for full attention."""
+    window: int | None = getattr(config, "sliding_window", None)
+    layer_types: list[str] | None = getattr(config, "layer_types", None)
+    if layer_types is None:
+        return (window,) * int(config.num_hidden_layers)
+    return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+
+
+def context_limit(config: Any) -> int:
+    """The most tokens of a row that the model's positions serve."""
+    limit = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+        original = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        limit = min(limit, int(original or limit))
+    return limit
+
+
+def _name(config: Any) -> str:
+    return str((getattr(config, "architectures", None) or [config.model_type])[0])

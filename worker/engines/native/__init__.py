@@ -1,0 +1,1 @@
+"""The backend of compiled CPU kernels, with an own forward pass in C."""

@@ -1,0 +1,124 @@
+"""Calls the compiled forward pass: prefill of a group, a decode step of the batch."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worker.engines.native import structs
+from worker.engines.native.logits import LogitsBuffer
+from worker.engines.native.pages import PagedCache
+from worker.engines.native.weights import PANEL, NativeModel
+from worker.engines.sampling.sampling import Output
+from worker.engines.scheduling.prefill import Chunk
+from worker.engines.scheduling.row import Row
+
+
+class NativeRunner:
+    """A row's results depend on its own tokens alone, bit for bit: not on its company, nor on how
+    its tokens are divided between prefill and decode, nor on the number of threads."""
+
+    def __init__(self, model: NativeModel, library: ctypes.CDLL, cache: PagedCache) -> None:
+        self._model = model
+        self._cache = cache
+        self._forward = library.millpond_forward
+        self._forward.argtypes = (ctypes.POINTER(structs.Model), ctypes.POINTER(structs.Batch))
+        self._forward.restype = None
+        self._scratch: dict[str, npt.NDArray[Any]] = {}
+        self._logits = LogitsBuffer(model.vocab_size)
+
+    def read(self, chunk: Chunk, *, logits: bool = False) -> Output:
+        scores, addresses = self._logits.places(chunk.ended_rows, every=logits)
+        best = self._run(
+            [row for row, _, _ in chunk.pieces],
+            chunk.token_ids,
+            [(start, stop - start) for _, start, stop in chunk.pieces],
+            chunk.ended,
+            addresses,
+        )
+        return _output(best, scores)
+
+    def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
+        rows = list(rows)
+        scores, addresses = self._logits.places(rows, every=logits)
+        best = self._run(
+            rows,
+            [row.next_token_id for row in rows],
+            [(row.read_tokens, 1) for row in rows],
+            list(range(len(rows))),
+            addresses,
+        )
+        return rows, _output(best, scores)
+
+    def trim(self) -> None:
+        self._scratch.clear()
+        self._logits.clear()
+
+    def _run(
+        self,
+        rows: Sequence[Row],
+        token_ids: Sequence[int],
+        spans: Sequence[tuple[int, int]],
+        ended: Sequence[int],
+        logits: npt.NDArray[np.uint64],
+    ) -> list[int]:
+        """One call; the likeliest token after each of the segments ``ended``, -1 where logits are not
+        finite. ``spans`` are first positions and counts; ``logits`` the addresses for the logits."""
+        counts = np.array([count for _, count in spans], dtype=np.int32)
+        starts = np.zeros(len(spans) + 1, dtype=np.int32)
+        np.cumsum(counts, out=starts[1:])
+        segment_of = np.repeat(np.arange(len(spans), dtype=np.int32), counts)
+        firsts = np.array([first for first, _ in spans], dtype=np.int32) - starts[:-1]
+        positions = np.arange(len(token_ids), dtype=np.int32) + firsts[segment_of]
+        ids = np.array(token_ids, dtype=np.int32)
+        pages = np.array([self._cache.table_of(r).address for r in rows], dtype=np.uint64)
+        outputs = starts[1:][list(ended)] - 1
+        best = np.empty(len(ended), dtype=np.int32)
+        batch = structs.Batch(
+            threads=torch.get_num_threads(),
+            tokens=len(ids),
+            segments=len(spans),
+            outputs=len(ended),
+            token_ids=ids.ctypes.data,
+            positions=positions.ctypes.data,
+            segment_of=segment_of.ctypes.data,
+            segment_start=starts.ctypes.data,
+            pages=pages.ctypes.data,
+            output_tokens=outputs.ctypes.data,
+            pool=self._cache.address,
+            logits=logits.ctypes.data,
+            best=best.ctypes.data,
+            **self._scratch_for(len(ids), len(ended)),
+        )
+        self._forward(self._model.struct, batch)
+        found: list[int] = best.tolist()
+        return found
+
+    def _scratch_for(self, tokens: int, outputs: int) -> dict[str, int]:
+        m = self._model
+        attention = m.num_heads * m.head_dim
+        widest = max(m.hidden_size, attention, m.inner_size)
+        panels = -(-m.vocab_size // PANEL)
+        rows = max(tokens, outputs)
+        sizes: dict[str, tuple[int, type]] = {
+            "residual": (tokens * m.hidden_size, np.float32),
+            "input": (rows * widest, np.uint16),
+            "queries": (rows * widest, np.uint16),
+            "wide": (tokens * (attention + 2 * m.num_kv_heads * m.head_dim), np.float32),
+            "quantized": (rows * widest, np.uint8),
+            "quant_scale": (rows, np.float32),
+            "best_value": (outputs * panels, np.float32),
+            "best_index": (outputs * panels, np.int32),
+        }
+        for name, (size, kind) in sizes.items():
+            held = self._scratch.get(name)
+            if held is None or held.size < size:
+                self._scratch[name] = np.empty(size, dtype=kind)
+        return {name: array.ctypes.data for name, array in self._scratch.items()}
+
+
+def _output(best: list[int], logits: torch.Tensor | None) -> Output:
+    return Output(logits=logits, best=[None if token < 0 else token for token in best])

@@ -1,0 +1,177 @@
+"""A transformers model's weights, laid out once for the kernels."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from worker.engines.native import structs
+from worker.engines.native.smoothing import ChannelPeaks
+
+Weights = Literal["bfloat16", "int8"]
+
+PANEL = 64
+_GATES = 32
+_MAX_HEAD_DIM = 256
+# Families whose layers are what csrc/forward.c computes; the self-check confirms it at each load.
+_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3"})
+
+
+class NotNativeError(Exception):
+    """The kernels do not compute this model, and the message says why."""
+
+
+def check_native(config: Any, windows: Sequence[int | None]) -> None:
+    """Raise NotNativeError for a model that the kernels do not compute."""
+    if config.model_type not in _FAMILIES:
+        raise NotNativeError(f"no kernels for models of type {config.model_type}")
+    if config.hidden_act not in ("silu", "swish"):
+        raise NotNativeError(f"no kernels for the activation {config.hidden_act}")
+    head_dim = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    group = config.num_attention_heads % (config.num_key_value_heads or 1)
+    sizes = (config.hidden_size % 32, config.intermediate_size % _GATES, head_dim % 32, group)
+    if any(sizes) or head_dim > _MAX_HEAD_DIM:
+        raise NotNativeError("the model's sizes are no multiples of 32")
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope_type not in ("default", "linear", "llama3", "yarn"):
+        raise NotNativeError(f"no kernels for rope of type {rope_type}")
+
+
+class NativeModel:
+    """Owns the packed weights and the struct that points to them.
+
+    ``context_tokens`` is how far the rotary tables reach.
+    """
+
+    def __init__(
+        self, model: Any, windows: Sequence[int | None], context_tokens: int, weights: Weights
+    ) -> None:
+        config = model.config
+        check_native(config, windows)
+        self._kept: list[torch.Tensor] = []
+        self._weights = weights
+        self._peaks = ChannelPeaks(model) if weights == "int8" else None
+        base = model.model
+        self.vocab_size = int(config.vocab_size)
+        self.hidden_size = int(config.hidden_size)
+        self.num_heads = int(config.num_attention_heads)
+        self.num_kv_heads = int(config.num_key_value_heads or self.num_heads)
+        self.head_dim = int(getattr(config, "head_dim", None) or self.hidden_size // self.num_heads)
+        self.inner_size = int(config.intermediate_size)
+        self.num_layers = int(config.num_hidden_layers)
+        cosine, sine = _rotary_tables(base, context_tokens, self.hidden_size)
+        layers = (structs.Layer * self.num_layers)()
+        for target, layer, window in zip(layers, base.layers, windows, strict=True):
+            self._fill_layer(target, layer, window)
+        final_norm, head = base.norm.weight, model.lm_head.weight
+        if self._peaks is not None:
+            by = self._peaks.factors(model.lm_head, head)
+            final_norm, head = final_norm / by, head * by
+        self.struct = structs.Model(
+            layers=self.num_layers,
+            hidden=self.hidden_size,
+            heads=self.num_heads,
+            kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            inner=self.inner_size,
+            vocab=self.vocab_size,
+            rotary_dim=2 * cosine.shape[1],
+            epsilon=config.rms_norm_eps,
+            scale=base.layers[0].self_attn.scaling * math.log2(math.e),
+            embedding=self._keep(base.embed_tokens.weight.detach().to(torch.bfloat16)),
+            final_norm=self._floats(final_norm),
+            cosine=self._keep(cosine),
+            sine=self._keep(sine),
+            layer=layers,
+            head=self._linear(head, model.lm_head.bias),
+        )
+
+    def _fill_layer(self, target: structs.Layer, layer: Any, window: int | None) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        if hasattr(attention, "qkv_proj"):
+            reads_norm, reads_mlp_norm = attention.qkv_proj, mlp.gate_up_proj
+            qkv, qkv_bias = attention.qkv_proj.weight, attention.qkv_proj.bias
+            gate, up = mlp.gate_up_proj.weight.chunk(2)
+        else:
+            reads_norm, reads_mlp_norm = attention.q_proj, mlp.gate_proj
+            parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+            qkv = torch.cat([p.weight for p in parts])
+            biases = [p.bias for p in parts if p.bias is not None]
+            qkv_bias = torch.cat(biases) if len(biases) == len(parts) else None
+            gate, up = mlp.gate_proj.weight, mlp.up_proj.weight
+            if mlp.gate_proj.bias is not None:
+                raise NotNativeError("no kernels for biases in the MLP")
+        norm, mlp_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        if self._peaks is not None:
+            by = self._peaks.factors(reads_norm, qkv)
+            norm, qkv = norm / by, qkv * by
+            by = self._peaks.factors(reads_mlp_norm, gate, up)
+            mlp_norm, gate, up = mlp_norm / by, gate * by, up * by
+        # 32 gates and their 32 ups share a panel, so that one kernel call has both.
+        pairs = (gate.unflatten(0, (-1, _GATES)), up.unflatten(0, (-1, _GATES)))
+        target.qkv = self._linear(qkv, qkv_bias)
+        target.out = self._linear(attention.o_proj.weight, attention.o_proj.bias)
+        target.gate_up = self._linear(torch.cat(pairs, dim=1).flatten(0, 1), None)
+        # What it reads is too uneven for a byte, even in int8.
+        target.down = self._linear(mlp.down_proj.weight, mlp.down_proj.bias, "bfloat16")
+        target.attention_norm = self._floats(norm)
+        target.mlp_norm = self._floats(mlp_norm)
+        if hasattr(attention, "q_norm"):
+            target.query_norm = self._floats(attention.q_norm.weight)
+            target.key_norm = self._floats(attention.k_norm.weight)
+        target.window = window or 0
+
+    def _linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, kind: Weights | None = None
+    ) -> structs.Linear:
+        weight = weight.detach()
+        n, k = weight.shape
+        linear = structs.Linear(n=n, k=k)
+        if bias is not None:
+            linear.bias = self._floats(bias)
+        if (kind or self._weights) == "int8":
+            scale = weight.float().abs().amax(dim=1).clamp_(min=1e-12) / 127
+            whole = (weight.float() / scale[:, None]).round_().to(torch.int8)
+            linear.scale = self._keep(_pad(scale))
+            linear.sum = self._keep(_pad(whole.sum(dim=1, dtype=torch.int32)))
+            linear.weight = self._keep(_panels(whole, 4))
+        else:
+            linear.weight = self._keep(_panels(weight.to(torch.bfloat16), 2))
+        return linear
+
+    def _floats(self, tensor: torch.Tensor) -> int:
+        return self._keep(tensor.detach().float())
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        """Hold on to the tensor's memory and return its address."""
+        tensor = tensor.contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def _pad(tensor: torch.Tensor) -> torch.Tensor:
+    """Zeros up to the next multiple of a panel in the first dimension."""
+    missing = -tensor.shape[0] % PANEL
+    return torch.cat((tensor, tensor.new_zeros((missing, *tensor.shape[1:]))))
+
+
+def _panels(weight: torch.Tensor, together: int) -> torch.Tensor:
+    """From [n, k] to panels of 64 outputs: [n / 64, k / together, 64, together]."""
+    padded = _pad(weight)
+    n, k = padded.shape
+    panels = padded.view(n // PANEL, PANEL, k // together, together)
+    return panels.permute(0, 2, 1, 3).contiguous()
+
+
+def _rotary_tables(
+    base: Any, context_tokens: int, hidden_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine for each position, ``[context_tokens, rotary_dim / 2]``, from the model."""
+    positions = torch.arange(context_tokens)[None]
+    probe = torch.zeros((1, 1, hidden_size), dtype=torch.float32)
+    cosine, sine = base.rotary_emb(probe, positions)
+    half = cosine.shape[-1] // 2
+    return cosine[0, :, :half].float().contiguous(), sine[0, :, :half].float().contiguous()

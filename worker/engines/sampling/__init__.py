@@ -1,0 +1,1 @@
+"""From logits to tokens, for both backends: filters, penalties, log-probabilities."""

@@ -1,0 +1,1 @@
+"""Which rows run at the next step, and when each one ends. No model."""

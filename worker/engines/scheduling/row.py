@@ -1,0 +1,208 @@
+"""One job's tokens and progress inside an engine."""
+
+from collections.abc import Collection
+
+from millpond.messages import FinishReason
+from millpond.models.tokenization import Tokenizer
+from worker.engines.base import (
+    Delta,
+    Finished,
+    GenerationRequest,
+    RowStats,
+    RowUsage,
+    TokenLogprobs,
+)
+from worker.engines.scheduling.kv_budget import GROWTH_TOKENS
+from worker.engines.scheduling.loop_finder import LoopFinder
+from worker.engines.scheduling.row_text import RowText
+from worker.engines.scheduling.token_counts import TokenCounts
+
+
+class Row:
+    """Owns a row's tokens, its text and the conditions that end it.
+
+    Tokens go in by `append` until `finish_reason` is set, by a token or by `end`; after every step
+    `take_delta` gives what is new. ``decode_steps`` and ``decode_rows`` count the steps that this
+    row took part in and the rows of all those steps. ``counts`` is kept for rows with penalties;
+    ``arrival`` is the row's place in the order of admission, which the scheduler gives it.
+    ``read_tokens`` are in the KV cache: some of them while the row is prefilled, then all but the newest.
+    """
+
+    __slots__ = (
+        "_end_token_ids",
+        "_expected_tokens",
+        "_loop",
+        "_new_text",
+        "_row_text",
+        "_taken_tokens",
+        "adapter",
+        "adjusts_logits",
+        "arrival",
+        "counts",
+        "decode_rows",
+        "decode_steps",
+        "error",
+        "finish_reason",
+        "group_rows",
+        "id",
+        "logprobs",
+        "prompt_token_ids",
+        "read_tokens",
+        "retryable",
+        "sampling",
+        "token_ids",
+        "usage",
+    )
+
+    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer) -> None:
+        sampling = request.sampling
+        self.id = request.id
+        self.prompt_token_ids = list(request.prompt_token_ids)
+        self.sampling = sampling
+        self.adapter = request.adapter
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.arrival = 0
+        self.read_tokens = 0
+        self._expected_tokens = request.expected_tokens
+        self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
+        self.retryable = False
+        self.group_rows = 0
+        self.decode_steps = 0
+        self.decode_rows = 0
+        self.counts = _counts(request)
+        self.adjusts_logits = self.counts is not None or bool(sampling.logit_bias)
+        self.usage: RowUsage | None = None
+        end_ids: Collection[int] = () if sampling.ignore_eos else tokenizer.eos_token_ids
+        self._end_token_ids = frozenset((*end_ids, *sampling.stop_token_ids))
+        self._loop = None if sampling.loop_repeats is None else LoopFinder(sampling.loop_repeats)
+        self._row_text = RowText(tokenizer, sampling.stop, min_tokens=sampling.min_tokens)
+        self._new_text: list[str] = []
+        self._taken_tokens = 0
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of KV cache that this row can come to need."""
+        return len(self.prompt_token_ids) + self.sampling.max_tokens
+
+    @property
+    def wanted_tokens(self) -> int:
+        """Tokens of KV cache to reserve for this row when it starts, or starts again.
+
+        A row that outgrew what was expected of it gets half its output more, so that being put back
+        and read again costs it a fixed share of its work, however often that happens.
+        """
+        if not self.token_ids:
+            return self._expected_tokens
+        more = max(GROWTH_TOKENS, len(self.token_ids) // 2)
+        return min(self.most_tokens, max(self._expected_tokens, self.num_tokens + more))
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.token_ids)
+
+    @property
+    def all_token_ids(self) -> list[int]:
+        """Prompt and output as one."""
+        return self.prompt_token_ids + self.token_ids
+
+    @property
+    def next_token_id(self) -> int:
+        """The first that has not been read."""
+        output = self.read_tokens - len(self.prompt_token_ids)
+        return self.token_ids[output] if output >= 0 else self.prompt_token_ids[self.read_tokens]
+
+    @property
+    def suppressed_token_ids(self) -> Collection[int]:
+        """Tokens that must not be generated next: those that would end the row too early."""
+        return self._end_token_ids if len(self.token_ids) + 1 < self.sampling.min_tokens else ()
+
+    def append(self, token_id: int, logprobs: TokenLogprobs | None = None) -> None:
+        """Take the next generated token; sets `finish_reason` if it ends the row."""
+        assert self.finish_reason is None
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        self.read_tokens = self.num_tokens  # it was drawn from what was read
+        self.token_ids.append(token_id)
+        if self.counts is not None:
+            self.counts.add(token_id)
+        num_generated = len(self.token_ids)
+        looping = self._loop is not None and self._loop.push(token_id)
+        if token_id in self._end_token_ids and num_generated >= self.sampling.min_tokens:
+            self.end(FinishReason.STOP)
+            return
+        text = self._row_text.push(token_id)
+        if text:
+            self._new_text.append(text)
+        if self._row_text.stopped:
+            self.end(FinishReason.STOP)
+        elif num_generated >= self.sampling.max_tokens:
+            self.end(FinishReason.LENGTH)
+        elif looping and num_generated >= self.sampling.min_tokens:
+            self.end(FinishReason.LOOP)
+
+    def append_text(self, text: str) -> None:
+        """Take text of which the tokens are not known; sets `finish_reason` at a stop string.
+
+        Whoever calls it says when the row ends, and sets ``usage``.
+        """
+        assert self.finish_reason is None
+        shown = self._row_text.push_text(text)
+        if shown:
+            self._new_text.append(shown)
+        if self._row_text.stopped:
+            self.end(FinishReason.STOP)
+
+    def end(
+        self, reason: FinishReason, error: str | None = None, *, retryable: bool = False
+    ) -> None:
+        """End the row. ``error`` is given exactly with reason ERROR; see `Finished`."""
+        assert self.finish_reason is None
+        assert (reason is FinishReason.ERROR) == (error is not None)
+        rest = self._row_text.finish()
+        if rest:
+            self._new_text.append(rest)
+        if reason is FinishReason.LENGTH and self._row_text.stopped:
+            reason = FinishReason.STOP
+        self.finish_reason = reason
+        self.error = error
+        self.retryable = retryable
+
+    def take_delta(self) -> Delta | None:
+        """Tokens and text since the last call, None if there are none."""
+        new_ids = tuple(self.token_ids[self._taken_tokens :])
+        if not new_ids and not self._new_text:
+            return None
+        text = "".join(self._new_text)
+        self._new_text.clear()
+        self._taken_tokens = len(self.token_ids)
+        return Delta(self.id, text, new_ids)
+
+    def finished(self) -> Finished:
+        assert self.finish_reason is not None
+        assert not self._new_text
+        return Finished(
+            id=self.id,
+            reason=self.finish_reason,
+            text=self._row_text.text,
+            token_ids=tuple(self.token_ids),
+            stats=RowStats(
+                group_rows=self.group_rows,
+                batch_rows=self.decode_rows / self.decode_steps if self.decode_steps else 0.0,
+            ),
+            error=self.error,
+            retryable=self.retryable,
+            logprobs=None if self.sampling.logprobs is None else tuple(self.logprobs),
+            usage=self.usage,
+        )
+
+
+def _counts(request: GenerationRequest) -> TokenCounts | None:
+    """What the row's penalties need to know, None without any."""
+    sampling = request.sampling
+    if sampling.repetition_penalty != 1:
+        return TokenCounts(request.prompt_token_ids)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        return TokenCounts()
+    return None

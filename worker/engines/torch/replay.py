@@ -1,0 +1,168 @@
+"""The decode step recorded once and replayed: small models spend their time on launching kernels.
+
+A recording is of whole shelves, their empty slots too, so that rows come and go without a new one.
+When a shelf appears, vanishes or is resized there is nothing to replay until the shelves have stood
+for a while, for making a recording takes as long as many steps.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from worker.engines.sampling.transfer import to_device
+from worker.engines.scheduling.row import Row
+from worker.engines.torch.attention import DecodePlan, Plan
+from worker.engines.torch.kv_cache import KVCache, Shelf
+from worker.engines.torch.memory import is_out_of_memory
+
+# Steps for which the shelves must have stood; a recording costs about as many.
+STEADY_STEPS = 16
+# There was no memory for a recording: the steps before it is tried again.
+REST_STEPS = 1024
+
+Compute = Callable[[], torch.Tensor]
+Recorder = Callable[[Compute], Compute]
+Forward = Callable[[torch.Tensor, torch.Tensor, Plan], torch.Tensor]
+
+_log = logging.getLogger(__name__)
+
+
+class DecodeReplay:
+    """Owns the recording. ``forward`` takes token ids and positions, both ``[rows, 1]``, and a plan,
+    and returns logits ``[rows, vocab]``; ``record`` makes what replays a computation."""
+
+    def __init__(
+        self,
+        cache: KVCache,
+        windows: Sequence[int | None],
+        forward: Forward,
+        record: Recorder,
+    ) -> None:
+        self._cache = cache
+        self._windows = windows
+        self._forward = forward
+        self._record = record
+        self._stands: list[tuple[int, int]] = []
+        self._steady_steps = 0
+        self._step: _RecordedStep | None = None
+        self._broken = False
+        self._rest_steps = 0
+
+    def decode(self) -> tuple[list[Row], torch.Tensor] | None:
+        """The rows and their logits, which the next call overwrites; None to compute as usual."""
+        shelves = self._cache.shelves()
+        steady = self._steady(shelves)
+        if self._rest_steps > 0:
+            self._rest_steps -= 1
+            return None
+        if self._broken or not steady:
+            return None
+        if self._step is None:
+            self._step = self._try_to_record(shelves)
+            if self._step is None:
+                return None
+        return self._step.run()
+
+    def drop(self) -> None:
+        """Give back the memory of the recording."""
+        self._step = None
+        self._stands = []
+
+    def _steady(self, shelves: list[Shelf]) -> bool:
+        stands = [(shelf.length, shelf.version) for shelf in shelves]
+        if stands != self._stands:
+            self.drop()
+            self._stands, self._steady_steps = stands, 0
+        self._steady_steps += 1
+        return self._steady_steps > STEADY_STEPS
+
+    def _try_to_record(self, shelves: list[Shelf]) -> "_RecordedStep | None":
+        try:
+            return _RecordedStep(
+                shelves, self._windows, self._forward, self._record, self._cache.layout.device
+            )
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                # The step itself needs less, and is what tells whether the rows fit.
+                self._rest_steps = REST_STEPS
+                return None
+            _log.warning("decode steps are not recorded: %s", error)
+            self._broken = True
+            return None
+
+
+class _RecordedStep:
+    """One recording, with the tensors that it reads its inputs from and leaves its logits in.
+
+    Raises RuntimeError when there can be none, or it does not do what was recorded.
+    """
+
+    def __init__(
+        self,
+        shelves: list[Shelf],
+        windows: Sequence[int | None],
+        forward: Forward,
+        record: Recorder,
+        device: torch.device,
+    ) -> None:
+        self._shelves = shelves
+        self._device = device
+        num_slots = sum(shelf.num_slots for shelf in shelves)
+        # Token ids, then positions. An empty slot reads token 0 at position 0, over nothing.
+        self._inputs = torch.zeros((2, num_slots), dtype=torch.int64, device=device)
+        token_ids, positions = self._inputs
+
+        def compute() -> torch.Tensor:
+            plan = DecodePlan.of_whole_shelves(shelves, positions, windows)
+            return forward(token_ids[:, None], positions[:, None], plan)
+
+        # The capture runs once for real and writes the KV cache, so it needs the rows' own inputs.
+        self._fill()
+        self._replay = record(compute)
+        # Verify it: a faulty CUDA graph capture raises no error.
+        alike = torch.allclose(compute(), self._replay(), rtol=0.02, atol=0.05, equal_nan=True)
+        if not alike:
+            raise RuntimeError("a replay gives other logits than the step itself")
+
+    def run(self) -> tuple[list[Row], torch.Tensor]:
+        self._fill()
+        logits = self._replay()
+        rows: list[Row] = []
+        found: list[torch.Tensor] = []
+        start = 0
+        for shelf in self._shelves:
+            rows += shelf.rows
+            found.append(logits[start : start + len(shelf.rows)])
+            start += shelf.num_slots
+        return rows, found[0] if len(found) == 1 else torch.cat(found)
+
+    def _fill(self) -> None:
+        token_ids: list[int] = []
+        positions: list[int] = []
+        for shelf in self._shelves:
+            empty = [0] * (shelf.num_slots - len(shelf.rows))
+            token_ids += [row.next_token_id for row in shelf.rows] + empty
+            positions += [row.read_tokens for row in shelf.rows] + empty
+        self._inputs.copy_(to_device([token_ids, positions], self._device), non_blocking=True)
+
+
+def record_cuda_graph(compute: Compute) -> Compute:
+    """Run once to warm up, capture, and replay from then on. What ``compute`` returns is overwritten
+    by each replay. Raises RuntimeError when ``compute`` does what a graph cannot, such as to wait."""
+    here = torch.cuda.current_stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        compute()
+    here.wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    # A capture that fails leaves its own stream behind as the current one.
+    with torch.cuda.stream(here), torch.cuda.graph(graph):
+        result = compute()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return result
+
+    return replay

@@ -1,1 +1,0 @@
-"""The torch engine: transformers models over a slot KV cache."""

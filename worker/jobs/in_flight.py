@@ -1,0 +1,312 @@
+"""One job in flight: what was claimed, how far its rows are, the result it will have."""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from millpond.messages import (
+    Choice,
+    FinishReason,
+    GeneratedToken,
+    JobError,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    Receipt,
+    TokenLogprob,
+    Usage,
+    choice_seed,
+    seed_from_id,
+)
+from millpond.models.presets import Preset
+from millpond.models.prompts import PreparedPrompt
+from millpond.models.tokenization import Tokenizer
+from millpond.queue.claims import ClaimedJob
+from worker.engines.base import (
+    EngineInfo,
+    Finished,
+    GenerationRequest,
+    Rejection,
+    RowStats,
+    Sampling,
+)
+from worker.jobs.job_state import STOPPED_STATES, JobState, RowState
+
+# JSON has no minus infinity; OpenAI writes this for a token that cannot be.
+LEAST_LOGPROB = -9999.0
+
+_NOT_SUCCEEDED = (FinishReason.ERROR, FinishReason.CANCELLED)
+_MESSAGES = {
+    JobStatus.CANCELLED: ("cancelled", "cancelled by the client"),
+    JobStatus.EXPIRED: ("deadline_exceeded", "the deadline passed before the job was finished"),
+}
+
+
+@dataclass(slots=True)
+class JobRow:
+    """One of a job's texts: a row of the engine's, from admission to its end."""
+
+    job: "InFlightJob"
+    index: int
+    state: RowState = RowState.WAITING
+    num_tokens: int = 0  # generated so far
+    finished: Finished | None = None  # set once it has ended
+    # Streamed text: what waits to be written, what is on its way until the server has answered, and how
+    # many characters were written before.
+    unwritten: str = ""
+    sending: str = ""
+    written_chars: int = 0
+    written_s: float = 0.0
+
+    @property
+    def row(self) -> str:
+        return f"{self.job.row}/{self.index}"
+
+    def end(self, finished: Finished) -> None:
+        self.state, self.finished = RowState.ENDED, finished
+
+
+@dataclass(slots=True)
+class InFlightJob:
+    """Owned by the JobTable from claim to commit.
+
+    It has no rows until it is `prepared`, and ends when all of them have. ``claimed_s`` and
+    ``first_token_s`` are this process's monotonic clock.
+    """
+
+    claimed: ClaimedJob
+    window_jobs: int
+    state: JobState = JobState.CLAIMED
+    rows: list[JobRow] = field(default_factory=list)
+    claimed_s: float = field(default_factory=time.monotonic)
+    first_token_s: float | None = None
+    # Why the engine does not take it.
+    rejection: Rejection | None = None
+    _prepared: tuple[JobRequest, PreparedPrompt] | None = None
+
+    def prepared(self, request: JobRequest, prompt: PreparedPrompt) -> None:
+        """Its request is read and its prompt tokenized: it has rows now."""
+        self._prepared = request, prompt
+        self.rows = [JobRow(self, index) for index in range(request.n)]
+
+    @property
+    def request(self) -> JobRequest:
+        assert self._prepared is not None
+        return self._prepared[0]
+
+    @property
+    def prompt(self) -> PreparedPrompt:
+        assert self._prepared is not None
+        return self._prepared[1]
+
+    @property
+    def seed(self) -> int:
+        own = self.request.seed
+        return seed_from_id(self.id) if own is None else own
+
+    @property
+    def id(self) -> str:
+        return self.claimed.id
+
+    @property
+    def row(self) -> str:
+        return self.claimed.row
+
+    @property
+    def stopped(self) -> bool:
+        return self.state in STOPPED_STATES
+
+    @property
+    def expected_tokens(self) -> int:
+        """Tokens of KV cache to reserve at first for its waiting rows: prompts and predicted output."""
+        most = len(self.prompt.token_ids) + self.prompt.max_tokens
+        predicted = self.claimed.predicted_tokens
+        row = most if predicted is None else min(most, len(self.prompt.token_ids) + predicted)
+        return row * len(self.waiting)
+
+    @property
+    def started(self) -> bool:
+        """Whether any of its rows has been with the engine."""
+        return any(row.state is not RowState.WAITING for row in self.rows)
+
+    @property
+    def waiting(self) -> list[JobRow]:
+        """The rows that the engine has not got yet."""
+        return [row for row in self.rows if row.state is RowState.WAITING]
+
+    @property
+    def ends(self) -> list[Finished]:
+        """How the rows ended that have ended."""
+        return [row.finished for row in self.rows if row.finished is not None]
+
+    @property
+    def done(self) -> bool:
+        """Whether all rows have ended."""
+        return len(self.ends) == len(self.rows) > 0
+
+    @property
+    def retryable(self) -> bool:
+        """Whether it failed, once it is `done`, and another attempt may not."""
+        errors = [end for end in self.ends if end.reason is FinishReason.ERROR]
+        return bool(errors) and all(end.retryable for end in errors)
+
+    def generation_requests(self, preset: Preset) -> list[GenerationRequest]:
+        """What the engine is to make of each waiting row, every default resolved by the preset."""
+        sampling = self._sampling(preset)
+        return [
+            GenerationRequest(
+                id=row.row,
+                prompt_token_ids=self.prompt.token_ids,
+                sampling=replace(sampling, seed=choice_seed(self.seed, row.index)),
+                predicted_tokens=self.claimed.predicted_tokens,
+                messages=self.prompt.messages,
+                adapter=self.request.adapter,
+            )
+            for row in self.waiting
+        ]
+
+    def _sampling(self, preset: Preset) -> Sampling:
+        request = self.request
+
+        def chosen(value: float | None, default: float) -> float:
+            return default if value is None else value
+
+        return Sampling(
+            max_tokens=self.prompt.max_tokens,
+            min_tokens=min(request.min_tokens, self.prompt.max_tokens),
+            seed=self.seed,
+            temperature=chosen(request.temperature, preset.temperature),
+            top_p=chosen(request.top_p, preset.top_p),
+            top_k=preset.top_k if request.top_k is None else request.top_k,
+            min_p=chosen(request.min_p, preset.min_p),
+            repetition_penalty=chosen(request.repetition_penalty, preset.repetition_penalty),
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            logit_bias=tuple(request.logit_bias.items()),
+            stop=tuple(request.stop),
+            stop_token_ids=tuple(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
+            loop_repeats=request.loop_repeats,
+            logprobs=request.logprobs,
+        )
+
+    def result(self, worker: str, info: EngineInfo, tokenizer: Tokenizer) -> JobResult:
+        """The stored result, once it is `done`."""
+        assert self.done
+        if self.rejection is not None:
+            code, message = self.rejection.code, self.rejection.message
+            return failure(self.claimed, code, message, self.request)
+        request, ends = self.request, self.ends
+        choices = [self._choice(i, end, tokenizer) for i, end in enumerate(ends)]
+        first, stats, usage = choices[0], ends[0].stats, ends[0].usage
+        # One that went wrong speaks for the job.
+        worst = next((end for end in ends if end.reason in _NOT_SUCCEEDED), ends[0])
+        status, error = self._outcome(worst)
+        if not any(end.stats.group_rows for end in ends):
+            return JobResult(
+                id=self.id,
+                status=status,
+                finish_reason=worst.reason,
+                error=error,
+                metadata=request.metadata,
+            )
+        first_s = self.first_token_s if self.first_token_s is not None else time.monotonic()
+        return JobResult(
+            id=self.id,
+            status=status,
+            finish_reason=worst.reason,
+            text=first.text,
+            token_ids=first.token_ids,
+            prompt_token_ids=self.prompt.token_ids
+            if request.return_prompt_token_ids and usage is None
+            else None,
+            logprobs=first.logprobs,
+            choices=choices if len(choices) > 1 else None,
+            usage=Usage(
+                prompt_tokens=usage.prompt if usage else len(self.prompt.token_ids),
+                completion_tokens=sum(end.completion_tokens for end in ends),
+            ),
+            error=error,
+            metadata=request.metadata,
+            receipt=Receipt(
+                attempt=self.claimed.attempt,
+                worker=worker,
+                model=info.model,
+                engine=info.engine,
+                backend=info.backend,
+                dtype=info.dtype,
+                device=info.device,
+                seed=self.seed,
+                claimed_ms=self.claimed.claimed_ms,
+                queue_wait_ms=self.claimed.queue_wait_ms,
+                window_jobs=self.window_jobs,
+                group_rows=stats.group_rows,
+                batch_rows=round(stats.batch_rows, 2),
+                first_token_ms=_ms_since(self.claimed_s, first_s),
+                run_ms=_ms_since(self.claimed_s, time.monotonic()),
+                prompt_truncated=self.prompt.truncated,
+                adapter=request.adapter,
+            ),
+        )
+
+    def _choice(self, index: int, finished: Finished, tokenizer: Tokenizer) -> Choice:
+        asked = self.request.return_token_ids
+        return Choice(
+            index=index,
+            finish_reason=finished.reason,
+            text=finished.text,
+            token_ids=list(finished.token_ids) if asked and finished.usage is None else None,
+            logprobs=_logprobs(finished, tokenizer),
+        )
+
+    def _outcome(self, finished: Finished) -> tuple[JobStatus, JobError | None]:
+        if finished.reason is FinishReason.ERROR:
+            message = finished.error or "the row failed"
+            return JobStatus.FAILED, JobError(code="generation_failed", message=message)
+        if finished.reason is FinishReason.CANCELLED:
+            expired = self.state is JobState.EXPIRING
+            status = JobStatus.EXPIRED if expired else JobStatus.CANCELLED
+            code, message = _MESSAGES[status]
+            return status, JobError(code=code, message=message)
+        return JobStatus.SUCCEEDED, None
+
+
+def failure(claimed: ClaimedJob, code: str, message: str, request: JobRequest | None) -> JobResult:
+    """The stored result of a job that never became a row."""
+    return JobResult(
+        id=claimed.id,
+        status=JobStatus.FAILED,
+        finish_reason=FinishReason.ERROR,
+        error=JobError(code=code, message=message),
+        metadata={} if request is None else request.metadata,
+    )
+
+
+def never_run(row: JobRow) -> Finished:
+    """The end of a row that was cancelled, refused, or taken away, before the engine had it."""
+    nothing = RowStats(group_rows=0, batch_rows=0.0)
+    return Finished(row.row, FinishReason.CANCELLED, "", (), nothing)
+
+
+def _logprobs(finished: Finished, tokenizer: Tokenizer) -> list[GeneratedToken] | None:
+    if finished.logprobs is None:
+        return None
+
+    def fields(token_id: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token_id": token_id,
+            "token": tokenizer.token_text(token_id),
+            "logprob": round(max(logprob, LEAST_LOGPROB), 6),
+        }
+
+    return [
+        GeneratedToken(
+            **fields(token_id, of_token.logprob),
+            top=[TokenLogprob(**fields(*pair)) for pair in of_token.top],
+        )
+        for token_id, of_token in zip(finished.token_ids, finished.logprobs, strict=True)
+    ]
+
+
+def _ms_since(start_s: float, end_s: float) -> float:
+    return round(max(0.0, end_s - start_s) * 1000, 1)
