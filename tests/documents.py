@@ -13,7 +13,6 @@ from typing import Any
 import typer.main
 
 from api.requests.bodies import MAX_BULK_JOBS
-from millpond import messages
 from millpond.cli import app
 from millpond.messages import (
     EventType,
@@ -22,6 +21,7 @@ from millpond.messages import (
     JobResult,
     JobStatus,
     Receipt,
+    jobs,
     sampling_params,
 )
 from millpond.models import limits as model_limits
@@ -61,7 +61,7 @@ def limits(texts: Texts) -> Iterator[str]:
     small, large = PRESETS[DEFAULT_MODEL], PRESETS["vibethinker-1.5b"]
     expected: dict[str, tuple[float, ...]] = {
         "prompt": (
-            messages.MAX_PROMPT_CHARS,
+            jobs.MAX_PROMPT_CHARS,
             small.max_prompt_tokens,
             large.max_prompt_tokens,
         ),
@@ -77,9 +77,9 @@ def limits(texts: Texts) -> Iterator[str]:
         "`n`": (sampling_params.MAX_CHOICES,),
         "`logit_bias`": (sampling_params.MAX_LOGIT_BIASES,),
         "`logprobs`": (sampling_params.MAX_LOGPROBS, model_limits.MAX_LOGPROB_ENTRIES),
-        "`metadata`": (messages.MAX_METADATA_ITEMS, messages.MAX_METADATA_VALUE_CHARS),
+        "`metadata`": (jobs.MAX_METADATA_ITEMS, jobs.MAX_METADATA_VALUE_CHARS),
         "bulk submit": (MAX_BULK_JOBS,),
-        "`deadline_s`": (messages.MAX_DEADLINE_S / 86_400,),
+        "`deadline_s`": (jobs.MAX_DEADLINE_S / 86_400,),
     }
     for name, numbers in expected.items():
         found = re.findall(r"\d[\d,]*", rows.get(name, ""))
@@ -91,12 +91,11 @@ def limits(texts: Texts) -> Iterator[str]:
 def tree(texts: Texts) -> Iterator[str]:
     """Each file that it names exists, and each document is named."""
     shown = _section(texts[README], "The tree").split("```")[1].strip()
-    folder = ROOT
+    folders = [ROOT]
     for line in shown.splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
-            folder = ROOT / name
-        if not folder.exists() or (line.startswith(" ") and not list(folder.glob(name))):
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+        folders[depth + 1 :] = [folders[depth] / name]
+        if not folders[-1].exists():
             yield f"the tree names {name}, which does not exist"
     for page in texts:
         path = PurePosixPath(page)

@@ -150,7 +150,7 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 def openai_problems(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """The same for a route that answers in OpenAI's shape, with the statuses of `api.answers.openai_errors`."""
+    """The same for a route that answers in OpenAI's shape, with its statuses."""
     by_status: dict[int | str, dict[str, Any]] = {}
     for code in codes:
         status, fields = _EXAMPLES[code]

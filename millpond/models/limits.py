@@ -1,7 +1,7 @@
 """Checks of a request against a model's limits that need no tokenizer.
 
-Every side that takes jobs runs them: the API and the worker as part of `millpond.models.prompts`, the client and
-the command on their own.
+Every side that takes jobs runs them: the API and the worker as part of
+`millpond.models.prompts`, the client and the command on their own.
 """
 
 from millpond.errors import InvalidRequestError, UnknownModelError

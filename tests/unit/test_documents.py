@@ -39,7 +39,7 @@ FAULTS: list[tuple[Check, str, str, str, str]] = [
     (limits, README, "20 alternatives", "21 alternatives", "logprobs"),
     (limits, README, "| 7 days |", "| 8 days |", "deadline_s"),
     (limits, README, "| 1,000 jobs |", "| 100 jobs |", "bulk"),
-    (tree, README, "  keys.py ", "  kees.py ", "kees.py"),
+    (tree, README, "  client.py ", "  clyent.py ", "clyent.py"),
     (tree, README, "\nworker/\n", "\nworkers/\n", "workers/"),
     (tree, README, "glossary", "words", "docs/glossary.md"),
     (commands, README, "`millpond up`", "`millpond upp`", "upp"),
