@@ -36,6 +36,7 @@ def lua(name: str, script: str, old: str, new: str, caught_by: str = MODEL) -> M
 LEASES = "tests/contract/test_queue_leases.py"
 EVENTS = "tests/contract/test_results_events.py"
 MISSING = "tests/contract/test_queue_missing.py"
+SIZES = "tests/contract/test_queue_sizes.py"
 SUSPECTS = "tests/contract/test_queue_suspects.py"
 NETWORK = "tests/chaos/test_network.py"
 MUTATIONS = [
@@ -168,6 +169,20 @@ MUTATIONS = [
         "      if not worker then\n        miss(id)\n",
         "      if not worker then\n",
         MISSING,
+    ),
+    lua(
+        "a small worker takes all",
+        "claim",
+        "n > slots or row_tokens > most_row_tokens",
+        "false",
+        SIZES,
+    ),
+    lua(
+        "a silent worker counts as larger",
+        "sizes",
+        " and tonumber(beat) + alive_ms >= now",
+        "",
+        SIZES,
     ),
     lua("all workers try suspects", "trials", "math.max(1, others)", "1000", SUSPECTS),
     lua(

@@ -45,7 +45,8 @@ PORTION_BYTES = 262_144
 class Intake:
     """What is claimed is in the table's hands at once; each job gets there its prompt or its refusal.
 
-    ``full`` is the capacity of the engine when it runs nothing. One claim at a time is under way, from
+    ``full`` is the capacity of the engine when it runs nothing, ``row_tokens`` the most that one row may
+    have. One claim at a time is under way, from
     the call of the script until the last of its jobs is tokenized.
     """
 
@@ -58,6 +59,7 @@ class Intake:
         worker_id: str,
         policy: WindowPolicy,
         full: Capacity,
+        row_tokens: int,
     ) -> None:
         self._queue = queue
         self._preparation = preparation
@@ -65,6 +67,7 @@ class Intake:
         self._worker_id = worker_id
         self._policy = policy
         self._full = full
+        self._row_tokens = row_tokens
         self._work = asyncio.Event()  # something may be queued
         self._wanted = asyncio.Event()  # this worker could take it
         self._arrived = asyncio.Event()  # a job is ready for the engine, or refused
@@ -244,6 +247,8 @@ class Intake:
             count,
             budget_tokens=capacity.free_tokens,
             capacity_tokens=self._full.free_tokens,
+            slots=self._full.free_slots,
+            row_tokens=self._row_tokens,
             nonce=self._underway,
         )
 

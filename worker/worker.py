@@ -215,6 +215,7 @@ class Worker:
             worker_id=self._options.worker_id,
             policy=self._options.window,
             full=self._full,
+            row_tokens=min(self._info.context_tokens, self._full.free_tokens),
         )
         return self._intake
 

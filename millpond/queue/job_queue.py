@@ -31,6 +31,7 @@ from millpond.queue.scripts import Arg, Scripts, raising_unavailable
 from millpond.queue.submission import DEFAULT_TENANT, NewJob, Submission, read_answer, script_fields
 
 MIN_BLOCK_S = 0.001  # the server takes 0 for no end
+UNBOUNDED = 2**53
 SWEEP_LIMIT = 100  # bounds the work of one call; the rest waits for the next one
 FORGET_WORKER_AFTER_MS = 60_000
 # Jobs in one script call: enough to share its fixed cost, and about 1 ms of the server's time.
@@ -133,13 +134,16 @@ class JobQueue:
         *,
         budget_tokens: int,
         capacity_tokens: int,
+        slots: int = UNBOUNDED,
+        row_tokens: int = UNBOUNDED,
         nonce: str | None = None,
     ) -> Claim:
         """Take up to ``count`` jobs that fit ``budget_tokens`` together, each with a lease and a fence.
 
-        ``capacity_tokens`` is the budget of an idle worker. ``nonce`` (no spaces) identifies the claim:
-        repeating it after a lost answer returns the jobs of that claim that are still held, whatever
-        ``count`` is. None: a new one.
+        ``capacity_tokens`` is the budget of an idle worker. A job with more texts than ``slots``, or more
+        than ``row_tokens`` for each, is left to a larger worker if one lives. ``nonce`` (no spaces)
+        identifies the claim: repeating it after a lost answer returns the jobs of that claim that are
+        still held, whatever ``count`` is. None: a new one.
         """
         now, left, jobs, mode, missing = await self._scripts.run(
             "claim",
@@ -150,6 +154,8 @@ class JobQueue:
             capacity_tokens,
             self._lease_ms,
             SWEEP_LIMIT,
+            slots,
+            row_tokens,
             self._options_json,
         )
         return Claim(

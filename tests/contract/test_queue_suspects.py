@@ -7,6 +7,7 @@ from millpond.messages import JobStatus
 from millpond.queue.claims import Claim
 from millpond.queue.job_queue import JobQueue
 from millpond.queue.results import Results
+from tests.contract.conftest import one_call_counts
 from tests.contract.invariants import check_invariants
 from tests.contract.jobs import (
     PLENTY,
@@ -217,6 +218,7 @@ async def test_suspects_that_ended_meanwhile_are_skipped(queue: JobQueue, redis:
     assert await redis.llen(queue.keys["suspects"]) == 0
 
 
+@one_call_counts
 async def test_what_a_dead_worker_claimed_last_is_settled_with_the_rest(
     queue: JobQueue, short: JobQueue, redis: Redis
 ) -> None:

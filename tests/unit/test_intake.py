@@ -46,6 +46,8 @@ class Backlog:
         *,
         budget_tokens: int,
         capacity_tokens: int,
+        slots: int,
+        row_tokens: int,
         nonce: str | None = None,
     ) -> Claim:
         await self.answering.wait()
@@ -88,6 +90,7 @@ class Busy:
             worker_id="w",
             policy=WindowPolicy.hybrid(1, SLOTS, 0.1),
             full=FULL,
+            row_tokens=1000,
         )
         self.intake._work.set()
 

@@ -21,6 +21,7 @@ PRELUDES = {
     "lengths",
     "missing",
     "records",
+    "sizes",
     "sweep",
     "trials",
     "waking",

@@ -1,7 +1,7 @@
 -- keys: job body result events channel counts open leases delayed deadlines dead ended suspects trials workers wake last_claim lane active idle weights lengths
 -- flags: allow-oom
--- uses: clock lanes lengths waking records missing sweep trials last_claim
--- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, options
+-- uses: clock lanes lengths waking records missing sizes sweep trials last_claim
+-- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, slots, row_tokens, options
 -- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing}, ...}, 'alone' if they are suspects, 'draining' if the worker is to take nothing until it is empty, or '', jobs found missing}
 -- Takes up to `count` jobs whose prompts and predicted outputs fit the budget: the priority by turns, then the active tenant
 -- with the least counter, then the first job of its lane. A job that claims to need more than the
@@ -18,15 +18,18 @@
 -- whose priority has no job goes to the highest that has.
 local TURNS = 'iiiniiiiniiiinib'
 local PRIORITIES = { i = 'interactive', n = 'normal', b = 'batch' }
--- These bound the time of one call: jobs claimed, and jobs ended because they are not worth claiming.
+-- These bound the time of one call: jobs claimed, jobs ended because they are not worth claiming, and
+-- jobs passed over because they are for larger workers.
 local CLAIMED_A_CALL = 1000
 local ENDED_A_CALL = 100
+local LARGER_A_CALL = 100
 -- What one call hands out at most, unless a single body is longer: about half a second of tokenizing.
 local BYTES_A_CALL = 1048576
 
 local worker, nonce, budget = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local count = math.min(tonumber(ARGV[3]), CLAIMED_A_CALL)
 local capacity, lease_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
+local slots, most_row_tokens = tonumber(ARGV[8]), tonumber(ARGV[9])
 local now = clock_ms()
 
 local function jobs_left()
@@ -114,11 +117,16 @@ local function settle_lines()
     return one.counter < other.counter
   end)
   for _, tenant in ipairs(emptied) do
-    leave(tenant.priority, tenant.name, tenant.counter)
+    if redis.call('EXISTS', lane_of(tenant.priority, tenant.name)) == 1 then -- of jobs for larger workers
+      redis.call('ZADD', K.active .. tenant.priority, int(tenant.counter), tenant.name)
+    else
+      leave(tenant.priority, tenant.name, tenant.counter)
+    end
   end
 end
 
--- 'claimed', 'skipped' (it has ended, or does now) or 'full' (it does not fit the budget). `line` is
+-- 'claimed', 'skipped' (it has ended, or does now), 'full' (it does not fit the budget) or 'larger' (it
+-- fits another worker, and this one never). `line` is
 -- where its tenant is the first; none for a suspect.
 local function claim(id, line)
   local job = K.job .. id
@@ -140,6 +148,10 @@ local function claim(id, line)
     return 'skipped'
   end
   local prompt, tokens, n = tonumber(record[10]), tonumber(record[2]), tonumber(record[13] or 1)
+  local row_tokens = math.ceil(tokens / n)
+  if (n > slots or row_tokens > most_row_tokens) and another_fits(worker, n, row_tokens, now, OPTIONS.alive_ms) then
+    return 'larger'
+  end
   local likely, high = predict(record[11], record[12], n)
   local need = math.min(high and prompt + n * high or tokens, capacity)
   if need > budget or (rows > 0 and (rows + n > count or bytes + #body > BYTES_A_CALL)) then
@@ -174,19 +186,21 @@ local function claim_suspects()
     local word, rest = string.gmatch(group, '%S+'), {}
     local since = word()
     for id in word do
-      if rows >= count or claim(id) == 'full' then
+      local outcome = rows >= count and 'full' or claim(id)
+      if outcome == 'full' or outcome == 'larger' then
         rest[#rest + 1] = id
       end
     end
     if #rest > 0 then
       redis.call('LPUSH', K.suspects, since .. ' ' .. table.concat(rest, ' '))
+      return
     end
   end
 end
 
 local exhausted = false -- there is nothing left in the lanes
 local function claim_lanes()
-  local ended = 0
+  local ended, for_larger = 0, {}
   while rows < count and ended < ENDED_A_CALL do
     local id, order, line = pop()
     if not id then
@@ -199,9 +213,18 @@ local function claim_lanes()
       break
     elseif outcome == 'claimed' then
       turn = turn + 1
+    elseif outcome == 'larger' then
+      for_larger[#for_larger + 1] = { lane_of(line[1].priority, line[1].name), order, id }
+      if #for_larger >= LARGER_A_CALL then
+        exhausted = true
+        break
+      end
     else
       ended = ended + 1
     end
+  end
+  for _, left in ipairs(for_larger) do
+    redis.call('ZADD', left[1], left[2], left[3])
   end
   settle_lines()
 end
