@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
 from millpond.queue.job_queue import QueueOptions
-from millpond.queue.keys import QUEUE_KEYS, Keys
+from millpond.queue.keys import QUEUE_KEYS, QUEUES, Keys
 
 KEEPS = {"about", "counts", "dead", "workers", "wake", "weights", "lengths"}
 LISTED_MAX = QueueOptions().listed_max
@@ -94,11 +94,11 @@ def check_only_ttl_left(shot: Snapshot) -> None:
     """With all jobs ended, whatever stays for ever is one of a few small keys."""
     stays = {key for key in shot.raw if shot.ttl(key) < 0}
     idle = {shot.keys["idle"] + priority for priority in Priority}
-    assert stays <= {shot.keys[name] for name in KEEPS} | idle
+    assert stays <= {shot.keys[name] for name in KEEPS} | idle | {QUEUES}
 
 
 def _check_names(shot: Snapshot) -> None:
-    fixed = {shot.keys[name] for name, end in QUEUE_KEYS.items() if end not in PREFIXES}
+    fixed = {shot.keys[name] for name, end in QUEUE_KEYS.items() if end not in PREFIXES} | {QUEUES}
     passing = tuple(shot.keys[name] for name in PASSING)
     for key in shot.raw:
         if key.startswith(passing):
