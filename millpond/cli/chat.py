@@ -40,15 +40,15 @@ def chat(
         if not line:
             continue
         asked = [*said, Message(role="user", content=line)]
-        request = JobRequest(
-            messages=asked,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            adapter=adapter,
-            priority=Priority.INTERACTIVE,
-        )
         result = None
         try:
+            request = JobRequest(
+                messages=asked,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                adapter=adapter,
+                priority=Priority.INTERACTIVE,
+            )
             result = _answer(request, redis_url, queue, data)
         except KeyboardInterrupt:
             console.print("\n[stopped]", markup=False, style="dim")

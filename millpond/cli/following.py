@@ -33,16 +33,22 @@ class Follower:
         """Until the job has ended; its result."""
         self._heard_s = asyncio.get_running_loop().time()
         explaining = asyncio.create_task(self._explain(id), name="explain")
+        reading = asyncio.create_task(self._read(id), name="read")
         try:
-            async with contextlib.aclosing(self._client.watch(id)) as events:
-                async for event in events:
-                    self._heard_s = asyncio.get_running_loop().time()
-                    if event.type is EventType.FINISHED and event.result is not None:
-                        self._finish(event.result)
-                        return event.result
-                    self._show(event)
+            # Not awaited itself: an interrupt could get lost in there, see `end_tasks`.
+            await asyncio.wait([reading])
+            return reading.result()
         finally:
-            await end_tasks(explaining)
+            await end_tasks(reading, explaining)
+
+    async def _read(self, id: str) -> JobResult:
+        async with contextlib.aclosing(self._client.watch(id)) as events:
+            async for event in events:
+                self._heard_s = asyncio.get_running_loop().time()
+                if event.type is EventType.FINISHED and event.result is not None:
+                    self._finish(event.result)
+                    return event.result
+                self._show(event)
         raise AssertionError("the last event is the finished one")
 
     def _show(self, event: JobEvent) -> None:

@@ -142,21 +142,24 @@ async def test_who_waits_is_told_why(up: Start, tmp_path: Path) -> None:
 async def test_a_chat_remembers_and_an_interrupt_stops_an_answer(up: Start, tmp_path: Path) -> None:
     slow = ("--set", 'simulated={"costs": {"decode_s_per_step": 0.02}}')
     stack = await up(*SIMULATED, *slow, "--set", "grace_s=0")
-    chat = await on_terminal(
-        "chat", "--max-tokens", "2000", "--data", str(stack.data), cwd=tmp_path
-    )
+    chat = await on_terminal("chat", "--max-tokens", "200", "--data", str(stack.data), cwd=tmp_path)
     here = ("--data", str(stack.data))
     await until(lambda: "> " in chat.shown, 20.0, "it asks")
     chat.type("hello\n")
     await until(lambda: chat.shown.count("> ") == 2, 60.0, "it answers and asks again")
     chat.type("and again\n")
-    await until(lambda: chat.shown.count("\n") >= 3, 20.0, "it answers")
+    echoed = "and again\n"
+    await until(lambda: chat.shown.partition(echoed)[2], 20.0, "it answers")
     chat.process.send_signal(signal.SIGINT)
     await until(lambda: chat.shown.count("> ") == 3, 20.0, "it asks for the third time")
     chat.type("\x04")
     assert await chat.ended() == 0
-    _, out, _ = await run_command("queue", *here, cwd=tmp_path)
-    assert "running  0" in out
+
+    async def cancelled() -> bool:
+        _, out, _ = await run_command("queue", *here, cwd=tmp_path)
+        return "running  0" in out and "cancelled 1" in out
+
+    await until(cancelled, 20.0, "the interrupted answer's job is cancelled")
 
 
 async def test_the_queue_is_watched(up: Start, tmp_path: Path) -> None:
