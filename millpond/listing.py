@@ -20,7 +20,8 @@ MAX_PAGE = 200
 # Entries of one look at Redis, and of one page; a page that has looked at so many ends early.
 LOOK = 200
 MAX_LOOKS = 2_000
-_CURSOR = re.compile(r"(\d)~(\d{0,20})~([A-Za-z0-9_.:-]{1,64})")
+CURSOR_PATTERN = r"^([0-9])~([0-9]{0,20})~([A-Za-z0-9_.:-]{1,64})$"
+_CURSOR = re.compile(CURSOR_PATTERN)
 _FIELDS = ("status", "tenant", "priority", "created", "attempts", "claimed", "finished", "deaths")
 
 

@@ -10,7 +10,7 @@ from api.answers.views import job_page
 from api.description import examples
 from api.description.openapi import answer, problems
 from api.services import Api
-from millpond.listing import MAX_PAGE
+from millpond.listing import CURSOR_PATTERN, MAX_PAGE
 from millpond.messages import JobStatus
 
 DEFAULT_PAGE = 50
@@ -20,7 +20,11 @@ Model = Annotated[
     str | None, Query(description="The model whose queue to list; else that of the settings.")
 ]
 Cursor = Annotated[
-    str | None, Query(description="That of the page before; without it, the first page.")
+    str | None,
+    Query(
+        description="That of the page before; without it, the first page.",
+        json_schema_extra={"pattern": CURSOR_PATTERN},
+    ),
 ]
 
 router = APIRouter(tags=["jobs"])

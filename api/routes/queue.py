@@ -18,7 +18,7 @@ router = APIRouter(tags=["queue"])
     "/v1/queue",
     response_model=QueueAnswer,
     summary="Depth, totals and workers",
-    responses=answer(200, busy=examples.QUEUE) | problems("queue_unavailable"),
+    responses=answer(200, busy=examples.QUEUE) | problems("unknown_model", "queue_unavailable"),
 )
 async def queue(
     api: Api,

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from millpond.messages import EventType, JobEvent, new_job_id
+from tests.contract.jobs import a_worker
 from tests.integration.conftest import PLENTY, RunningApi, make_key
 from tests.knobs import HANGUPS, TIMINGS
 
@@ -150,6 +151,7 @@ class Echo:
     async def run(self) -> None:
         queue = self._api.queue
         while True:
+            await queue.beat("w1", a_worker())
             await queue.wait_for_work(0.2)
             claim = await queue.claim("w1", 16, budget_tokens=PLENTY, capacity_tokens=PLENTY)
             for job in claim.jobs:
