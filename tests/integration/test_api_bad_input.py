@@ -263,6 +263,6 @@ async def test_wrong_paths_and_methods_are_problems_too(api: RunningApi) -> None
 
     assert [a.status_code for a in (missing, slash, method)] == [404, 404, 405]
     assert [a.json()["code"] for a in (missing, method)] == ["not_found", "method_not_allowed"]
-    assert method.headers["allow"] == "POST"
+    assert method.headers["allow"] == "GET, HEAD, POST"
     for answer in (missing, slash, method):
         assert answer.headers["content-type"] == "application/problem+json"
