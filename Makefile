@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help install install-api install-worker dev demo up dist test check format chaos mutations fuzz \
 	bench-queue bench-windows bench-lengths \
-	bench-engine audit clean
+	bench-engine bench-sampling audit clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -93,6 +93,9 @@ bench-lengths: dev ## what shorter-first gains over the order of arrival, simula
 WORKLOAD ?= workload.jsonl
 bench-engine: dev ## the engine alone and end to end, on the batch file WORKLOAD
 	$(BIN)/python -m bench.engine $(WORKLOAD) $(ARGS)
+
+bench-sampling: dev ## what drawing the next token of 64 rows costs, in the kernels and in torch
+	$(BIN)/python -m bench.sampling
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -186,8 +186,11 @@ static float cut_of(const struct draw *d, const float *masses, int64_t vocab, in
     float cut = ldexpf(d->min_p, MASS_BITS);
     struct candidates c = {.mass = scratch};
     if (d->top_k) {
-        keep_between(&c, masses, vocab, 1.0f, INFINITY);
-        if (c.size > d->top_k) {
+        /* Counting is cheap: come down from the top until there are enough to choose among. */
+        float low = ldexpf(1.0f, MASS_BITS);
+        do low /= 256.0f; while (low > 1.0f && above(masses, vocab, low, 1) < d->top_k);
+        keep_between(&c, masses, vocab, low > 1.0f ? low : 1.0f, INFINITY);
+        if (c.size >= d->top_k) {
             float kth = least_within(&c, d->top_k, 1);
             total = above(masses, vocab, nextafterf(kth, 0.0f), 0);
             if (kth > cut) cut = kth;
