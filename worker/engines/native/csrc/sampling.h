@@ -1,4 +1,4 @@
-/* The next token of each row from its logits. The algorithm is defined in `transformers/sampling.py`,
+/* The next token of each row from its logits. The algorithm is defined in `sampling/sampling.py`,
  * which implements it in torch: both choose the same token from the same logits and seed. Masses are
  * integers, kept as floats, so that their sums do not depend on the order. */
 #ifndef MILLPOND_SAMPLING_H
