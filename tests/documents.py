@@ -21,7 +21,7 @@ from millpond.messages import (
     JobResult,
     JobStatus,
     Receipt,
-    jobs,
+    requests,
     sampling_params,
 )
 from millpond.models import limits as model_limits
@@ -61,7 +61,7 @@ def limits(texts: Texts) -> Iterator[str]:
     small, large = PRESETS[DEFAULT_MODEL], PRESETS["vibethinker-1.5b"]
     expected: dict[str, tuple[float, ...]] = {
         "prompt": (
-            jobs.MAX_PROMPT_CHARS,
+            requests.MAX_PROMPT_CHARS,
             small.max_prompt_tokens,
             large.max_prompt_tokens,
         ),
@@ -77,9 +77,9 @@ def limits(texts: Texts) -> Iterator[str]:
         "`n`": (sampling_params.MAX_CHOICES,),
         "`logit_bias`": (sampling_params.MAX_LOGIT_BIASES,),
         "`logprobs`": (sampling_params.MAX_LOGPROBS, model_limits.MAX_LOGPROB_ENTRIES),
-        "`metadata`": (jobs.MAX_METADATA_ITEMS, jobs.MAX_METADATA_VALUE_CHARS),
+        "`metadata`": (requests.MAX_METADATA_ITEMS, requests.MAX_METADATA_VALUE_CHARS),
         "bulk submit": (MAX_BULK_JOBS,),
-        "`deadline_s`": (jobs.MAX_DEADLINE_S / 86_400,),
+        "`deadline_s`": (requests.MAX_DEADLINE_S / 86_400,),
     }
     for name, numbers in expected.items():
         found = re.findall(r"\d[\d,]*", rows.get(name, ""))

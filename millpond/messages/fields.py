@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
+PROTOCOL_VERSION = 1
+
 
 def _check_characters(text: str) -> str:
     if "\0" in text:

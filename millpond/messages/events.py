@@ -1,0 +1,35 @@
+"""What happens to a job, as it happens."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from millpond.messages.fields import PROTOCOL_VERSION, Stored
+from millpond.messages.results import JobResult
+
+
+class EventType(StrEnum):
+    STARTED = "started"
+    DELTA = "delta"
+    RESET = "reset"
+    FINISHED = "finished"
+
+
+class JobEvent(Stored):
+    """One entry of a job's event stream and the payload of its channel.
+
+    ``started``: an attempt began. ``delta``: append ``text``, which begins at character ``offset`` of
+    the attempt's text, or of the choice ``index``. ``reset``: the attempt is void; discard its text.
+    ``finished``: the last event; ``result`` is the stored result.
+    """
+
+    v: int = PROTOCOL_VERSION
+    type: EventType
+    id: str
+    event_id: str = Field(default="", description="The stream entry's id, for replay.")
+    attempt: int = 0
+    text: str = ""
+    offset: int = 0
+    index: int | None = Field(default=None, description="The choice, when n is above 1.")
+    reason: str = ""
+    result: JobResult | None = None

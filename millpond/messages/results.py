@@ -1,0 +1,122 @@
+"""What is stored of a job that has ended."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from millpond.messages.fields import PROTOCOL_VERSION, Stored
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended; never mixed with the job's status."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    LOOP = "loop"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class Usage(Stored):
+    """The prompt counts once, however many texts were generated from it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class TokenLogprob(Stored):
+    """``token`` is the text of this token by itself; half a character appears as U+FFFD."""
+
+    token_id: int
+    token: str
+    logprob: float
+
+
+class GeneratedToken(TokenLogprob):
+    """A token of the result, with the most likely tokens at its position, best first."""
+
+    top: list[TokenLogprob]
+
+
+class Choice(Stored):
+    """One of several texts of a job."""
+
+    index: int
+    finish_reason: FinishReason
+    text: str
+    token_ids: list[int] | None = None
+    logprobs: list[GeneratedToken] | None = None
+
+
+class JobError(Stored):
+    code: str
+    message: str
+
+
+class Receipt(Stored):
+    """How a result was made. Times are milliseconds; shares are between 0 and 1."""
+
+    attempt: int
+    worker: str | None = Field(
+        default=None, description="Over HTTP only for keys with the scope admin."
+    )
+    model: str
+    engine: str
+    backend: str | None = Field(
+        default=None,
+        description="What computed: native with its instructions, torch with its device, remote, "
+        "simulated. None in receipts from before it was told.",
+    )
+    dtype: str
+    device: str
+    seed: int
+    claimed_ms: int = Field(description="The server's clock at this attempt's claim.")
+    queue_wait_ms: float = Field(description="From acceptance to this attempt's claim.")
+    window_jobs: int = Field(description="Jobs claimed in the same window.")
+    group_rows: int = Field(description="Rows prefilled in the same group.")
+    batch_rows: float = Field(description="Mean rows in the batch while this row was decoding.")
+    first_token_ms: float = Field(description="From claim to the first token.")
+    run_ms: float = Field(description="From claim to the last token.")
+    prompt_truncated: bool = False
+    adapter: str | None = None
+
+
+class JobResult(Stored):
+    """The final state of a job, stored under its id until its time to live ends."""
+
+    v: int = PROTOCOL_VERSION
+    id: str
+    status: JobStatus
+    finish_reason: FinishReason
+    text: str = ""
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    logprobs: list[GeneratedToken] | None = Field(
+        default=None, description="One entry for each generated token, the end token included."
+    )
+    choices: list[Choice] | None = Field(
+        default=None,
+        description="All texts, in order, when n is above 1; text is the first of them.",
+    )
+    usage: Usage | None = None
+    error: JobError | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    receipt: Receipt | None = None
+    finished_ms: int | None = Field(default=None, description="The server's clock, set on commit.")
