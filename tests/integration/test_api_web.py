@@ -70,7 +70,7 @@ async def test_head_is_get_without_its_body(api: RunningApi) -> None:
     # A stream's headers, and then its end.
     stream = await api.http.head(f"/v1/jobs/{id}/events")
     assert stream.headers["content-type"].startswith("text/event-stream")
-    assert (await api.http.head("/v1/jobs")).status_code == 405
+    assert (await api.http.head("/v1/completions")).status_code == 405
     allowed = (await api.http.put(f"/v1/jobs/{id}")).headers["allow"]
     assert allowed == "DELETE, GET, HEAD"
 
