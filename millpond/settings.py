@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     slots: Count = Field(default=128, description="Rows that the engine decodes at once.")
     kv_tokens: Count | None = Field(default=None, description="Tokens of KV cache in all slots.")
 
+    memory_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Part of the free memory that this worker may plan with."
+    )
     adapters: dict[Annotated[str, Field(min_length=1, max_length=64)], str] = Field(
         default={},
         description="LoRA adapters by name, as JSON: their folders, or their names at the upstream.",

@@ -66,6 +66,7 @@ def worker_engine(
         device=settings.device,
         slots=settings.slots,
         kv_tokens=settings.kv_tokens,
+        memory_share=settings.memory_share,
         max_batched_tokens=settings.max_batched_tokens,
         weights=settings.weights,
         cache_dir=settings.cache_dir,

@@ -13,13 +13,12 @@ from millpond.cli.options import (
     DataFlag,
     DtypeFlag,
     EngineFlag,
-    ModelFlag,
     QueueFlag,
     RedisFlag,
     SetFlag,
     parse_assignments,
 )
-from millpond.local.stack import Stack, running_stack
+from millpond.local.stack import Stack, running_stack, worker_settings
 from millpond.local.stack_events import Level, StackEvent
 from millpond.queue.connection import without_password
 from millpond.settings import Settings, is_loopback, load_settings
@@ -30,7 +29,14 @@ READY_TIMEOUT_S = 1800.0
 
 
 def up(
-    model: ModelFlag = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="A preset, a model folder, a GGUF file or a hub name. "
+            "Repeat it to serve several, each by a worker of its own.",
+        ),
+    ] = None,
     engine: EngineFlag = None,
     dtype: DtypeFlag = None,
     data: DataFlag = None,
@@ -49,7 +55,7 @@ def up(
         raise typer.BadParameter("must be everysec or always", param_hint="--fsync")
     settings = load_settings(
         parse_assignments(set_),
-        model=model,
+        model=None if model is None else model[0],
         engine=engine,
         dtype=dtype,
         data_dir=data,
@@ -58,18 +64,30 @@ def up(
         redis_url=redis_url,
         queue=queue,
     )
-    settings.preset()  # a wrong model is told before anything starts
+    others = [] if model is None else model[1:]
+    if others and settings.engine == "remote":
+        raise typer.BadParameter("the remote engine serves one model", param_hint="--model")
+    for worker in worker_settings(settings, others).values():
+        worker.preset()  # a wrong model is told before anything starts
     say = EventLines(Console(highlight=False), as_json=json_)
     embedded = "redis_url" not in settings.model_fields_set
-    asyncio.run(_up(settings, say, embedded=embedded, fsync=fsync))
+    asyncio.run(_up(settings, others, say, embedded=embedded, fsync=fsync))
 
 
-async def _up(settings: Settings, say: EventLines, *, embedded: bool, fsync: str) -> None:
+async def _up(
+    settings: Settings, others: list[str], say: EventLines, *, embedded: bool, fsync: str
+) -> None:
     stopped = asyncio.Event()
     _on_interrupt(stopped.set)
-    _tell(say, f"starting {settings.model_name} with the {settings.engine} engine")
+    models = ", ".join([settings.model_name, *others])
+    _tell(say, f"starting {models} with the {settings.engine} engine")
     async with running_stack(
-        settings, embedded_server=embedded, api=True, say=say, append_fsync=fsync
+        settings,
+        embedded_server=embedded,
+        api=True,
+        say=say,
+        append_fsync=fsync,
+        models=others,
     ) as stack:
         ready = asyncio.create_task(stack.wait_ready(READY_TIMEOUT_S))
         waiting = asyncio.create_task(stopped.wait())

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from millpond.local.stack_file import StackFile
 from millpond.local.stack_watch import StackWatch, watching
 from millpond.messages.worker_state import WorkerState
 from millpond.queue.connection import connect
+from millpond.queue.keys import queue_of_model
 from millpond.queue.membership import check_queue
 from millpond.settings import Settings
 
@@ -43,9 +44,13 @@ class StackError(MillpondError):
 
 @dataclass(slots=True)
 class Stack:
-    """What is running. ``children`` are in the order of starting; they stop in reverse."""
+    """What is running. ``children`` are in the order of starting; they stop in reverse.
+
+    ``workers`` are the settings of the workers, by the names of their processes.
+    """
 
     settings: Settings
+    workers: dict[str, Settings]
     say: Say
     children: dict[str, Child] = field(default_factory=dict)
     watch: StackWatch | None = None
@@ -62,24 +67,28 @@ class Stack:
         self, name: str, argv: list[str], *, stop_s: float, umask: int = INHERITED_UMASK
     ) -> None:
         log = self.settings.data_dir.resolve() / f"{name}.log"
-        environment = self.settings.environment() | service_environment()
+        own = self.workers.get(name, self.settings)
+        environment = own.environment() | service_environment()
         child = Child(name, argv, environment, stop_s=stop_s, say=self.say, log=log, umask=umask)
         self.children[name] = child
         await child.start()
 
     async def wait_ready(self, timeout_s: float) -> WorkerState:
-        """Until its worker is ready, and the API if it is part of this stack. Raises StackError."""
+        """Until its workers are ready, and the API if it is part of this stack; the first worker.
+
+        Raises StackError.
+        """
         assert self.watch is not None
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.watch.ready or self.watch.worker is None:
+                while not self.watch.ready or self.workers.keys() != self.watch.workers.keys():
                     self._check_deaths()
                     await asyncio.sleep(POLL_S)
         except TimeoutError as error:
             raise StackError(
                 f"not ready after {timeout_s:g} s; see the logs in {self.settings.data_dir}"
             ) from error
-        return self.watch.worker.state
+        return self.watch.workers[next(iter(self.workers))].state
 
     def _check_deaths(self) -> None:
         for child in self.children.values():
@@ -105,7 +114,7 @@ class Stack:
 
     def _services(self) -> list[Child]:
         """Those that run, in the order in which they stop."""
-        return [self.children[name] for name in ("api", "worker") if name in self.children]
+        return [self.children[name] for name in ("api", *self.workers) if name in self.children]
 
     def file(self, *, api: bool) -> StackFile:
         """What stack.json says about it."""
@@ -131,9 +140,11 @@ async def running_stack(
     api: bool,
     say: Say,
     append_fsync: str = "everysec",
+    models: Sequence[str] = (),
 ) -> AsyncIterator[Stack]:
-    """Start the stack, hand it over, stop it in order: API, worker, server.
+    """Start the stack, hand it over, stop it in order: API, workers, server.
 
+    ``models`` are those served beside the one of the settings, each by a worker and a queue of its own.
     Children log into ``data_dir``. Raises StackError when another stack holds the data folder or the
     port that was asked for is taken, and UnsuitableServerError or QueueVersionError for a server of
     the user's that will not do.
@@ -142,23 +153,50 @@ async def running_stack(
     data_dir.mkdir(parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as ending:
         ending.enter_context(_locked(data_dir))
-        stack = Stack(_own_ports(settings, say, embedded_server=embedded_server, api=api), say)
+        own = _own_ports(settings, say, embedded_server=embedded_server, api=api)
+        stack = Stack(own, worker_settings(own, models), say)
         if embedded_server:
             ending.push_async_callback(stack.stop_server)
             await stack.start_server(append_fsync)
         else:
             await _check_given_server(settings)
         stack.watch = await ending.enter_async_context(
-            watching(StackWatch(stack.settings, stack.children, say))
+            watching(
+                StackWatch(
+                    stack.settings,
+                    stack.children,
+                    say,
+                    {name: worker.queue for name, worker in stack.workers.items()},
+                )
+            )
         )
         ending.push_async_callback(stack.stop_services)
         stop_s = settings.grace_s + STOP_SLACK_S
-        await stack.start("worker", service_argv("worker"), stop_s=stop_s)
+        for name in stack.workers:
+            await stack.start(name, service_argv("worker"), stop_s=stop_s)
         if api:
             await stack.start("api", service_argv("api"), stop_s=STOP_SLACK_S)
         stack.file(api=api).write(data_dir)
         ending.callback(StackFile.remove, data_dir)
         yield stack
+
+
+def worker_settings(settings: Settings, models: Sequence[str]) -> dict[str, Settings]:
+    """The settings of one worker for each model, by the names of their processes.
+
+    The first is that of the settings themselves. They share the memory alike. Raises StackError for
+    two models that would share a queue.
+    """
+    share = settings.memory_share / (1 + len(models))
+    workers = {"worker": settings.model_copy(update={"memory_share": share})}
+    for model in models:
+        queue = queue_of_model(model)
+        if queue in (worker.queue for worker in workers.values()):
+            raise StackError(f"{model} would be served by the queue {queue}, as another model is")
+        # Adapters are made for one model.
+        update = {"model": model, "queue": queue, "memory_share": share, "adapters": {}}
+        workers[f"worker-{queue}"] = settings.model_copy(update=update)
+    return workers
 
 
 def _own_ports(settings: Settings, say: Say, *, embedded_server: bool, api: bool) -> Settings:

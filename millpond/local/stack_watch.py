@@ -55,30 +55,38 @@ class Silence:
 
 
 class StackWatch:
-    """``worker`` is the stack's own worker as it last signed on, None before it has.
+    """``queues`` are those of the workers, by the names of their processes; ``workers`` are the stack's
+    own as they last signed on.
 
     A worker is alive while it renews its registry entry. Only time in which Redis could be read counts: an
     outage of Redis starts the count anew. The API has to answer HTTP.
     """
 
-    def __init__(self, settings: Settings, children: Mapping[str, Child], say: Say) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        children: Mapping[str, Child],
+        say: Say,
+        queues: Mapping[str, str],
+    ) -> None:
         self._settings = settings
         self._children = children
         self._tell = say
-        self.worker: RegisteredWorker | None = None
+        self._queues = queues
+        self.workers: dict[str, RegisteredWorker] = {}
         self._redis_read_since_s: float | None = None
         self._redis_away_since_s: float | None = None
         self._told_away = False
         self._api_heard_s: float | None = None  # None: not since it was started
         tell_after_s = max(SILENT_AFTER_S, 5 * settings.heartbeat_s)
         limit_s = settings.liveness_timeout_s
-        self._silences = {name: Silence(tell_after_s, limit_s) for name in ("worker", "api")}
+        self._silences = {name: Silence(tell_after_s, limit_s) for name in (*queues, "api")}
         self._stopping = False
-        self._told_rows = False
+        self._told_rows: set[str] = set()
 
     @property
     def ready(self) -> bool:
-        """Whether the worker, and the API if there is one, are ready."""
+        """Whether the workers, and the API if there is one, are ready."""
         services = [child for name, child in self._children.items() if name != "redis"]
         return bool(services) and all(child.ready for child in services)
 
@@ -90,7 +98,9 @@ class StackWatch:
         """Check until cancelled."""
         redis = connect(self._settings.redis_url)
         subscriptions = Subscriptions(redis)
-        results = Results(redis, self._settings.queue, subscriptions)
+        results = {
+            name: Results(redis, queue, subscriptions) for name, queue in self._queues.items()
+        }
         async with httpx.AsyncClient(timeout=LOOK_TIMEOUT_S) as http:
             try:
                 while True:
@@ -99,18 +109,19 @@ class StackWatch:
             finally:
                 await redis.aclose()
 
-    async def _look_at_redis(self, results: Results) -> None:
+    async def _look_at_redis(self, results: Mapping[str, Results]) -> None:
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
-                state = await results.queue_state()
+                states = {name: await queue.queue_state() for name, queue in results.items()}
         except (QueueUnavailableError, RedisError) as error:
             self._redis_is_away(began_s, str(error))
         except TimeoutError:
             self._redis_is_away(began_s, f"no answer in {LOOK_TIMEOUT_S:g} s")
         else:
             self._redis_answers(began_s)
-            self._look_at_worker(state)
+            for name, state in states.items():
+                self._look_at_worker(name, state)
 
     def _redis_is_away(self, began_s: float, reason: str) -> None:
         self._redis_read_since_s = None
@@ -131,23 +142,23 @@ class StackWatch:
         if "redis" in self._children:
             self._children["redis"].mark_ready()
 
-    def _look_at_worker(self, state: QueueState) -> None:
-        child = self._children.get("worker")
+    def _look_at_worker(self, name: str, state: QueueState) -> None:
+        child = self._children.get(name)
         if child is None or (pid := child.pid) is None:
             return
         own = [w for w in state.workers if is_of_process(w.id, pid)]
         if not own:
             return
-        self.worker = min(own, key=lambda w: w.beat_age_ms)
+        worker = self.workers[name] = min(own, key=lambda w: w.beat_age_ms)
         if self._stopping:
-            self._say_what_is_waited_for(self.worker)
+            self._say_what_is_waited_for(name, worker)
             return
         assert self._redis_read_since_s is not None
         read_s = time.monotonic() - self._redis_read_since_s
-        silent_s = min(self.worker.beat_age_ms / 1000, read_s)
+        silent_s = min(worker.beat_age_ms / 1000, read_s)
         self._judge(child, silent_s)
-        if self.worker.ready:
-            child.mark_ready(_model_of(self.worker))
+        if worker.ready:
+            child.mark_ready(_model_of(worker))
 
     async def _look_at_api(self, http: httpx.AsyncClient) -> None:
         """Any answer shows that it is alive; ``/readyz`` says whether it is ready."""
@@ -182,13 +193,13 @@ class StackWatch:
                 with contextlib.suppress(ProcessLookupError):
                     child.signal(signal.SIGKILL)
 
-    def _say_what_is_waited_for(self, worker: RegisteredWorker) -> None:
+    def _say_what_is_waited_for(self, name: str, worker: RegisteredWorker) -> None:
         jobs = max(worker.state.rows, worker.state.held)
-        if self._told_rows or not jobs or not self._settings.grace_s:
+        if name in self._told_rows or not jobs or not self._settings.grace_s:
             return
-        self._told_rows = True
+        self._told_rows.add(name)
         self._say(
-            "worker",
+            name,
             f"waiting for {jobs} row{'s' * (jobs != 1)}, at most {self._settings.grace_s:g} s; "
             "Ctrl-C again to give them back",
         )

@@ -6,6 +6,8 @@ below ends in a colon it is a prefix, and the script appends the id of a job, a 
 priority, or a priority and a tenant.
 """
 
+import re
+
 from millpond.errors import InvalidRequestError
 from millpond.messages import TENANT_PATTERN, Priority
 
@@ -76,6 +78,13 @@ QUEUE_KEYS: dict[str, str] = {
 QUEUES = "mp:queues"
 # A channel that belongs to no queue and carries no messages: it keeps a connection in pub/sub mode.
 IDLE_CHANNEL = "mp:idle"
+MAX_QUEUE_CHARS = 32
+
+
+def queue_of_model(model: str) -> str:
+    """The queue of a model that has one of its own: its name, as far as a queue may be called so."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", model.rstrip("/").rpartition("/")[2]).strip("-.")
+    return name[-MAX_QUEUE_CHARS:].lstrip("-._") or "model"
 
 
 class Keys:
@@ -84,7 +93,7 @@ class Keys:
     def __init__(self, queue: str) -> None:
         if not TENANT_PATTERN.fullmatch(queue):
             raise InvalidRequestError(
-                "queue", f"{queue!r} must match {TENANT_PATTERN.pattern}", limit=32
+                "queue", f"{queue!r} must match {TENANT_PATTERN.pattern}", limit=MAX_QUEUE_CHARS
             )
         self._base = f"mp:{{{queue}}}:"
         self.counts = self["counts"]

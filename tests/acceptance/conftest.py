@@ -62,6 +62,14 @@ class Up:
             names[name] = child
         return names
 
+    def children_called(self, name: str) -> list[psutil.Process]:
+        """Those of a name that several have."""
+        return [
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if f"-m {name}" in " ".join(child.cmdline())
+        ]
+
     def restarted(self, name: str, old_pid: int) -> bool:
         child = self.children().get(name)
         return child is not None and child.pid != old_pid

@@ -154,3 +154,23 @@ async def test_the_users_own_server(up: Start, redis_server, tmp_path: Path) -> 
     assert redis_server.pid is not None
     assert await stack.stop() == 0
     assert psutil.pid_exists(redis_server.pid), "a server that is not ours is left alone"
+
+
+async def test_two_models_behind_one_api(up: Start) -> None:
+    models = ("simulated", "vibethinker-1.5b")
+    stack = await up(*SIMULATED, "--model", models[0], "--model", models[1])
+
+    assert len(stack.children_called("worker")) == 2
+    async with httpx.AsyncClient(base_url=stack.about.api_url, timeout=30) as http:
+        await until(lambda: _all_ready(http), 20.0, "the API knows both workers")
+        for model in models:
+            body = {"prompt": "hello", "max_tokens": 5, "model": model}
+            accepted = await http.post("/v1/jobs", json=body)
+            job = (await http.get(accepted.headers["Location"], params={"wait": 20})).json()
+            assert job["result"]["receipt"]["model"] == model
+    assert await stack.stop(signal.SIGINT) == 0
+
+
+async def _all_ready(http: httpx.AsyncClient) -> bool:
+    listed = (await http.get("/v1/models")).json()["data"]
+    return len(listed) == 2 and all(model["ready"] for model in listed)

@@ -8,7 +8,7 @@ import pytest
 from millpond.errors import InvalidRequestError
 from millpond.messages import JOB_ID_PATTERN as JOB_ID
 from millpond.messages import Priority
-from millpond.queue.keys import QUEUE_KEYS, Keys
+from millpond.queue.keys import QUEUE_KEYS, Keys, queue_of_model
 
 
 def test_every_key_carries_the_hash_tag() -> None:
@@ -61,3 +61,19 @@ def test_nothing_else_spells_a_key() -> None:
     spelled = re.compile(r"""["']mp:""")
     found = {path.name for path in sources if spelled.search(path.read_text())}
     assert found == {"keys.py"}
+
+
+@pytest.mark.parametrize(
+    ("model", "queue"),
+    [
+        ("smollm2-135m", "smollm2-135m"),
+        ("owner/Model.v2", "Model.v2"),
+        ("/models/my model/", "my-model"),
+        ("models/file.gguf", "file.gguf"),
+        ("x" * 40, "x" * 32),
+        ("é", "model"),
+    ],
+)
+def test_a_model_of_several_has_a_queue_that_is_named_after_it(model: str, queue: str) -> None:
+    assert queue_of_model(model) == queue
+    assert Keys(queue_of_model(model))

@@ -25,6 +25,7 @@ class EngineConfig:
     ``model_folder`` is None for engines without weights. ``weights`` int8 rounds them to a byte
     each. ``cache_dir`` keeps what is compiled. ``slots`` bounds the rows of the batch,
     ``kv_tokens`` the tokens of KV cache that all rows may reserve; None lets the engine choose.
+    ``memory_share`` is the part of the free memory that this engine may plan with.
     ``max_batched_tokens`` is the most that is prefilled between two decode steps.
     """
 
@@ -35,6 +36,7 @@ class EngineConfig:
     device: Device = "auto"
     slots: int = field(kw_only=True)
     kv_tokens: int | None = None
+    memory_share: float = 1.0
     max_batched_tokens: int = 512
     weights: Weights = "auto"
     cache_dir: Path = Path.home() / ".cache" / "millpond"

@@ -40,7 +40,11 @@ class TransformersEngine:
             sizing = Sizing(config.slots, config.kv_tokens)
         else:
             sizing = affordable(
-                loaded.footprint, loaded.device, slots=config.slots, context_tokens=context_tokens
+                loaded.footprint,
+                loaded.device,
+                slots=config.slots,
+                context_tokens=context_tokens,
+                memory_share=config.memory_share,
             )
         self._scheduler = Scheduler(
             tokenizer,

@@ -41,13 +41,20 @@ def attempt(compute: Callable[[], T]) -> T | OutOfMemory:
 
 
 def affordable(
-    footprint: Footprint, device: torch.device, *, slots: int, context_tokens: int
+    footprint: Footprint,
+    device: torch.device,
+    *,
+    slots: int,
+    context_tokens: int,
+    memory_share: float = 1.0,
 ) -> Sizing:
     """Slots and KV cache for the memory that is free now, the weights being loaded.
 
+    ``memory_share`` is the part of it that is this engine's: of a card, weights included; of the RAM,
+    beside them.
     At most ``slots``, each of at most ``context_tokens``. Raises ModelLoadError if nothing fits.
     """
-    room = _room_bytes(device)
+    room = _room_bytes(device, memory_share)
     sizing = size_engine(footprint, room, slots=slots, context_tokens=context_tokens)
     if sizing is None:
         workspace = footprint.workspace_bytes(1, context_tokens)
@@ -58,11 +65,12 @@ def affordable(
     return sizing
 
 
-def _room_bytes(device: torch.device) -> int:
+def _room_bytes(device: torch.device, share: float) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return max(0, free - int((1 - COUNTED_SHARE) * total))
-    return int(_free_ram_bytes() * _SHARE_CPU)
+        own = int(share * COUNTED_SHARE * total) - torch.cuda.memory_reserved(device)
+        return max(0, min(own, free - int((1 - COUNTED_SHARE) * total)))
+    return int(_free_ram_bytes() * _SHARE_CPU * share)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
