@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help install install-api install-worker dev demo up dist test check format chaos mutations fuzz \
-	bench-queue bench-windows bench-lengths \
+	bench-queue bench-windows bench-lengths bench-completions \
 	bench-engine bench-sampling audit clean
 
 help: ## list the commands
@@ -86,6 +86,9 @@ bench-queue: dev ## the queue's figures beside RQ's
 
 bench-windows: dev ## what each window policy adds to a job's wait, two minutes
 	$(BIN)/python -m bench.windows
+
+bench-completions: dev ## what the API and the queue add to a completion, a minute
+	$(BIN)/python -m bench.completions
 
 bench-lengths: dev ## what shorter-first gains over the order of arrival, simulated in seconds
 	$(BIN)/python -m bench.lengths

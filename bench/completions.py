@@ -1,6 +1,6 @@
 """``/v1/chat/completions`` with an engine that costs nothing: what the API and the queue add.
 
-API, worker, server and load share the cores. ``python -m bench.completions``.
+API, worker, server and load share the cores.
 """
 
 import asyncio
