@@ -22,6 +22,7 @@ from worker.engines.torch import attention
 from worker.engines.torch.linear import PackedLinear, pack_linears
 
 CONTEXT_TOKENS = 512
+PRESET = Preset(name="tiny", source="", context_tokens=CONTEXT_TOKENS)
 COMMON = {
     "vocab_size": ByteTokenizer.vocab_size,
     "hidden_size": 48,
@@ -86,7 +87,7 @@ def build_engine(
     config = EngineConfig(
         "transformers",
         None,
-        Preset(name="tiny", source="", context_tokens=CONTEXT_TOKENS),
+        PRESET,
         slots=slots,
         kv_tokens=kv_tokens or slots * CONTEXT_TOKENS,
         max_batched_tokens=max_batched_tokens,
@@ -247,7 +248,7 @@ def test_attention_of_another_kind_is_refused(config: Callable[[], Any], complai
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_self_check_passes_what_is_served(family: str) -> None:
-    self_check.check(adopt(build_model(family)))
+    self_check.check(adopt(build_model(family)), PRESET, ByteTokenizer())
 
 
 def test_the_self_check_refuses_attention_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,13 +260,13 @@ def test_the_self_check_refuses_attention_that_differs(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(attention.DecodePlan, "attend", wrong)
     with pytest.raises(UnsupportedModelError, match="in decode"):
-        self_check.check(loaded)
+        self_check.check(loaded, PRESET, ByteTokenizer())
 
 
 def test_a_window_that_the_layers_do_not_share_is_refused() -> None:
     loaded = replace(adopt(build_model("mistral")), windows=(None,) * 3)
     with pytest.raises(UnsupportedModelError, match="sliding_window"):
-        self_check.check(loaded)
+        self_check.check(loaded, PRESET, ByteTokenizer())
 
 
 @pytest.mark.parametrize("family", ["llama-mha", "phi3"])

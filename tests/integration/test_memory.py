@@ -71,7 +71,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadedMode
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 32, "initializer_range": 0.15}
     model = tf.Qwen3ForCausalLM(tf.Qwen3Config(**exact.COMMON | sizes))
     model.to(torch.bfloat16).save_pretrained(config.model_folder)
-    return lambda weights="auto": loading.load(replace(config, weights=weights))
+    return lambda weights="auto": loading.load(replace(config, weights=weights), ByteTokenizer())
 
 
 def native_engine(

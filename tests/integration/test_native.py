@@ -91,7 +91,9 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., loading.Load
                     torch.nn.init.normal_(weight, std=0.5)
             model.save_pretrained(folders[family])
         values = {"dtype": "bfloat16", "slots": 7, **config}
-        loaded = loading.load(EngineConfig("transformers", folders[family], preset(), **values))
+        loaded = loading.load(
+            EngineConfig("transformers", folders[family], preset(), **values), ByteTokenizer()
+        )
         assert loaded.native is not None
         return loaded
 
@@ -126,7 +128,7 @@ def drain(engine: TransformersEngine) -> dict[str, Finished]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_agree_with_transformers(family: str, weights: str, load: Any) -> None:
     loaded = load(family, weights=weights)
-    self_check.check(loaded)
+    self_check.check(loaded, preset(), ByteTokenizer())
     assert loaded.backend == f"native avx512_{'vnni' if weights == 'int8' else 'bf16'}"
 
 
@@ -142,7 +144,7 @@ def test_long_rows_agree_with_transformers_too(family: str, load: Any) -> None:
     runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
     ours = prefill(runner, rows, logits=True).logits
     for prompt, logits in zip(prompts, ours, strict=True):
-        theirs = self_check._reference(loaded, prompt)
+        theirs = self_check._reference(loaded, prompt, [len(prompt)])[len(prompt)]
         agreement = torch.nn.functional.cosine_similarity(logits, theirs.float(), dim=0)
         assert agreement > 0.995, len(prompt)
 
@@ -344,10 +346,10 @@ def test_without_a_compiler_torch_computes(
     config = EngineConfig(
         "transformers", Path(folder), preset(), dtype="bfloat16", slots=7, cache_dir=tmp_path
     )
-    loaded = loading.load(config)
+    loaded = loading.load(config, ByteTokenizer())
     assert loaded.native is None
     assert loaded.backend == "torch cpu"
-    self_check.check(loaded)
+    self_check.check(loaded, preset(), ByteTokenizer())
 
 
 def test_int8_without_kernels_is_refused(
@@ -359,4 +361,4 @@ def test_int8_without_kernels_is_refused(
         "transformers", Path(folder), preset(), weights="int8", slots=7, cache_dir=tmp_path
     )
     with pytest.raises(loading.ModelLoadError, match="C compiler"):
-        loading.load(config)
+        loading.load(config, ByteTokenizer())

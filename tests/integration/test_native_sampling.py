@@ -274,7 +274,7 @@ def test_an_engine_makes_the_same_text_with_either(native: NativeSampler, tmp_pa
     config = EngineConfig(
         "transformers", tmp_path, preset, dtype="bfloat16", slots=12, kv_tokens=3000
     )
-    loaded = loading.load(config)
+    loaded = loading.load(config, ByteTokenizer())
     assert loaded.native is not None
     rng = random.Random(7)
     rows = [row(rng, 257, temperature=rng.choice((0.0, 0.6, 1.5))) for _ in range(30)]

@@ -125,19 +125,30 @@ def test_what_cannot_be_recorded_is_computed(caplog: pytest.LogCaptureFixture) -
     assert "decode steps are not recorded: not in a recording" in caplog.text
 
 
-def test_a_replay_that_is_wrong_is_not_believed(caplog: pytest.LogCaptureFixture) -> None:
+def stale(compute: replay.Compute) -> replay.Compute:
+    """Wrong at once."""
+    once = compute().flip(0)
+    return lambda: once
+
+
+def baked(compute: replay.Compute) -> replay.Compute:
+    """Right for the inputs that were recorded, and no others."""
+    once = compute()
+    return lambda: once
+
+
+@pytest.mark.parametrize("wrong", [stale, baked])
+def test_a_replay_that_is_wrong_is_not_believed(
+    wrong: replay.Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
     model = exact.build_model("llama")
     plain = exact.build_engine(model, slots=4)
     assert plain.admit(some_rows()) == []
     expected = drain(plain)
 
-    def stale(compute: replay.Compute) -> replay.Compute:
-        once = compute().flip(0)
-        return lambda: once
-
     engine = exact.build_engine(model, slots=4)
     old: Any = engine._runner
-    engine._runner = ModelRunner(old._model, old._windows, old._cache, record=stale)
+    engine._runner = ModelRunner(old._model, old._windows, old._cache, record=wrong)
     assert engine.admit(some_rows()) == []
     finished = drain(engine)
     assert {i: f.token_ids for i, f in finished.items()} == {

@@ -54,9 +54,15 @@ class Runner(Protocol):
         """Give back memory that only saves time."""
 
 
-def prefill(runner: Runner, rows: Iterable[Row], *, logits: bool = False) -> Output:
+def prefill(
+    runner: Runner,
+    rows: Iterable[Row],
+    *,
+    logits: bool = False,
+    chunk_tokens: int = PREFILL_TOKENS,
+) -> Output:
     """Read all tokens of these rows, which have their places already."""
-    chunks = cut_chunks(rows, PREFILL_TOKENS)
+    chunks = cut_chunks(rows, chunk_tokens)
     if len(chunks) == 1:
         return runner.read(chunks[0], logits=logits)
     # Copies, for the next pass may overwrite what one says.
@@ -83,15 +89,18 @@ def build_backend(
             pages.keep_prefix(row)
         return pages, runner
     shelves = KVCache(loaded.layout, kv_tokens=kv_tokens)
-    # Which rows have which adapter changes from step to step, and a recording would not.
-    recordable = loaded.device.type == "cuda" and loaded.adapters is None
     return shelves, ModelRunner(
         loaded.model,
         loaded.windows,
         shelves,
         loaded.adapters,
-        record=record_cuda_graph if recordable else None,
+        record=record_cuda_graph if records_steps(loaded) else None,
     )
+
+
+def records_steps(loaded: LoadedModel) -> bool:
+    """Which rows have which adapter changes from step to step, and a recording would not."""
+    return loaded.device.type == "cuda" and loaded.adapters is None
 
 
 def build_sampler(loaded: LoadedModel) -> Sampler:

@@ -21,6 +21,7 @@ from worker.engines.base import (
 )
 from worker.engines.model import loading, self_check
 from worker.engines.model.backend import build_backend, build_sampler
+from worker.engines.model.passed_checks import PassedCheck
 from worker.engines.sampling.sampling import NextTokens, needs_logits, next_tokens
 from worker.engines.scheduling.row import Row
 from worker.engines.scheduling.scheduler import Scheduler
@@ -76,8 +77,10 @@ class TransformersEngine:
         """Load the model of ``config.model_folder`` and check it. Raises ModelLoadError."""
         if config.model_folder is None:
             raise ModelLoadError("the transformers engine needs a model folder")
-        loaded = loading.load(config)
-        self_check.check(loaded)
+        loaded = loading.load(config, tokenizer)
+        passed = PassedCheck(config, loaded)
+        self_check.check(loaded, config.preset, tokenizer, long=not passed.known)
+        passed.remember()
         return cls(loaded.without_reference(), config, tokenizer)
 
     @property

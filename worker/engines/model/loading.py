@@ -13,7 +13,9 @@ from transformers.utils import logging as transformers_logging
 from millpond.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
 from millpond.models.architecture import SIZE_NAMES, Architecture
 from millpond.models.memory_plan import PAGES, SHELVES, Footprint
+from millpond.models.tokenization import Tokenizer
 from worker.engines.base import Device, DType, EngineConfig
+from worker.engines.model.probe_text import probe_tokens
 from worker.engines.native.kernels import NativeKernels, NotNativeError
 from worker.engines.native.library import cpu_flags
 from worker.engines.torch import attention
@@ -100,8 +102,10 @@ def choose_dtype(dtype: DType, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else torch.float32
 
 
-def load(engine: EngineConfig) -> LoadedModel:
+def load(engine: EngineConfig, tokenizer: Tokenizer) -> LoadedModel:
     """Load the folder's weights (safetensors only, no code of the model's own) onto the device.
+
+    ``tokenizer`` reads the text on which int8 is calibrated.
 
     Raises ModelLoadError, and UnsupportedModelError for an architecture that cannot be served.
     """
@@ -132,7 +136,7 @@ def load(engine: EngineConfig) -> LoadedModel:
         raise ModelLoadError(f"{folder}: {error}") from error
     loaded = adopt(model.to(chosen_device))
     try:
-        return replace(loaded, native=_native_kernels(loaded, engine))
+        return replace(loaded, native=_native_kernels(loaded, engine, tokenizer))
     except NotNativeError as error:
         if engine.weights == "int8":
             raise ModelLoadError(f"weights int8: {error}") from error
@@ -149,7 +153,9 @@ def with_adapters(loaded: LoadedModel, adapters: Mapping[str, str]) -> LoadedMod
     return replace(loaded, adapters=attach(loaded.model, folders))
 
 
-def _native_kernels(loaded: LoadedModel, engine: EngineConfig) -> NativeKernels:
+def _native_kernels(
+    loaded: LoadedModel, engine: EngineConfig, tokenizer: Tokenizer
+) -> NativeKernels:
     if engine.adapters:
         raise NotNativeError("the kernels have no adapters")
     if loaded.device.type != "cpu" or loaded.dtype is not torch.bfloat16:
@@ -161,6 +167,7 @@ def _native_kernels(loaded: LoadedModel, engine: EngineConfig) -> NativeKernels:
         loaded.windows,
         context_tokens=min(loaded.context_tokens, engine.preset.context_tokens),
         weights="int8" if engine.weights == "int8" else "bfloat16",
+        calibration=probe_tokens(tokenizer, loaded.architecture.vocab_size),
         cache_dir=engine.cache_dir,
     )
 

@@ -1,80 +1,167 @@
 """Before serving: does this engine's forward pass agree with transformers' own?
 
 The rules in `loading` refuse what is known not to fit. This catches the rest: an architecture whose
-attention wants something that nobody thought of is refused here, and never answered wrongly.
+attention wants something that nobody thought of, or a kernel that goes wrong at some length, is refused
+here, and never answered wrongly.
+
+All probes are beginnings of one text, so one forward pass of transformers' has the logits for all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from millpond.errors import UnsupportedModelError
-from millpond.models.tokenization import ByteTokenizer
+from millpond.models.presets import Preset
+from millpond.models.prompts import shared_prefix
+from millpond.models.tokenization import ByteTokenizer, Tokenizer
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.model.backend import build_backend, prefill
+from worker.engines.model.backend import build_backend, prefill, records_steps
 from worker.engines.model.loading import LoadedModel
-from worker.engines.sampling.sampling import Output
+from worker.engines.model.probe_text import probe_tokens, repeated
 from worker.engines.scheduling.row import Row
 from worker.engines.torch.attention import ATTENTION_NAME
+from worker.engines.torch.replay import STEADY_STEPS
 
-_PROBE_TOKENS = (5, 29)
-# A window longer than this is not probed beyond its edge.
-_LONGEST_PROBE_TOKENS = 300
-# Least agreement (cosine of the centred logits); rounding alone leaves about 0.999 in bfloat16.
-_LEAST_AGREEMENT = {"float32": 0.9999, "int8": 0.9}
-_LEAST_AGREEMENT_ROUNDED = 0.98
+# Short rows, both sides of a page and of a shelf, several pages, and past the longest chunk of a prefill.
+_PROBE_TOKENS = (5, 29, 63, 64, 65, 127, 200, 2100)
+# Less than is served with, so that rows of all lengths are cut: in a long one a lost token hardly shows.
+_CHUNK_TOKENS = 150
+_DECODE_STEPS = 4
+# One row moves to the next shelf in its second step, and then the shelves must stand.
+_RECORDED_DECODE_STEPS = STEADY_STEPS + 6
+# More positions to judge a rounded model by.
+_ROUNDED_DECODE_STEPS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """``agreement`` is the least cosine of the centred logits at any position: a fault shows there.
+
+    ``divergence`` (mean KL divergence of the next token from transformers' own, in nats) and ``same``
+    (share of positions with the same likeliest token) are over all positions: rounding shows there.
+    """
+
+    agreement: float
+    divergence: float = float("inf")
+    same: float = 0.0
+
+
+# Rounding alone leaves about 0.999 in bfloat16.
+_CRITERIA = {
+    "float32": Criterion(0.9999),
+    "int8": Criterion(0.9, divergence=0.1, same=0.8),
+}
+_ROUNDED = Criterion(0.98, divergence=0.02, same=0.9)
 
 
 @torch.inference_mode()
-def check(loaded: LoadedModel) -> None:
-    """Compare a prefill of two rows and a decode step with transformers, each row alone.
+def check(loaded: LoadedModel, preset: Preset, tokenizer: Tokenizer, *, long: bool = True) -> None:
+    """Compare a prefill of rows of many lengths, and decode steps behind it, with transformers.
 
+    Without ``long``, rows of up to some pages only: that takes a fraction of a second on a CPU.
     Raises UnsupportedModelError when they disagree.
     """
-    rows = [_probe_row(i, n, loaded) for i, n in enumerate(_probe_lengths(loaded.windows))]
+    lengths = _PROBE_TOKENS if long else _PROBE_TOKENS[:-1]
+    probes = _Probes(loaded, preset, tokenizer, lengths)
+    rows = probes.rows
     kv_tokens = sum(row.most_tokens for row in rows)
-    cache, runner = build_backend(loaded, kv_tokens=kv_tokens, slots=len(rows))
+    cache, runner = build_backend(
+        loaded, kv_tokens=kv_tokens, slots=len(rows), prefix=probes.prefix
+    )
     cache.allocate(rows)
-    _compare(loaded, rows, prefill(runner, rows, logits=True), "prefill")
-    for row in rows:
-        row.append(row.prompt_token_ids[0])
-    cache.make_room()
-    decoded, output = runner.decode(rows, logits=True)
-    _compare(loaded, decoded, output, "decode")
+    output = prefill(runner, rows, logits=True, chunk_tokens=_CHUNK_TOKENS)
+    probes.compare(rows, output.logits, "prefill")
+    for _ in range(probes.decode_steps):
+        for row in rows:
+            row.append(probes.token_ids[row.num_tokens])
+        cache.make_room()
+        decoded, output = runner.decode(rows, logits=True)
+        probes.compare(decoded, output.logits, "decode")
+    probes.judge()
 
 
-def _probe_lengths(windows: Sequence[int | None]) -> list[int]:
-    short = [w + 9 for w in windows if w is not None and w + 9 <= _LONGEST_PROBE_TOKENS]
-    return sorted({*_PROBE_TOKENS, *short})
+class _Probes:
+    """The rows, what transformers says of them, and how far we are from it."""
 
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        preset: Preset,
+        tokenizer: Tokenizer,
+        probe_lengths: Sequence[int],
+    ) -> None:
+        self._loaded = loaded
+        self._name = type(loaded.model).__name__
+        self._criterion = _CRITERIA.get(loaded.dtype_name, _ROUNDED)
+        self.prefix = shared_prefix(preset, tokenizer)
+        self.decode_steps = _DECODE_STEPS
+        if loaded.dtype_name == "int8":
+            self.decode_steps = _ROUNDED_DECODE_STEPS
+        if records_steps(loaded):
+            self.decode_steps = _RECORDED_DECODE_STEPS
+        most = min(loaded.context_tokens, preset.context_tokens) - self.decode_steps
+        lengths = sorted({min(length, most) for length in probe_lengths})
+        vocab_size = loaded.model.config.vocab_size
+        text = repeated(probe_tokens(tokenizer, vocab_size), lengths[-1] + self.decode_steps)
+        self.token_ids = [*self.prefix, *text][: len(text)]
+        sampling = Sampling(max_tokens=self.decode_steps + 1, seed=0, ignore_eos=True)
+        self.rows = [
+            Row(GenerationRequest(f"probe-{n}", self.token_ids[:n], sampling), ByteTokenizer())
+            for n in lengths
+        ]
+        ends = {n + step for n in lengths for step in range(self.decode_steps + 1)}
+        self._reference = _reference(loaded, self.token_ids, sorted(ends))
+        self._divergences: list[float] = []
+        self._same: list[bool] = []
 
-def _probe_row(index: int, length: int, loaded: LoadedModel) -> Row:
-    vocab_size = loaded.model.config.vocab_size
-    token_ids = [(7 * index + 31 * i + 3) % vocab_size for i in range(length)]
-    sampling = Sampling(max_tokens=4, seed=0, ignore_eos=True)
-    return Row(GenerationRequest(f"probe-{index}", token_ids, sampling), ByteTokenizer())
+    def compare(self, rows: Sequence[Row], logits: torch.Tensor | None, phase: str) -> None:
+        """Raises UnsupportedModelError for a position at which they do not agree."""
+        assert logits is not None
+        theirs = torch.stack([self._reference[row.num_tokens] for row in rows]).double()
+        ours = logits.double()
+        agreements = torch.nn.functional.cosine_similarity(
+            ours - ours.mean(-1, keepdim=True), theirs - theirs.mean(-1, keepdim=True)
+        )
+        for row, agreement in zip(rows, agreements.tolist(), strict=True):
+            if not agreement >= self._criterion.agreement:  # NaN too
+                self._refuse(
+                    f"in {phase}, after {row.num_tokens} tokens, this engine's logits agree with "
+                    f"transformers' own only to {agreement:.4f}"
+                )
+        wanted, found = theirs.log_softmax(-1), ours.log_softmax(-1)
+        self._divergences += (wanted.exp() * (wanted - found)).sum(-1).tolist()
+        self._same += (ours.argmax(-1) == theirs.argmax(-1)).tolist()
 
-
-def _compare(loaded: LoadedModel, rows: Sequence[Row], output: Output, phase: str) -> None:
-    least = _LEAST_AGREEMENT.get(loaded.dtype_name, _LEAST_AGREEMENT_ROUNDED)
-    assert output.logits is not None
-    for row, ours in zip(rows, output.logits, strict=True):
-        theirs = _reference(loaded, [*row.prompt_token_ids, *row.token_ids])
-        a, b = (x.double() - x.double().mean() for x in (ours, theirs))
-        agreement = float(torch.nn.functional.cosine_similarity(a, b, dim=0))
-        if not agreement >= least:  # NaN too
-            raise UnsupportedModelError(
-                f"{type(loaded.model).__name__}: in {phase}, this engine's logits agree with "
-                f"transformers' own only to {agreement:.4f}; the model is not served"
+    def judge(self) -> None:
+        """Raises UnsupportedModelError if too much was lost over all positions."""
+        divergence = sum(self._divergences) / len(self._divergences)
+        same = sum(self._same) / len(self._same)
+        if not (divergence <= self._criterion.divergence and same >= self._criterion.same):
+            self._refuse(
+                f"as {self._loaded.dtype_name}, its next tokens diverge from transformers' own by "
+                f"{divergence:.3f} nats (at most {self._criterion.divergence}), and {same:.0%} of the "
+                f"likeliest are the same (at least {self._criterion.same:.0%})"
             )
 
+    def _refuse(self, why: str) -> None:
+        raise UnsupportedModelError(f"{self._name}: {why}; the model is not served")
 
-def _reference(loaded: LoadedModel, token_ids: list[int]) -> torch.Tensor:
-    model = loaded.model
+
+def _reference(
+    loaded: LoadedModel, token_ids: list[int], ends: Iterable[int]
+) -> dict[int, torch.Tensor]:
+    """Transformers' logits after so many of these tokens, for each of ``ends``."""
+    model, device = loaded.model, loaded.device
+    places = list(ends)
     model.set_attn_implementation("sdpa")
     try:
-        ids = torch.tensor([token_ids], device=loaded.device)
-        logits: torch.Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+        logits = model(
+            input_ids=torch.tensor([token_ids], device=device),
+            use_cache=False,
+            logits_to_keep=torch.tensor([end - 1 for end in places], device=device),
+        ).logits[0]
     finally:
         model.set_attn_implementation(ATTENTION_NAME)
-    return logits[0, -1]
+    return dict(zip(places, logits, strict=True))

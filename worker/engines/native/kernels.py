@@ -34,16 +34,19 @@ class NativeKernels:
         *,
         context_tokens: int,
         weights: Weights,
+        calibration: Sequence[int],
         cache_dir: Path,
     ) -> "NativeKernels":
-        """Raises NotNativeError where the kernels cannot compute this model on this machine."""
+        """``calibration`` is text as the model's tokens, for int8.
+
+        Raises NotNativeError where the kernels cannot compute this model on this machine."""
         check_native(model.config, windows)
         try:
             library = load_library(cache_dir)
         except NoKernelsError as error:
             raise NotNativeError(str(error)) from error
         with torch.inference_mode():
-            packed = NativeModel(model, windows, context_tokens, weights)
+            packed = NativeModel(model, windows, context_tokens, weights, calibration)
         return cls(packed, library, weights)
 
     @property

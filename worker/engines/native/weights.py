@@ -47,13 +47,18 @@ class NativeModel:
     """
 
     def __init__(
-        self, model: Any, windows: Sequence[int | None], context_tokens: int, weights: Weights
+        self,
+        model: Any,
+        windows: Sequence[int | None],
+        context_tokens: int,
+        weights: Weights,
+        calibration: Sequence[int] = (),
     ) -> None:
         config = model.config
         check_native(config, windows)
         self._kept: list[torch.Tensor] = []
         self._weights = weights
-        self._peaks = ChannelPeaks(model) if weights == "int8" else None
+        self._peaks = ChannelPeaks(model, calibration) if weights == "int8" else None
         base = model.model
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
