@@ -185,7 +185,7 @@ def test_a_draw_at_the_edge_between_two_tokens_takes_the_second(
     native: NativeSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edges = [0, 1, 2047, 2048, 2049, 4095]
-    for module in ("sampling", "native.sampler"):
+    for module in ("sampling.sampling", "native.sampler"):
         monkeypatch.setattr(
             f"worker.engines.model.{module}.uniforms",
             lambda *_: np.array(edges) / 4096,
