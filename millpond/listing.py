@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from redis.asyncio import Redis
 
 from millpond.errors import InvalidRequestError, JobNotFoundError
-from millpond.messages import JobError, JobRequest, JobResult, JobStatus, Priority
+from millpond.messages import JobError, JobRequest, JobStatus, Priority
+from millpond.messages.stored_results import unpack
 from millpond.queue.keys import Keys
 from millpond.queue.scripts import raising_unavailable
 
@@ -148,10 +149,8 @@ class JobLists:
         if not jobs:
             return []
         with raising_unavailable():
-            stored = await self._redis.mget([self._keys.result(job.id) for job in jobs])
-        errors = [
-            None if text is None else JobResult.model_validate_json(text).error for text in stored
-        ]
+            stored: Any = await self._redis.mget([self._keys.result(job.id) for job in jobs])
+        errors = [None if text is None else unpack(text).error for text in stored]
         return [replace(job, error=error) for job, error in zip(jobs, errors, strict=True)]
 
     async def _leased(self) -> set[bytes]:

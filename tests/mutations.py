@@ -232,8 +232,8 @@ MUTATIONS = [
     lua(
         "nobody is told of the end",
         "records",
-        "tell(id, 'finished', record[2], record[3], ',\"result\"",
-        "tell(id, 'delta', record[2], record[3], ',\"result\"",
+        "tell(id, 'finished', ",
+        "tell(id, 'delta', ",
         EVENTS,
     ),
     Mutation(

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from millpond.messages.fields import PROTOCOL_VERSION, Stored
-from millpond.messages.results import JobResult
+from millpond.messages.results import JobResult, JobStatus
 
 
 class EventType(StrEnum):
@@ -32,4 +32,8 @@ class JobEvent(Stored):
     offset: int = 0
     index: int | None = Field(default=None, description="The choice, when n is above 1.")
     reason: str = ""
-    result: JobResult | None = None
+    status: JobStatus | None = None
+    finished_ms: int | None = None
+    result: JobResult | None = Field(
+        default=None, description="Stored apart; filled in by whoever reads the event."
+    )

@@ -146,9 +146,21 @@ class JobRequest(SamplingParams):
         return self
 
     def to_json(self) -> bytes:
-        """The canonical body: only the fields that differ from their defaults, keys sorted."""
-        fields = self.model_dump(mode="json", exclude_defaults=True)
-        return orjson.dumps({"v": PROTOCOL_VERSION, **fields}, option=orjson.OPT_SORT_KEYS)
+        """The canonical body: only the fields that differ from their defaults, keys sorted.
+
+        The metadata, if any, comes first, so that a script can cut it out without decoding the body.
+        """
+        fields = {"v": PROTOCOL_VERSION, **self.model_dump(mode="json", exclude_defaults=True)}
+        metadata = fields.pop("metadata", None)
+        body = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+        if metadata is None:
+            return body
+        return b'{"metadata":' + _sorted_json(metadata) + b"," + body[1:]
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Size of the metadata in the canonical body; 0 without any."""
+        return len(_sorted_json(self.metadata)) if self.metadata else 0
 
     @classmethod
     def from_json(cls, body: bytes | str) -> Self:
@@ -160,3 +172,7 @@ class JobRequest(SamplingParams):
                 f"v: protocol version {version!r}, this side speaks {PROTOCOL_VERSION}"
             )
         return cls.model_validate(fields)
+
+
+def _sorted_json(value: dict[str, str]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

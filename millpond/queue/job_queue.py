@@ -23,6 +23,7 @@ from millpond.messages import (
     Priority,
     new_job_id,
 )
+from millpond.messages.stored_results import pack
 from millpond.messages.worker_state import WORKER_ALIVE_MS, WorkerState
 from millpond.queue.claims import Claim, ClaimedJob, Commit, Lease, Swept, new_nonce
 from millpond.queue.connection import MAX_BLOCK_S
@@ -37,6 +38,7 @@ FORGET_WORKER_AFTER_MS = 60_000
 # Jobs in one script call: enough to share its fixed cost, and about 1 ms of the server's time.
 SUBMITS_A_CALL = 100
 COMPLETES_A_CALL = 32
+EMITS_A_CALL = 128
 # It is stored with each job, so it is short; it only has to differ from that of the same id and request.
 SUBMIT_NONCE_CHARS = 8
 
@@ -180,7 +182,7 @@ class JobQueue:
     async def complete(self, results: Sequence[tuple[int, JobResult]]) -> list[Commit]:
         """Store the final results of (fence, result) pairs: status, event and messages, atomically."""
         items: list[list[Arg]] = [
-            [result.id, fence, result.status, result.to_json(), *_lengths(result)]
+            [result.id, fence, result.status, pack(result), *_lengths(result)]
             for fence, result in results
         ]
         answers = await self._scripts.run_batched(
@@ -199,7 +201,7 @@ class JobQueue:
             self.options.retry_delay_s * 2 ** (attempt - 1), self.options.retry_delay_max_s
         )
         answer = await self._scripts.run(
-            "fail", result.id, fence, round(delay_s * 1000), result.to_json(), self._options_json
+            "fail", result.id, fence, round(delay_s * 1000), pack(result), self._options_json
         )
         return Commit(answer.decode())
 
@@ -211,7 +213,7 @@ class JobQueue:
         """
         args: list[Arg] = []
         for fence, result in held:
-            args += [result.id, fence, result.to_json()]
+            args += [result.id, fence, pack(result)]
         return int(await self._scripts.run("suspect", *args, self._options_json))
 
     async def release(self, held: Sequence[tuple[str, int]]) -> int:
@@ -240,18 +242,21 @@ class JobQueue:
         KNOWN: a delta from this offset on was written before, or the job keeps no stream. So a caller that
         got no answer sends the same deltas again.
         """
-        args: list[Arg] = [self.options.event_maxlen]
-        for fence, event in deltas:
-            # The stream assigns the entry's id; the script adds it to the message that it publishes.
-            args += [
+        items: list[list[Arg]] = [
+            [
                 event.id,
                 fence,
                 "" if event.index is None else event.index,
                 event.offset,
                 len(event.text),
+                # The stream names the entry; the script puts that name into what it publishes.
                 event.model_dump_json(exclude_none=True, exclude={"event_id"}),
             ]
-        answers = await self._scripts.run("emit", *args)
+            for fence, event in deltas
+        ]
+        answers = await self._scripts.run_batched(
+            "emit", EMITS_A_CALL, items, first=[self.options.event_maxlen]
+        )
         return [Commit(answer.decode()) for answer in answers]
 
     async def try_write(self) -> None:

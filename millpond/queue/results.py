@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from millpond.errors import InvalidRequestError, JobNotFoundError
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
+from millpond.messages.stored_results import unpack
 from millpond.messages.worker_state import RegisteredWorker, read_entry
 from millpond.queue.keys import Keys
 from millpond.queue.scripts import Scripts, raising_unavailable
@@ -73,7 +74,6 @@ class JobView:
     ahead_exact: bool
     retry_in_ms: int | None
     result: JobResult | None
-    result_json: bytes | None
 
 
 class Results:
@@ -100,11 +100,15 @@ class Results:
         if not ids:
             return {}
         with raising_unavailable():
-            found = await self._redis.mget([self.keys.result(id) for id in ids])
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.mget([self.keys.result(id) for id in ids])
+                for id in ids:
+                    pipe.hget(self.keys.job(id), "finished")
+                found, *finished = await pipe.execute()
         return {
-            id: JobResult.model_validate_json(value)
-            for id, value in zip(ids, found, strict=True)
-            if value is not None
+            id: unpack(value, int(ended_ms))
+            for id, value, ended_ms in zip(ids, found, finished, strict=True)
+            if value is not None and ended_ms is not None
         }
 
     async def wait(self, id: str, timeout_s: float, *, tenant: str | None = None) -> JobView:
@@ -146,7 +150,7 @@ class Results:
                     last = await self._finished(id, tenant)
                     async for event in self._replay(id, after):
                         after = event.event_id
-                        yield event
+                        yield await self._with_result(event, tenant)
                         if event.type is EventType.FINISHED:
                             return
                     if last is not None:
@@ -157,7 +161,7 @@ class Results:
                 if event.event_id and not _later(event.event_id, after):
                     continue
                 after = event.event_id or after
-                yield event
+                yield await self._with_result(event, tenant)
                 if event.type is EventType.FINISHED:
                     return
 
@@ -174,12 +178,26 @@ class Results:
             if len(page) < REPLAY_PAGE:
                 return
 
+    async def _with_result(self, event: JobEvent, tenant: str | None) -> JobEvent:
+        """The event; if it is the last one, with the stored result. Raises JobNotFoundError."""
+        if event.type is not EventType.FINISHED:
+            return event
+        view = await self.get(event.id, tenant=tenant)
+        return event.model_copy(update={"result": view.result})
+
     async def _finished(self, id: str, tenant: str | None) -> JobEvent | None:
         """The ``finished`` event of a job that has ended, built from its stored result."""
         view = await self.get(id, tenant=tenant)
         if view.result is None:
             return None
-        return JobEvent(type=EventType.FINISHED, id=id, attempt=view.attempts, result=view.result)
+        return JobEvent(
+            type=EventType.FINISHED,
+            id=id,
+            attempt=view.attempts,
+            status=view.status,
+            finished_ms=view.result.finished_ms,
+            result=view.result,
+        )
 
     async def queue_state(self) -> QueueState:
         raw, dead, delayed, open, workers, now_ms = await self._scripts.run("state")
@@ -251,6 +269,11 @@ def _job_view(
         position, ahead = 1, 0
         if "due" in fields:
             retry_in_ms = max(0, int(fields["due"]) - now_ms)
+    ended = None if result is None else unpack(result, int(fields["finished"]))
+    claimed_ms: str | int | None = fields.get("claimed")
+    worker = fields.get("worker")
+    if ended is not None and ended.receipt is not None:
+        claimed_ms, worker = ended.receipt.claimed_ms, ended.receipt.worker
     return JobView(
         id=id,
         status=status,
@@ -258,14 +281,13 @@ def _job_view(
         priority=priority,
         attempts=int(fields["attempts"]),
         created_ms=int(fields["created"]),
-        claimed_ms=int(fields["claimed"]) if "claimed" in fields else None,
-        worker=fields.get("worker"),
+        claimed_ms=int(claimed_ms) if claimed_ms is not None else None,
+        worker=worker,
         cancelling="cancel" in fields and not status.terminal,
         streams=fields["stream"] == "1",
         position=position,
         ahead=ahead,
         ahead_exact=elsewhere == 0,
         retry_in_ms=retry_in_ms,
-        result=None if result is None else JobResult.model_validate_json(result),
-        result_json=result,
+        result=ended,
     )

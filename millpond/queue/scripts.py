@@ -28,6 +28,8 @@ from millpond.errors import QueueUnavailableError
 from millpond.queue.keys import Keys
 
 Arg = str | bytes | int | float
+# Of the arguments of one call that takes many items: bounds the time of the server's one thread.
+BYTES_A_CALL = 1 << 20
 
 # Errors that mean "try again later": the server is away, starting, or cannot write.
 UNAVAILABLE = (
@@ -155,8 +157,8 @@ class Scripts:
         Each call gets ``first``, its items' arguments and ``last``. Returns the joined answers.
         """
         calls = [
-            [*first, *chain.from_iterable(items[i : i + size]), *last]
-            for i in range(0, len(items), size)
+            [*first, *chain.from_iterable(part), *last]
+            for part in _parts(items, size, BYTES_A_CALL)
         ]
         if len(calls) == 1:
             return cast(list[Any], await self.run(name, *calls[0]))
@@ -170,3 +172,20 @@ class Scripts:
                 for args in calls:
                     pipe.execute_command(command, script, len(keys), *keys, *args)
                 return await pipe.execute(raise_on_error=False)
+
+
+def _parts(
+    items: Sequence[Sequence[Arg]], most: int, most_bytes: int
+) -> Iterator[list[Sequence[Arg]]]:
+    """The items in order, at most so many and so many bytes in each part; a longer one stands alone."""
+    part: list[Sequence[Arg]] = []
+    num_bytes = 0
+    for item in items:
+        size = sum(len(arg) for arg in item if isinstance(arg, str | bytes))
+        if part and (len(part) == most or num_bytes + size > most_bytes):
+            yield part
+            part, num_bytes = [], 0
+        part.append(item)
+        num_bytes += size
+    if part:
+        yield part

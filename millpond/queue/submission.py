@@ -80,6 +80,7 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
         "1" if request.stream else "0",
         "" if job.tenant_limit is None else job.tenant_limit,
         request.n,
+        request.metadata_bytes or "",
     ]
 
 

@@ -19,7 +19,8 @@ from redis.asyncio import Redis
 from millpond.errors import QueueUnavailableError
 from millpond.local.child import Child
 from millpond.local.server import RedisServer
-from millpond.messages import EventType, JobRequest, JobResult, JobStatus, seed_from_id
+from millpond.messages import EventType, JobRequest, JobStatus, seed_from_id
+from millpond.messages.stored_results import unpack
 from millpond.models.presets import PRESETS
 from millpond.models.prompts import prepare_prompt
 from millpond.models.tokenization import ByteTokenizer
@@ -237,7 +238,7 @@ class Ledger:
         for id, request in self.requests.items():
             stored = await self.redis.get(self.queue.keys.result(id))
             assert stored is not None, f"{id} is lost"
-            result = JobResult.model_validate_json(stored)
+            result = unpack(stored)
             statuses[result.status] += 1
             assert self.first_seen.get(id, stored) == stored, f"{id} has changed"
             assert self.heard[id] <= 1, f"{id} was announced {self.heard[id]} times"

@@ -4,7 +4,8 @@ import asyncio
 import random
 from pathlib import Path
 
-from millpond.messages import JobRequest, JobResult, JobStatus
+from millpond.messages import JobRequest, JobStatus
+from millpond.messages.stored_results import unpack
 from millpond.queue.results import Results
 from millpond.queue.submission import NewJob, Submission
 from tests.chaos.fleet import Fleet, Ledger, ledger_on, worker_settings
@@ -66,11 +67,11 @@ async def test_cancels_and_deadlines(server, tmp_path: Path) -> None:
 
         late_s: list[float] = []
         for id, asked in ledger.requests.items():
-            result = JobResult.model_validate_json(ledger.first_seen[id])
             record = await ledger.redis.hgetall(ledger.queue.keys.job(id))
+            result = unpack(ledger.first_seen[id], int(record[b"finished"]))
             if asked.deadline_s is not None:
                 assert result.status in (JobStatus.SUCCEEDED, JobStatus.EXPIRED)
-                due_ms = int(record[b"deadline"])
+                due_ms = int(record[b"created"]) + round(asked.deadline_s * 1000)
             else:
                 assert result.status in (JobStatus.SUCCEEDED, JobStatus.CANCELLED)
                 due_ms = cancelled_ms[id]

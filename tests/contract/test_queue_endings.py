@@ -250,7 +250,7 @@ async def test_a_queued_job_expires_by_reaping(
 async def test_a_running_job_past_its_deadline_expires_when_put_back(
     queue: JobQueue, redis: Redis, results: Results
 ) -> None:
-    await put(queue, "a", deadline_s=0.02)
+    await put(queue, "a", deadline_s=0.2)
     job = await take_one(queue)
 
     async def told() -> bool:

@@ -44,7 +44,6 @@ async def test_get_through_a_jobs_life(queue: JobQueue, results: Results) -> Non
     assert view.status is JobStatus.SUCCEEDED
     assert view.result is not None
     assert view.result.text == "text"
-    assert view.result_json is not None
     assert (view.streams, view.cancelling, view.retry_in_ms) == (True, False, None)
 
 

@@ -24,6 +24,7 @@ from millpond.messages import (
     JobStatus,
     Usage,
 )
+from millpond.messages.stored_results import unpack
 from millpond.queue.connection import connect
 from millpond.queue.directory import AnnouncedQueue, QueueDirectory
 from millpond.queue.job_queue import JobQueue, QueueOptions
@@ -195,7 +196,7 @@ async def test_a_reader_reads_results_and_hears_events(guarded: RedisServer) -> 
             if (message := await pubsub.get_message(timeout=1)) is not None:
                 heard.append(message["data"])
     assert any(b"finished" in message for message in heard)
-    assert b"done" in (await reader.get(keys.result(id)) or b"")
+    assert unpack(await reader.get(keys.result(id)) or b"").text == "done"
     assert len(await reader.xrange(keys.events(id))) == 2
 
     await pubsub.aclose()

@@ -29,7 +29,6 @@ VIEW = JobView(
     ahead_exact=True,
     retry_in_ms=None,
     result=None,
-    result_json=None,
 )
 
 

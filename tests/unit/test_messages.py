@@ -1,6 +1,7 @@
 """The wire format: what is accepted, what is refused and by which name, what survives a round trip."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -39,6 +40,7 @@ from millpond.messages.sampling_params import (
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
 )
+from millpond.messages.stored_results import DICTIONARY, pack, unpack
 from tests.unit.test_keys import JOB_ID
 
 FULL: dict[str, Any] = {
@@ -371,3 +373,35 @@ def test_each_choice_has_a_seed_of_its_own_and_the_first_the_jobs() -> None:
     assert len(set(seeds)) == 16
     assert seeds[1] == seed_from_id("7/1")  # as docs/protocol.md has it
     assert all(0 <= seed <= MAX_SEED for seed in seeds)
+
+
+def test_a_stored_result_comes_back_and_is_small() -> None:
+    result = JobResult(
+        id="a" * 24,
+        status=JobStatus.SUCCEEDED,
+        finish_reason=FinishReason.STOP,
+        text="é\n",
+        usage=Usage(prompt_tokens=3, completion_tokens=2),
+        metadata={"k": "v"},
+    )
+    stored = pack(result)
+    assert unpack(stored, 7) == result.model_copy(update={"finished_ms": 7})
+    assert len(stored) < len(result.to_json()) / 2
+    assert unpack(result.to_json()) == result
+
+
+def test_the_dictionary_of_results_is_the_protocols() -> None:
+    """Readers in other languages have it from there; a change would make stored results unreadable."""
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    section = page.split("### Compression")[1]
+    assert "".join(section.split("```")[1].splitlines()) == DICTIONARY.decode()
+
+
+def test_metadata_stands_at_the_head_of_a_body() -> None:
+    request = JobRequest(prompt="hi", metadata={"b": 'ä"}', "a": "1"})
+    head = b'{"metadata":'
+    body = request.to_json()
+    assert body.startswith(head)
+    assert orjson.loads(body[len(head) :][: request.metadata_bytes]) == request.metadata
+    assert JobRequest.from_json(body) == request
+    assert JobRequest(prompt="hi").metadata_bytes == 0

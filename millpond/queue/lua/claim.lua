@@ -168,7 +168,7 @@ local function claim(id, line)
   else
     charge(record[6], record[9], expected)
   end
-  tell(id, 'started', attempt, record[7], '', '')
+  tell(id, 'started', attempt, record[7], '')
   taken[record[6]] = taken[record[6]] + 1
   leases[#leases + 1] = int(now + lease_ms)
   leases[#leases + 1] = id

@@ -12,8 +12,8 @@
 local OPTIONS = cjson.decode(ARGV[#ARGV])
 
 -- Tell both channels, and the job's stream if it keeps one. `rest` is JSON members after the common
--- ones, `light` replaces it on the queue's channel; both begin with a comma or are empty.
-local function tell(id, kind, attempt, streams, rest, light)
+-- ones; it begins with a comma or is empty.
+local function tell(id, kind, attempt, streams, rest)
   local head = '{"v":1,"type":"' .. kind .. '","id":"' .. id .. '","attempt":' .. attempt
   local body = head .. rest .. '}'
   if streams == '1' then
@@ -21,18 +21,18 @@ local function tell(id, kind, attempt, streams, rest, light)
     body = head .. ',"event_id":"' .. entry .. '"' .. rest .. '}'
   end
   redis.call('PUBLISH', K.events .. id, body)
-  redis.call('PUBLISH', K.channel, head .. light .. '}')
+  redis.call('PUBLISH', K.channel, head .. rest .. '}')
 end
 
--- A result for a job that ends without a worker's word.
+-- A result for a job that ends without a worker's word. The request's metadata stands at the head of its
+-- body, so that a body need not be decoded, which for a large one takes long.
+local METADATA = '{"metadata":'
 local function bare_result(id, status, reason, code, message)
   local metadata = ''
-  local body = redis.call('GET', K.body .. id)
-  if body and string.find(body, '"metadata"', 1, true) then
-    local ok, request = pcall(cjson.decode, body)
-    if ok and type(request.metadata) == 'table' and next(request.metadata) then
-      metadata = ',"metadata":' .. cjson.encode(request.metadata)
-    end
+  local size = redis.call('HGET', K.job .. id, 'metadata')
+  if size then
+    metadata = redis.call('GETRANGE', K.body .. id, #METADATA, #METADATA + size - 1)
+    metadata = metadata ~= '' and ',"metadata":' .. metadata or ''
   end
   return '{"v":1,"id":"' .. id .. '","status":"' .. status .. '","finish_reason":"' .. reason ..
     '","error":{"code":"' .. code .. '","message":"' .. message .. '"}' .. metadata .. '}'
@@ -44,17 +44,28 @@ local function list(index, id, now, most)
   redis.call('ZREMRANGEBYRANK', index, 0, int(-most - 1))
 end
 
+-- What nobody asks for any more when a job has ended; it is kept for a dead letter.
+local function trim(job, n)
+  redis.call('HDEL', job, 'kind', 'prompt', 'tokens', 'most', 'n', 'order', 'worker', 'charge', 'said',
+    'cancel', 'deadline', 'due', 'metadata')
+  for choice = 0, (n or 0) - 1 do
+    redis.call('HDEL', job, 'said:' .. choice)
+  end
+end
+
 -- End a queued or running job for ever: record, result, event, publish, and all its claims at once.
 -- `was` is the status it has now. The body stays for a dead letter, else it goes.
 local function finish(id, was, status, result, now, keep_body)
   local job = K.job .. id
-  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'tenant')
+  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'tenant', 'n')
   redis.call('ZREM', K.deadlines, id)
   if redis.call('HINCRBY', K.open, record[4], -1) <= 0 then
     redis.call('HDEL', K.open, record[4])
   end
-  result = '{"finished_ms":' .. int(now) .. ',' .. string.sub(result, 2)
   redis.call('HSET', job, 'status', status, 'finished', int(now))
+  if not keep_body then
+    trim(job, record[5])
+  end
   redis.call('PEXPIRE', job, int(OPTIONS.result_ttl_ms))
   redis.call('SET', K.result .. id, result, 'PX', int(OPTIONS.result_ttl_ms))
   if keep_body then
@@ -73,7 +84,7 @@ local function finish(id, was, status, result, now, keep_body)
   redis.call('HINCRBY', K.counts, 'done:' .. status, 1)
   list(K.ended .. record[4], id, now, OPTIONS.listed_max)
   redis.call('PEXPIRE', K.ended .. record[4], int(OPTIONS.result_ttl_ms))
-  tell(id, 'finished', record[2], record[3], ',"result":' .. result, ',"status":"' .. status .. '"')
+  tell(id, 'finished', record[2], record[3], ',"status":"' .. status .. '","finished_ms":' .. int(now))
   if record[3] == '1' then
     redis.call('PEXPIRE', K.events .. id, int(OPTIONS.event_ttl_ms))
   end
@@ -106,7 +117,7 @@ local function take_back(id, now, refund, why)
   end
   redis.call('HINCRBY', K.counts, 'running', -1)
   redis.call('HINCRBY', K.counts, 'queued:' .. record[1], 1)
-  tell(id, 'reset', record[2], record[3], ',"reason":"' .. why .. '"', ',"reason":"' .. why .. '"')
+  tell(id, 'reset', record[2], record[3], ',"reason":"' .. why .. '"')
   if refund then
     redis.call('HINCRBY', job, 'attempts', -1)
     charge(record[1], record[6], -tonumber(record[7]))
