@@ -165,7 +165,7 @@ def test_the_engine_sizes_itself_by_the_plan(monkeypatch: pytest.MonkeyPatch) ->
     config = EngineConfig("transformers", None, preset, slots=64)
 
     def build(room_bytes: int) -> TransformersEngine:
-        monkeypatch.setattr(memory, "_room_bytes", lambda device: room_bytes)
+        monkeypatch.setattr(memory, "_room_bytes", lambda device, share: room_bytes)
         return TransformersEngine(loaded, config, ByteTokenizer())
 
     large = build(10**12)

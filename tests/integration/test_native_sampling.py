@@ -187,7 +187,7 @@ def test_a_draw_at_the_edge_between_two_tokens_takes_the_second(
     edges = [0, 1, 2047, 2048, 2049, 4095]
     for module in ("sampling.sampling", "native.sampler"):
         monkeypatch.setattr(
-            f"worker.engines.model.{module}.uniforms",
+            f"worker.engines.{module}.uniforms",
             lambda *_: np.array(edges) / 4096,
         )
     for sampling in ({}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.5}):
