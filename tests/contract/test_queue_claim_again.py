@@ -110,7 +110,8 @@ async def test_a_command_that_the_client_repeats_is_one_claim(
     await put(queue, "a", "b")
     script = load_script("claim")
     keys = [queue.keys[name] for name in script.key_names]
-    args = ["w", "one", 1, PLENTY, PLENTY, 30_000, 100, queue.options.to_json()]
+    sizes = [1, PLENTY, PLENTY, 30_000, 100, PLENTY, PLENTY]
+    args = ["w", "one", *sizes, queue.options.to_json()]
     answers = [await redis.eval(script.source, len(keys), *keys, *args) for _ in range(3)]
-    [fence] = {job[1] for _, _, [job], _ in answers}
-    assert {(left, *job[:3]) for _, left, [job], _ in answers} == {(1, b"a", fence, 1)}
+    [fence] = {job[1] for _, _, [job], *_ in answers}
+    assert {(left, *job[:3]) for _, left, [job], *_ in answers} == {(1, b"a", fence, 1)}

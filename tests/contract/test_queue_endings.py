@@ -81,7 +81,7 @@ async def test_concurrent_repeats_of_complete_store_once(queue: JobQueue) -> Non
     assert sorted(answers) == [Commit.KNOWN] * 19 + [Commit.STORED]
 
 
-async def test_fail_backs_off_then_retries_alone(
+async def test_fail_backs_off_then_goes_back_to_its_place(
     queue: JobQueue, redis: Redis, results: Results
 ) -> None:
     await put(queue, "a", "b")
@@ -99,9 +99,8 @@ async def test_fail_backs_off_then_retries_alone(
     await until(promoted)
     assert (await results.get("a")).retry_in_ms is None
     again = await take(queue)
-    assert ids(again) == ["a"]
+    assert ids(again) == ["a", "b"]
     assert again[0].attempt == 2
-    assert ids(await take(queue)) == ["b"]
 
 
 async def test_a_claim_promotes_by_itself(queue: JobQueue) -> None:
@@ -127,7 +126,7 @@ async def test_retries_due_together_keep_their_order(queue: JobQueue, redis: Red
         return await server_ms(redis) >= last[0][1]
 
     await until(due)
-    assert [ids(await take(queue)) for _ in range(3)] == [["first"], ["second"], ["third"]]
+    assert ids(await take(queue)) == ["first", "second", "third"]
 
 
 @pytest.mark.parametrize(("attempt", "delay_s"), [(1, 1.0), (2, 2.0), (3, 4.0), (9, 60.0)])
@@ -244,7 +243,6 @@ async def test_a_queued_job_expires_by_reaping(
     await until(expired)
     assert (await stored(results, "a")).status is JobStatus.EXPIRED
     assert (await results.get("b")).status is JobStatus.QUEUED
-    assert ids(await take(queue)) == ["b"]
 
 
 async def test_a_running_job_past_its_deadline_expires_when_put_back(

@@ -139,7 +139,6 @@ async def _check_touched(redis: Redis, redis_server: RedisServer) -> None:
         "PUBLISH",
         "ZADD",
         "UNLINK",
-        "RPUSH",
     }
     touched: set[str] = set()
     for command in {tuple(command[:2]): command for command in commands}.values():
