@@ -12,13 +12,13 @@ PROMPT_BYTES = 512
 MAX_BYTES = 1.3 * 1024
 
 
-async def _used(redis: Redis) -> int:
+async def used(redis: Redis) -> int:
     """Bytes of the data set and its overhead, the buffers of the append-only file left out."""
     info = await redis.info("memory")
     return int(info["used_memory"]) - int(info["mem_aof_buffer"])
 
 
-async def _sum_of_keys(redis: Redis) -> int:
+async def sum_of_keys(redis: Redis) -> int:
     """MEMORY USAGE of every key, each list and hash counted whole."""
     total = 0
     page: list[bytes] = []
@@ -35,14 +35,14 @@ async def _sum_of_keys(redis: Redis) -> int:
 async def measure_memory(stage: Stage) -> list[Figure]:
     texts = prompts(JOBS, PROMPT_BYTES)
     await stage.clear()
-    empty = await _used(stage.redis)
+    empty = await used(stage.redis)
     await submit_pipelined(stage.queue, texts)
-    delta = (await _used(stage.redis) - empty) / JOBS
-    keys = await _sum_of_keys(stage.redis) / JOBS
+    delta = (await used(stage.redis) - empty) / JOBS
+    keys = await sum_of_keys(stage.redis) / JOBS
     await stage.clear()
-    empty = await _used(stage.redis)
+    empty = await used(stage.redis)
     await stage.rq(rq_peer.enqueue_many, texts, CHUNK)
-    peer = (await _used(stage.redis) - empty) / JOBS
+    peer = (await used(stage.redis) - empty) / JOBS
     worst = max(delta, keys)
     return [
         Figure(

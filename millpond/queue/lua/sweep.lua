@@ -99,7 +99,9 @@ local function expire_deadlines(now, limit)
   local ids = redis.call('ZRANGEBYSCORE', K.deadlines, '-inf', int(now), 'LIMIT', 0, limit)
   local expired = 0
   for _, id in ipairs(ids) do
-    if redis.call('HGET', K.job .. id, 'status') == 'queued' then
+    if copied >= METADATA_A_CALL then
+      break
+    elseif redis.call('HGET', K.job .. id, 'status') == 'queued' then
       end_expired(id, 'queued', now)
       expired = expired + 1
     else
