@@ -73,8 +73,11 @@ HOSTILE = {
     "two idempotency keys": Hostile(
         JOBS, b'{"prompt":"a"}', (202, 422), (("Idempotency-Key", "a"), ("Idempotency-Key", "b"))
     ),
-    "a long idempotency key": Hostile(
-        JOBS, b'{"prompt":"a"}', (422,), (("Idempotency-Key", "a" * 60_000),)
+    "headers over their limit": Hostile(
+        JOBS, b'{"prompt":"a"}', (431,), (("Idempotency-Key", "a" * 60_000),)
+    ),
+    "an idempotency key that is too long": Hostile(
+        JOBS, b'{"prompt":"a"}', (422,), (("Idempotency-Key", "a" * 20_000),)
     ),
     "a regex bomb for a key": Hostile(
         JOBS, b'{"prompt":"a"}', (422,), (("Idempotency-Key", "a" * 250 + " !"),)

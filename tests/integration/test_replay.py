@@ -198,6 +198,9 @@ def test_the_dtype_is_what_the_card_computes_natively(
 
 def test_what_the_card_has_free_is_what_is_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 1024**3
-    for free, room in ((10 * gib, 7.6 * gib), (2 * gib, 0)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 16 * gib))
-        assert memory._room_bytes(torch.device("cuda")) == pytest.approx(room, abs=2)
+    card = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * gib)
+    for free, share, room in ((10, 1.0, 7.6), (2, 1.0, 0), (10, 0.5, 3.8), (10, 0.1, 0)):
+        told = (free * gib, 16 * gib)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, told=told: told)
+        assert memory._room_bytes(card, share) == pytest.approx(room * gib, abs=2)

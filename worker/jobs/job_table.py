@@ -107,6 +107,8 @@ class JobTable:
         jobs = self._admission.take(capacity, idle=self._num_rows == 0)
         lengths = [len(job.prompt.token_ids) for job in jobs]
         groups = cut_groups(lengths, self._group_padded_tokens, max(1, len(jobs)))
+        if groups:
+            log.debug("admitted", groups=[len(group) for group in groups])
         requests = [
             [r for i in group for r in jobs[i].generation_requests(self._preset)]
             for group in groups
