@@ -57,7 +57,7 @@ async def accept(
     await pay(request, api, caller, [new])
     outcome: Submission | MillpondError
     try:
-        outcome = await served.submissions.submit(new)
+        outcome = await served.submissions(new)
     except QueueFullError as error:
         outcome = await served.monitor.with_retry_after(error)
     except MillpondError as error:

@@ -21,7 +21,7 @@ from millpond.errors import InvalidRequestError
 SOCKET_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 3.0
 MAX_BLOCK_S = 5.0
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 16
 RETRIES = 2
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,15 @@ from millpond.errors import InvalidRequestError, JobNotFoundError
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus, Priority
 from millpond.messages.stored_results import unpack
 from millpond.messages.worker_state import RegisteredWorker, read_entry
+from millpond.queue.batching import Batcher
 from millpond.queue.keys import Keys
 from millpond.queue.scripts import Scripts, raising_unavailable
-from millpond.queue.subscriptions import GAP, Subscriptions
+from millpond.queue.subscriptions import GAP, Expectation, Subscriptions
 
 REPLAY_PAGE = 500
 ENTRY_ID_PATTERN = re.compile(r"\d{1,19}(-\d{1,19})?")
-# Pub/sub is only a hint: a waiter reads the stored state at least this often.
-LOOK_AGAIN_S = 5.0
+# Of `Results.get`, and of the first page of a replay: how many one round trip carries.
+LOOKS_A_TRIP = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,16 @@ class Results:
         self._redis = redis
         self._scripts = Scripts(redis, self.keys)
         self._subscriptions = subscriptions
+        self._inspect: Batcher[tuple[str, str], Any] = Batcher(
+            "inspect", lambda calls: self._scripts.run_many("inspect", calls), LOOKS_A_TRIP
+        )
+        self._read: Batcher[tuple[str, str], Any] = Batcher(
+            "replay", self._read_pages, LOOKS_A_TRIP
+        )
 
     async def get(self, id: str, *, tenant: str | None = None) -> JobView:
         """Raises JobNotFoundError."""
-        answer = await self._scripts.run("inspect", id, tenant or "")
+        answer = await self._inspect((id, tenant or ""))
         if not answer:
             raise JobNotFoundError(id)
         return _job_view(id, *answer)
@@ -118,9 +126,9 @@ class Results:
             return view
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
-        async with self._subscriptions.listen(self.keys.events(id)) as inbox:
+        async with self._listen(id) as inbox:
             while (left := end - loop.time()) > 0:
-                message = await _next(inbox, min(left, LOOK_AGAIN_S))
+                message = await _next(inbox, left)
                 if message not in (None, GAP) and b'"type":"finished"' not in message[:64]:
                     continue
                 view = await self.get(id, tenant=tenant)
@@ -142,10 +150,10 @@ class Results:
                 "after", f"{after[:64]!r} is no event id such as 1700000000000-0"
             )
         await self.get(id, tenant=tenant)
-        async with self._subscriptions.listen(self.keys.events(id)) as inbox:
+        async with self._listen(id) as inbox:
             while True:
-                message = await _next(inbox, LOOK_AGAIN_S)
-                if message in (None, GAP):
+                message = await inbox.get()
+                if message == GAP:
                     # Read before the replay: a job that has ended by now has its last event in the stream.
                     last = await self._finished(id, tenant)
                     async for event in self._replay(id, after):
@@ -165,12 +173,20 @@ class Results:
                 if event.type is EventType.FINISHED:
                     return
 
+    def _listen(self, id: str) -> AbstractAsyncContextManager["asyncio.Queue[bytes]"]:
+        expected = Expectation(alive=self.keys.job(id), over=self.keys.result(id))
+        return self._subscriptions.listen(self.keys.events(id), expected)
+
+    async def _read_pages(self, wanted: Sequence[tuple[str, str]]) -> Any:
+        with raising_unavailable():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for id, after in wanted:
+                    pipe.xrange(self.keys.events(id), min=f"({after}", max="+", count=REPLAY_PAGE)
+                return await pipe.execute()
+
     async def _replay(self, id: str, after: str) -> AsyncIterator[JobEvent]:
         while True:
-            with raising_unavailable():
-                page: Any = await self._redis.xrange(
-                    self.keys.events(id), min=f"({after}", max="+", count=REPLAY_PAGE
-                )
+            page = await self._read((id, after))
             for entry, fields in page:
                 after = entry.decode()
                 event = JobEvent.model_validate_json(fields[b"event"])

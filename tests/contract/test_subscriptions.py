@@ -15,7 +15,7 @@ from millpond.queue import subscriptions as module
 from millpond.queue.connection import connect
 from millpond.queue.job_queue import JobQueue
 from millpond.queue.results import Results
-from millpond.queue.subscriptions import GAP, MAX_BACKLOG, Subscriptions
+from millpond.queue.subscriptions import GAP, MAX_BACKLOG, Expectation, Subscriptions
 from tests.chaos.proxy import Mode, Proxy
 from tests.contract.jobs import put, success, take_one, until
 
@@ -259,3 +259,57 @@ async def test_a_quiet_connection_is_kept(
             await asyncio.sleep(0.02)
         assert hub._pubsub is first
         await until_heard(redis, inbox)
+
+
+async def test_what_no_message_told_of_is_found_by_one_look_for_all(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody polls: idle listeners cost two commands for hundreds of them."""
+    monkeypatch.setattr(module, "CHECK_EVERY_S", 0.05)
+    async with contextlib.AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(connect(redis_server.url))
+        hub = Subscriptions(redis)
+        stack.push_async_callback(hub.close)
+        names = [f"{{q}}job{i}" for i in range(600)]
+        await redis.mset({f"alive:{name}": 1 for name in names})
+        inboxes = {
+            name: await stack.enter_async_context(
+                hub.listen(name, Expectation(alive=f"alive:{name}", over=f"over:{name}"))
+            )
+            for name in names
+        }
+        await listening(redis, names[-1])
+        await settled(inboxes)
+        before = await calls(redis, "exists")
+
+        await asyncio.sleep(0.5)
+
+        looks = await calls(redis, "exists") - before
+        assert 4 <= looks <= 4 * 0.5 / 0.05
+        assert all(inbox.empty() for inbox in inboxes.values())
+        await redis.delete("alive:{q}job5")
+        await redis.set("over:{q}job570", 1)
+        for name in ("{q}job5", "{q}job570"):
+            async with asyncio.timeout(5):
+                assert await inboxes[name].get() == GAP
+        assert inboxes["{q}job6"].empty()
+
+
+async def settled(inboxes: dict[str, "asyncio.Queue[bytes]"]) -> None:
+    """Take what belongs to the beginning: a GAP at once, and one by the confirmed subscription."""
+    for inbox in inboxes.values():
+        async with asyncio.timeout(5):
+            await inbox.get()
+    quiet_since = asyncio.get_running_loop().time()
+    async with asyncio.timeout(10):
+        while asyncio.get_running_loop().time() - quiet_since < 0.3:
+            for inbox in inboxes.values():
+                while not inbox.empty():
+                    inbox.get_nowait()
+                    quiet_since = asyncio.get_running_loop().time()
+            await asyncio.sleep(0.02)
+
+
+async def calls(redis: Redis, command: str) -> int:
+    stats = await redis.info("commandstats")
+    return int(stats.get(f"cmdstat_{command}", {}).get("calls", 0))

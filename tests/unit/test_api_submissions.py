@@ -38,7 +38,7 @@ def queue() -> SlowQueue:
 
 
 def submit(batcher: SubmitBatcher, id: str) -> "asyncio.Task[Submission]":
-    return asyncio.ensure_future(batcher.submit(NewJob(JobRequest(prompt="a"), id)))
+    return asyncio.ensure_future(batcher(NewJob(JobRequest(prompt="a"), id)))
 
 
 async def test_a_lone_job_goes_at_once_and_the_rest_together(queue: SlowQueue) -> None:
