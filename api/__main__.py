@@ -1,4 +1,4 @@
-"""``python -m api``: serve HTTP until SIGTERM."""
+"""``python -m api``: serve HTTP until SIGTERM, with one process or several."""
 
 import asyncio
 import logging
@@ -6,6 +6,7 @@ import sys
 
 from api.app import create_app
 from api.http.server import ApiServer, StructlogHandler
+from api.processes import ONE_OF_SEVERAL, serve
 from api.watch import look_before_start
 from millpond.errors import MillpondError
 from millpond.logs import configure_logs
@@ -19,11 +20,14 @@ def main() -> int:
         logging.basicConfig(level=logging.WARNING, handlers=[StructlogHandler()])
         app = create_app(settings)
         asyncio.run(look_before_start(settings))
+        if settings.api_processes > 1:
+            asyncio.run(serve(settings))
+            return 0
     except MillpondError as error:
         print(f"millpond api: {error}", file=sys.stderr)
         return 1
     server = ApiServer(app, settings)
-    server.run_until_signal()
+    server.run_until_signal(shared_port=ONE_OF_SEVERAL in sys.argv[1:])
     return 0 if server.started else 1
 
 

@@ -4,10 +4,18 @@ from collections.abc import Iterable
 from typing import cast
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from api.processes import counters_are_shared
 from millpond.queue.results import QueueState
 
 # Long polls last up to a minute.
@@ -34,7 +42,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        if not counters_are_shared():
+            ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "millpond_http_requests_total",
             "Requests answered.",
@@ -62,6 +71,15 @@ class Metrics:
         )
         self.queue = QueueCollector()
         self.registry.register(self.queue)
+
+    def exposition(self) -> bytes:
+        """In Prometheus' text format; of several processes on one port, the sums of their counters."""
+        if not counters_are_shared():
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        together.register(self.queue)
+        return generate_latest(together)
 
 
 def metrics_of(app: FastAPI) -> Metrics:

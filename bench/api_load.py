@@ -25,7 +25,7 @@ AT_LEAST = 800
 
 
 @contextlib.asynccontextmanager
-async def running_api(redis_url: str) -> AsyncIterator[int]:
+async def running_api(redis_url: str, processes: int = 1) -> AsyncIterator[int]:
     """Start ``python -m api`` with the simulated engine's tokenizer; its port."""
     port = free_port()
     settings = load_settings(
@@ -33,6 +33,7 @@ async def running_api(redis_url: str) -> AsyncIterator[int]:
         queue=QUEUE,
         engine="simulated",
         port=port,
+        api_processes=processes,
         max_depth=OPTIONS.max_depth,
         log_level="warning",
     )
@@ -93,9 +94,9 @@ async def measure_api(stage: Stage) -> list[Figure]:
         for text in prompts(POSTS, PROMPT_BYTES)
     ]
     await stage.clear()
-    async with running_api(stage.url) as port:
+    async with running_api(stage.url) as one, running_api(stage.url, processes=2) as two:
 
-        async def accepted() -> float:
+        async def accepted(port: int) -> float:
             before = await stage.queue.depth()
             start = time.perf_counter()
             await send_all(port, requests, 202, CONNECTIONS)
@@ -103,8 +104,9 @@ async def measure_api(stage: Stage) -> list[Figure]:
             assert await stage.queue.depth() - before == POSTS
             return POSTS / seconds
 
-        await accepted()  # the first requests find cold caches
-        [rate] = await alternate(accepted, rounds=ROUNDS)
+        for port in (one, two):
+            await accepted(port)  # the first requests find cold caches
+        rate, of_two = await alternate(lambda: accepted(one), lambda: accepted(two), rounds=ROUNDS)
     return [
         Figure(
             f"POST /v1/jobs, {CONNECTIONS} connections",
@@ -113,5 +115,13 @@ async def measure_api(stage: Stage) -> list[Figure]:
             f"{rate:,.0f}/s",
             f"≥ {AT_LEAST:,}/s",
             rate >= AT_LEAST,
-        )
+        ),
+        Figure(
+            "the same with two API processes",
+            f"{of_two:,.0f} accepted/s",
+            f"one process {rate:,.0f}/s",
+            f"{of_two / rate:.2f} times",
+            "≥ 1 times on two cores",
+            of_two >= rate,
+        ),
     ]

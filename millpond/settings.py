@@ -168,6 +168,9 @@ class Settings(BaseSettings):
     # The API
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    api_processes: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="Processes that serve the API on one port."
+    )
     auth: Literal["auto", "on", "off", "off-and-i-know-it-is-open"] = Field(
         default="auto", description="Whether the API asks for keys; auto: unless on loopback."
     )

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from api.http.connections import ConnectionLimits, Connections
 from api.http.protocol import BoundedProtocol
 from api.metrics import metrics_of
+from api.processes import bound_socket
 from api.services import services_of
 from millpond.settings import Settings
 
@@ -66,8 +67,8 @@ class ApiServer(uvicorn.Server):
         services_of(self._app).closing.set()
         await super().shutdown(sockets)
 
-    def run_until_signal(self) -> None:
-        """Serve until SIGTERM or SIGINT, and return then.
+    def run_until_signal(self, *, shared_port: bool) -> None:
+        """Serve until SIGTERM or SIGINT, and return then. ``shared_port``: other processes have it too.
 
         uvicorn puts back the handlers that it found and raises the signal once more: these are
         ours, so that the process ends with status 0.
@@ -75,7 +76,8 @@ class ApiServer(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle_exit)
         allow_files(self.connections.limits.connections + OTHER_FILES)
-        self.run()
+        host, port = self.config.host, self.config.port
+        self.run(sockets=[bound_socket(host, port, shared=True)] if shared_port else None)
 
 
 def allow_files(wanted: int) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from api.access.tenancy import Admin
 from api.description.examples import METRICS
@@ -30,6 +30,4 @@ async def metrics(api: Api, caller: Admin) -> Response:
             api.metrics.queue.state = await api.home.monitor.state()
     except (QueueUnavailableError, TimeoutError):
         api.metrics.queue.state = None
-    return Response(
-        generate_latest(api.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-    )
+    return Response(api.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -41,6 +41,9 @@ def worker(
 def api(
     port: Annotated[int | None, typer.Option(help="The API's port.")] = None,
     host: Annotated[str | None, typer.Option(help="The API's address.")] = None,
+    api_processes: Annotated[
+        int | None, typer.Option(help="Processes that serve the API on one port.")
+    ] = None,
     model: ModelFlag = None,
     engine: EngineFlag = None,
     redis_url: RedisFlag = None,
@@ -52,6 +55,7 @@ def api(
         parse_assignments(set_),
         port=port,
         host=host,
+        api_processes=api_processes,
         model=model,
         engine=engine,
         redis_url=redis_url,

@@ -42,6 +42,9 @@ def up(
     data: DataFlag = None,
     port: Annotated[int | None, typer.Option(help="The API's port.")] = None,
     host: Annotated[str | None, typer.Option(help="The API's address.")] = None,
+    api_processes: Annotated[
+        int | None, typer.Option(help="Processes that serve the API on one port.")
+    ] = None,
     redis_url: RedisFlag = None,
     queue: QueueFlag = None,
     fsync: Annotated[
@@ -61,6 +64,7 @@ def up(
         data_dir=data,
         port=port,
         host=host,
+        api_processes=api_processes,
         redis_url=redis_url,
         queue=queue,
     )
