@@ -6,7 +6,8 @@ MillpondError
 │   └── UnknownModelError      no such model is served here
 ├── IdempotencyConflictError   an Idempotency-Key or job id was used for another request
 ├── QueueFullError             the depth limit is reached; try again later
-│   └── TenantFullError        the tenant has as many unfinished jobs as its key allows
+│   ├── TenantFullError        the tenant has as many unfinished jobs as its key allows
+│   └── TenantStorageFullError requests and results of the tenant take as much as they may
 ├── LimitExceededError         a key has spent its requests or tokens of this minute
 ├── JobNotFoundError           no job has that id, or its result has expired
 ├── QueueUnavailableError      Redis is away, loading, read-only or out of memory
@@ -81,6 +82,19 @@ class TenantFullError(QueueFullError):
     def __init__(self, depth: int, limit: int, retry_after_s: int = 1) -> None:
         super().__init__(depth, limit, retry_after_s)
         self.args = (f"the tenant has {depth} unfinished jobs, the limit of its key is {limit}",)
+
+
+class TenantStorageFullError(QueueFullError):
+    """``depth`` and ``limit`` count the bytes of the tenant's unfinished requests and kept results."""
+
+    code = "tenant_storage_full"
+
+    def __init__(self, depth: int, limit: int, retry_after_s: int = 1) -> None:
+        super().__init__(depth, limit, retry_after_s)
+        self.args = (
+            f"{depth:,} bytes are stored for the tenant, requests and results together, "
+            f"and its limit is {limit:,}",
+        )
 
 
 class LimitExceededError(MillpondError):

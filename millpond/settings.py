@@ -142,6 +142,10 @@ class Settings(BaseSettings):
     event_ttl_s: Seconds = _PROMISES.event_ttl_s
     event_maxlen: Count = _PROMISES.event_maxlen
     max_depth: Count = _PROMISES.max_depth
+    max_tenant_bytes: Count = Field(
+        default=_PROMISES.max_tenant_bytes,
+        description="What may be stored for a tenant: requests of its unfinished jobs, and results.",
+    )
     ageing_ms: Annotated[float, Field(ge=0)] = Field(
         default=_PROMISES.ageing_ms,
         description="A job waits this long for each token that it is longer than a newer one.",

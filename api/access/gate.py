@@ -43,6 +43,11 @@ class Caller:
         """How many queued and running jobs the tenant may have."""
         return None if self.key is None else self.key.limits.unfinished_jobs
 
+    @property
+    def stored_bytes(self) -> int | None:
+        """How much may be stored for the tenant; None: what the queue allows everybody."""
+        return None if self.key is None else self.key.limits.stored_bytes
+
 
 ANYBODY = Caller()
 

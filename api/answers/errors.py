@@ -25,6 +25,7 @@ from millpond.errors import (
     QueueFullError,
     QueueUnavailableError,
     TenantFullError,
+    TenantStorageFullError,
 )
 
 # Listing more would delay every other request.
@@ -36,6 +37,12 @@ CHALLENGE = 'Bearer realm="millpond"'
 _LIMITS = ("le", "lt", "ge", "gt", "max_length", "min_length")
 # A check of the whole object names the field at the start of its message.
 _NAMED_FIELD = re.compile(r"([a-z_]+): (.+)", re.DOTALL)
+
+# The limit of the tenant that is passed.
+_VIOLATED: dict[type[QueueFullError], tuple[str, ...]] = {
+    TenantFullError: ("unfinished_jobs",),
+    TenantStorageFullError: ("stored_bytes",),
+}
 
 log = structlog.get_logger("millpond.api")
 
@@ -156,9 +163,7 @@ def problem_of(error: MillpondError) -> Problem:
                 error.code,
                 str(error),
                 retry_after_s=error.retry_after_s,
-                violated_policies=(
-                    ("unfinished_jobs",) if isinstance(error, TenantFullError) else ()
-                ),
+                violated_policies=_VIOLATED.get(type(error), ()),
             )
         case LimitExceededError():
             return Problem(

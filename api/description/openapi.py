@@ -83,6 +83,15 @@ _EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
             "violated-policies": ["unfinished_jobs"],
         },
     ),
+    "tenant_storage_full": (
+        429,
+        {
+            "detail": "1,073,700,000 bytes are stored for the tenant, requests and results together, "
+            "and its limit is 1,073,741,824",
+            "retry_after_s": 600,
+            "violated-policies": ["stored_bytes"],
+        },
+    ),
     "limit_exceeded": (
         429,
         {
@@ -126,6 +135,7 @@ SUBMIT_PROBLEMS = (
     "idempotency_conflict",
     "queue_full",
     "tenant_full",
+    "tenant_storage_full",
     "limit_exceeded",
     "priority_forbidden",
     "queue_unavailable",

@@ -18,6 +18,7 @@ def new_job(request: JobRequest, prompt: PreparedPrompt, id: str | None, caller:
         caller.tenant,
         tokens=prompt.budget_tokens,
         tenant_limit=caller.unfinished_jobs,
+        tenant_bytes=caller.stored_bytes,
         prompt_tokens=len(prompt.token_ids),
     )
 

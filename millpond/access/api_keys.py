@@ -44,6 +44,7 @@ class Scope(StrEnum):
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
     """None: no limit. ``unfinished_jobs`` counts the tenant's queued and running jobs together,
+    ``stored_bytes`` their requests and all its results, which are limited for keys without it too,
     ``open_streams`` the key's event streams and long polls on each API process, which has a limit for
     keys that have none.
     """
@@ -52,6 +53,7 @@ class KeyLimits:
     tokens_per_minute: int | None = None
     unfinished_jobs: int | None = None
     open_streams: int | None = None
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class ApiKeys:
             "tokens_per_minute": limits.tokens_per_minute,
             "unfinished_jobs": limits.unfinished_jobs,
             "open_streams": limits.open_streams,
+            "stored_bytes": limits.stored_bytes,
             "priorities": " ".join(sorted(priorities)) if priorities else None,
         }
         given = [arg for pair in fields.items() if pair[1] is not None for arg in pair]

@@ -33,6 +33,9 @@ def create(
     open_streams: Annotated[
         int | None, typer.Option(min=1, show_default="the API's max_streams_per_key")
     ] = None,
+    stored_bytes: Annotated[
+        int | None, typer.Option(min=1, show_default="the queue's max_tenant_bytes")
+    ] = None,
     priority: Annotated[
         list[Priority] | None,
         typer.Option(help="One that its jobs may have; may be repeated.", show_default="all"),
@@ -42,7 +45,9 @@ def create(
     data: DataFlag = None,
 ) -> None:
     """Make a key and print it. It is shown this once; only a hash of it is stored."""
-    limits = KeyLimits(requests_per_minute, tokens_per_minute, unfinished_jobs, open_streams)
+    limits = KeyLimits(
+        requests_per_minute, tokens_per_minute, unfinished_jobs, open_streams, stored_bytes
+    )
 
     async def call(keys: ApiKeys) -> None:
         scopes = scope or [Scope.SUBMIT, Scope.READ]
@@ -105,6 +110,7 @@ def _limits(key: ApiKey) -> str:
         "tokens/min": key.limits.tokens_per_minute,
         "unfinished": key.limits.unfinished_jobs,
         "streams": key.limits.open_streams,
+        "stored bytes": key.limits.stored_bytes,
     }
     told = [f"{value} {name}" for name, value in shown.items() if value is not None]
     if key.priorities is not None:

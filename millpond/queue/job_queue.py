@@ -56,6 +56,7 @@ class QueueOptions:
     event_ttl_s: float = 600.0
     event_maxlen: int = 10_000
     max_depth: int = 100_000
+    max_tenant_bytes: int = 2**30
     ageing_ms: float = 20.0
     dead_max: int = 10_000
     listed_max: int = 1_000
@@ -121,11 +122,18 @@ class JobQueue:
                 self.options.max_depth,
                 self.options.ageing_ms,
                 new_nonce()[:SUBMIT_NONCE_CHARS],
+                self.options.max_tenant_bytes,
             ],
         )
         pairs = zip(answers[::2], answers[1::2], strict=True)
         return [
-            read_answer(id, job, *pair, max_depth=self.options.max_depth)
+            read_answer(
+                id,
+                job,
+                *pair,
+                max_depth=self.options.max_depth,
+                max_tenant_bytes=self.options.max_tenant_bytes,
+            )
             for id, job, pair in zip(ids, jobs, pairs, strict=True)
         ]
 

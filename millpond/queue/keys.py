@@ -53,6 +53,9 @@ QUEUE_KEYS: dict[str, str] = {
     "last_claim": "claim:",
     # Hash, tenant -> number of its queued and running jobs; a tenant without any is not in it.
     "open": "open",
+    # Hash for each tenant: bytes of the bodies of its unfinished jobs, and of its results by the hour
+    # in which they expire (see stored.lua).
+    "stored": "stored:",
     # Set of the ids of all API keys, revoked ones too.
     "api_keys": "api-keys",
     # Hash: an API key (digest, tenant, scopes, limits, created, revoked); never the key itself.

@@ -9,6 +9,7 @@ from millpond.errors import (
     InvalidRequestError,
     QueueFullError,
     TenantFullError,
+    TenantStorageFullError,
 )
 from millpond.messages import JOB_ID_PATTERN, TENANT_PATTERN, JobRequest, JobStatus
 from millpond.queue.scripts import Arg
@@ -35,7 +36,8 @@ class NewJob:
     """One job to submit. ``tokens`` is the maximum of prompt and output together, ``prompt_tokens`` the
     prompt alone; None: estimated from the body's size.
 
-    ``tenant_limit`` is how many unfinished jobs its tenant may have; None: no limit.
+    ``tenant_limit`` is how many unfinished jobs its tenant may have; None: no limit. ``tenant_bytes`` is
+    how much may be stored for it; None: what the queue's options say.
     """
 
     request: JobRequest
@@ -44,6 +46,7 @@ class NewJob:
     tokens: int | None = None
     tenant_limit: int | None = None
     prompt_tokens: int | None = None
+    tenant_bytes: int | None = None
 
 
 def script_fields(id: str, job: NewJob) -> list[Arg]:
@@ -81,6 +84,7 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
         "" if job.tenant_limit is None else job.tenant_limit,
         request.n,
         request.metadata_bytes or "",
+        "" if job.tenant_bytes is None else job.tenant_bytes,
     ]
 
 
@@ -102,11 +106,20 @@ def _kind(request: JobRequest, prompt_tokens: int) -> str:
 
 
 def read_answer(
-    id: str, job: NewJob, kind: bytes, detail: bytes | int, max_depth: int
+    id: str,
+    job: NewJob,
+    kind: bytes,
+    detail: bytes | int,
+    *,
+    max_depth: int,
+    max_tenant_bytes: int,
 ) -> Submission | IdempotencyConflictError | QueueFullError:
     """What `submit.lua` answered for the job."""
     if kind == b"full":
         return QueueFullError(int(detail), max_depth)
+    if kind == b"tenant_bytes":
+        limit = max_tenant_bytes if job.tenant_bytes is None else job.tenant_bytes
+        return TenantStorageFullError(int(detail), limit)
     if kind == b"tenant_full":
         return TenantFullError(int(detail), job.tenant_limit or 0)
     if kind == b"conflict":

@@ -15,7 +15,7 @@ KEEPS = {"about", "counts", "dead", "workers", "wake", "weights", "lengths"}
 LISTED_MAX = QueueOptions().listed_max
 RECORDS = ("job:", "body:", "result:", "events:")
 PASSING = ("trials", "last_claim", "spent", "paid")
-PREFIXES = (*RECORDS, "lane:", "active:", "idle:", "ended:")
+PREFIXES = (*RECORDS, "lane:", "active:", "idle:", "ended:", "stored:")
 
 
 class Snapshot:
@@ -217,9 +217,35 @@ def _check_counts(shot: Snapshot, records: dict[str, dict[str, str]]) -> None:
         r["tenant"] for r in records.values() if not JobStatus(r["status"]).terminal
     )
     assert {t: int(n) for t, n in (shot.get("open") or {}).items()} == unfinished
+    _check_stored(shot, records, exact=not counts.get("missing") and not _lost_bodies(shot))
     for ended in (s for s in JobStatus if s.terminal):
         # Records past their time to live are gone, the count is for ever.
         assert counts.get(f"done:{ended}", 0) >= status[ended]
     accepted = sum(counts.get(f"accepted:{p}", 0) for p in Priority)
     done = sum(counts.get(f"done:{s}", 0) for s in JobStatus if s.terminal)
     assert accepted == done + status[JobStatus.QUEUED] + status[JobStatus.RUNNING]
+
+
+def _lost_bodies(shot: Snapshot) -> bool:
+    """Whether a job has ended because somebody had deleted its request."""
+    results = (unpack(shot.raw[shot.keys.result(id)], 0) for id in shot.ids("result"))
+    return any(r.error is not None and r.error.code == "body_missing" for r in results)
+
+
+def _check_stored(shot: Snapshot, records: dict[str, dict[str, str]], *, exact: bool) -> None:
+    """Bodies are counted exactly; results until the end of the hour in which they expire.
+
+    Not ``exact``: what was deleted by hand counts on, until its tenant has no unfinished job.
+    """
+    bodies, kept = Counter[str](), Counter[str]()
+    for id, record in records.items():
+        body = len(shot.raw.get(shot.keys.body(id)) or b"")
+        if JobStatus(record["status"]).terminal:
+            kept[record["tenant"]] += body + len(shot.raw.get(shot.keys.result(id)) or b"")
+        else:
+            bodies[record["tenant"]] += body
+    for tenant in bodies.keys() | kept.keys() | shot.ids("stored"):
+        fields = {k: int(v) for k, v in (shot.raw.get(shot.keys["stored"] + tenant) or {}).items()}
+        counted = fields.pop("bodies", 0)
+        assert counted == bodies[tenant] or (counted > bodies[tenant] and not exact), tenant
+        assert sum(fields.values()) >= kept[tenant], tenant

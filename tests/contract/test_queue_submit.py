@@ -5,7 +5,12 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from millpond.errors import IdempotencyConflictError, InvalidRequestError, QueueFullError
+from millpond.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    QueueFullError,
+    TenantStorageFullError,
+)
 from millpond.messages import JobRequest, JobStatus, job_id_from_key
 from millpond.queue.job_queue import JobQueue
 from millpond.queue.keys import Keys
@@ -167,3 +172,53 @@ async def test_any_text_comes_back_as_it_was(queue: JobQueue, prompt: str) -> No
     await queue.submit(request(prompt, metadata={"note": prompt[:100]}), id="a")
     job = await take_one(queue)
     assert JobRequest.from_json(job.body) == request(prompt, metadata={"note": prompt[:100]})
+
+
+async def test_what_is_stored_for_a_tenant_is_bounded(queue: JobQueue, redis: Redis) -> None:
+    size = len(JobRequest(prompt="x" * 400).to_json())
+    small = with_options(queue, redis, max_tenant_bytes=2 * size)
+
+    async def submit(id: str, tenant: str = "acme", own: int | None = None) -> object:
+        job = NewJob(JobRequest(prompt="x" * 400), id, tenant, tenant_bytes=own)
+        [answer] = await small.submit_many([job])
+        return answer
+
+    assert isinstance(await submit("a"), Submission)
+    assert isinstance(await submit("b"), Submission)
+    refused = await submit("c")
+    assert isinstance(refused, TenantStorageFullError)
+    assert (refused.depth, refused.limit) == (2 * size, 2 * size)
+    assert isinstance(await submit("d", tenant="other"), Submission)
+    assert isinstance(await submit("e", own=3 * size), Submission), "its key allows more"
+    assert isinstance(await submit("f", own=3 * size), TenantStorageFullError)
+    assert isinstance(await submit("a"), Submission), "a known job is no new one"
+
+
+async def test_a_result_counts_in_place_of_its_request(queue: JobQueue, redis: Redis) -> None:
+    request = JobRequest(prompt="x" * 4_000)
+    small = with_options(queue, redis, max_tenant_bytes=len(request.to_json()) + 1_000)
+    await small.submit_many([NewJob(request, "a", "acme")])
+    [refused] = await small.submit_many([NewJob(request, "b", "acme")])
+    assert isinstance(refused, TenantStorageFullError)
+
+    job = await take_one(queue)
+    await queue.complete([(job.fence, success("a"))])
+
+    [accepted] = await small.submit_many([NewJob(request, "b", "acme")])
+    assert isinstance(accepted, Submission)
+    stored = await redis.hgetall(queue.keys["stored"] + "acme")
+    assert int(stored[b"bodies"]) == len(request.to_json())
+    kept = await redis.strlen(queue.keys.result("a"))
+    assert sum(int(v) for k, v in stored.items() if k != b"bodies") == kept
+
+
+async def test_bytes_of_a_past_hour_are_forgotten(queue: JobQueue, redis: Redis) -> None:
+    request = JobRequest(prompt="x")
+    key = queue.keys["stored"] + "acme"
+    await redis.hset(key, "1", 10**9)
+    small = with_options(queue, redis, max_tenant_bytes=1_000)
+
+    [accepted] = await small.submit_many([NewJob(request, "a", "acme")])
+
+    assert isinstance(accepted, Submission)
+    assert await redis.hkeys(key) == [b"bodies"]

@@ -24,6 +24,7 @@ PRELUDES = {
     "sizes",
     "sweep",
     "trials",
+    "stored",
     "waking",
 }
 # Those that a full server, or one that may not be written, lets run.

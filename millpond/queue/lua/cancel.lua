@@ -1,6 +1,6 @@
--- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights
+-- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights stored
 -- flags: allow-oom
--- uses: clock lanes waking records
+-- uses: clock lanes waking stored records
 -- ARGV: id, tenant or '' for any, options
 -- -> the status now, or false when there is no such job. A running job is flagged: its worker ends it.
 

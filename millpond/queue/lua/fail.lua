@@ -1,6 +1,6 @@
--- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights
+-- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights stored
 -- flags: allow-oom
--- uses: clock lanes waking records
+-- uses: clock lanes waking stored records
 -- ARGV: id, fence, delay_ms, result if this was the last attempt, options
 -- -> 'retry' | 'buried' | 'stored' (it was to be cancelled, and now is) | 'known' | 'lost'
 

@@ -63,9 +63,12 @@ local function finish(id, was, status, result, now, keep_body)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'tenant', 'n')
   redis.call('ZREM', K.deadlines, id)
-  if redis.call('HINCRBY', K.open, record[4], -1) <= 0 then
+  local idle = redis.call('HINCRBY', K.open, record[4], -1) <= 0
+  if idle then
     redis.call('HDEL', K.open, record[4])
   end
+  local body_bytes = redis.call('STRLEN', K.body .. id)
+  store_result(record[4], body_bytes, #result + (keep_body and body_bytes or 0), now, OPTIONS.result_ttl_ms, idle)
   redis.call('HSET', job, 'status', status, 'finished', int(now))
   if not keep_body then
     trim(job, record[5])

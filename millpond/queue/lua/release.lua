@@ -1,6 +1,6 @@
--- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights
+-- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights stored
 -- flags: allow-oom
--- uses: clock lanes waking records
+-- uses: clock lanes waking stored records
 -- ARGV: id, fence for each job, then options
 -- -> number of jobs put back. The attempt is refunded: the worker, not the job, had to stop.
 

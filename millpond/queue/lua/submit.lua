@@ -1,13 +1,13 @@
--- keys: job body counts open deadlines wake lane active idle weights lengths
--- uses: clock lanes lengths waking
--- ARGV: max_depth, ageing_ms, nonce, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, output tokens at most or '', deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or '', texts, bytes of the metadata at the head of the body or ''
--- -> for each job two items: 'accepted' | 'known' | 'conflict' | 'full' | 'tenant_full', and its status, the depth or the tenant's unfinished jobs
+-- keys: job body counts open deadlines wake lane active idle weights lengths stored
+-- uses: clock lanes lengths waking stored
+-- ARGV: max_depth, ageing_ms, nonce, bytes that a tenant may store, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, output tokens at most or '', deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or '', texts, bytes of the metadata at the head of the body or '', bytes that its tenant may store if others or ''
+-- -> for each job two items: 'accepted' | 'known' | 'conflict' | 'full' | 'tenant_full' | 'tenant_bytes', and its status, the depth, the tenant's unfinished jobs or the bytes stored for it
 -- Harmless when repeated: a known id with the same digest changes nothing. With the nonce under which it was
 -- accepted the answer is 'accepted' again: the first one was lost. Each job is taken or refused on its own.
 
 local PRIORITIES = { 'interactive', 'normal', 'batch' }
 
-local FIRST, FIELDS = 4, 14
+local FIRST, FIELDS = 5, 15
 local max_depth, ageing_us, nonce = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000, ARGV[3]
 local now_us = clock_us()
 local now = math.floor(now_us / 1000)
@@ -38,6 +38,12 @@ local function open_jobs(tenant)
   return open[tenant]
 end
 
+local stored, added = {}, {} -- tenant -> bytes stored for it, those of this call included; those alone
+local function bytes_of(tenant)
+  stored[tenant] = stored[tenant] or stored_bytes(tenant, now)
+  return stored[tenant]
+end
+
 local answers = {}
 for i = FIRST, #ARGV, FIELDS do
   local id, digest, priority, tenant = ARGV[i], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
@@ -55,10 +61,14 @@ for i = FIRST, #ARGV, FIELDS do
     answer, detail = 'full', depth
   elseif ARGV[i + 11] ~= '' and open_jobs(tenant) >= tonumber(ARGV[i + 11]) then
     answer, detail = 'tenant_full', open_jobs(tenant)
+  elseif bytes_of(tenant) + #ARGV[i + 1] > tonumber(ARGV[i + 14] ~= '' and ARGV[i + 14] or ARGV[4]) then
+    answer, detail = 'tenant_bytes', bytes_of(tenant)
   else
     answer, detail = 'accepted', 'queued'
     depth = depth + 1
     open[tenant] = open_jobs(tenant) + 1
+    stored[tenant] = bytes_of(tenant) + #ARGV[i + 1]
+    added[tenant] = (added[tenant] or 0) + #ARGV[i + 1]
     -- A call takes longer than a microsecond for each job, so the next call's come after these.
     local order = now_us + (i - FIRST) / FIELDS
     if ageing_us > 0 then
@@ -87,6 +97,9 @@ for i = FIRST, #ARGV, FIELDS do
   answers[#answers + 1] = detail
 end
 
+for tenant, bytes in pairs(added) do
+  store_bodies(tenant, bytes)
+end
 for _, lane in ipairs(lanes) do
   local group = groups[lane]
   redis.call('ZADD', lane, unpack(group.members))

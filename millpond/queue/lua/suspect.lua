@@ -1,6 +1,6 @@
--- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights
+-- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights stored
 -- flags: allow-oom
--- uses: clock lanes waking records
+-- uses: clock lanes waking stored records
 -- ARGV: id, fence, result if this was its last attempt, for each job that a broken engine ran; then options
 -- -> number of jobs whose lease was still held
 
