@@ -1,0 +1,11 @@
+"""Kinds of values that several settings have."""
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import NoDecode
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+# Texts without commas: a list in the file, with commas between them in a flag or a variable.
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode]
