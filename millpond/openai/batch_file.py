@@ -1,8 +1,7 @@
 """OpenAI batch files: one request line in, one result line out. Pure: no queue, no Redis.
 
-The shapes are those of the OpenAI Batch API (request and output objects), with the extensions
-``ignore_eos`` and ``return_token_ids`` in a body and ``token_ids`` in a choice, as vLLM names them,
-and the other fields of `SamplingParams`.
+The shapes are those of the OpenAI Batch API (request and output objects), around the bodies of
+`millpond.openai.requests` and `millpond.openai.responses`.
 """
 
 import math
@@ -12,50 +11,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
-from millpond.messages import (
-    Choice,
-    FinishReason,
-    JobRequest,
-    JobResult,
-    JobStatus,
-    Message,
-    Priority,
-)
+from millpond.messages import JobRequest, JobResult, JobStatus, Priority
 from millpond.messages.fields import Frozen
-from millpond.messages.sampling_params import SamplingParams
-from millpond.openai import logprobs as openai_logprobs
+from millpond.openai.requests import CHAT, ChatBody, CompletionBody, Route
+from millpond.openai.responses import completion
 
 MAX_CUSTOM_ID_CHARS = 512
 MAX_LINE_BYTES = 8 * 1024 * 1024
 BAD_LINE_CODE = "invalid_line"
 
-_FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.LOOP: "loop"}
-
-
-class _Body(SamplingParams):
-    model: str | None = Field(default=None, min_length=1, max_length=128)
-
-
-class ChatBody(_Body):
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_number_of_logprobs(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return openai_logprobs.asked_for(fields)
-
-
-class CompletionBody(_Body):
-    prompt: str = Field(min_length=1)
-
 
 class BatchLine(Frozen):
     custom_id: str = Field(min_length=1, max_length=MAX_CUSTOM_ID_CHARS)
     method: Literal["POST"]
-    url: Literal["/v1/chat/completions", "/v1/completions"]
+    url: Route
     body: dict[str, Any]
 
 
@@ -111,8 +82,9 @@ def _parse(number: int, line: bytes, *, any_model: bool) -> Row | BadLine:
     custom_id = custom_id if isinstance(custom_id, str) else None
     try:
         envelope = BatchLine.model_validate(fields)
-        chat = envelope.url == "/v1/chat/completions"
-        request = _chat_request(envelope.body) if chat else _completion_request(envelope.body)
+        chat = envelope.url == CHAT
+        body = (ChatBody if chat else CompletionBody).model_validate(envelope.body)
+        request = body.job(priority=Priority.BATCH, stream=False)
         if any_model:
             request = request.model_copy(update={"model": None})
     except ValidationError as error:
@@ -120,25 +92,6 @@ def _parse(number: int, line: bytes, *, any_model: bool) -> Row | BadLine:
     except RecursionError:
         return BadLine(number, custom_id, "nested too deeply")
     return Row(number, envelope.custom_id, chat, request)
-
-
-def _chat_request(fields: dict[str, Any]) -> JobRequest:
-    body = ChatBody.model_validate(fields)
-    params = _sampling(body)
-    if body.max_completion_tokens is not None:
-        params["max_tokens"] = body.max_completion_tokens
-    return JobRequest(messages=body.messages, **params)
-
-
-def _completion_request(fields: dict[str, Any]) -> JobRequest:
-    body = CompletionBody.model_validate(fields)
-    return JobRequest(prompt=body.prompt, raw=True, **_sampling(body))
-
-
-def _sampling(body: _Body) -> dict[str, Any]:
-    names = {*SamplingParams.model_fields, "model"}
-    given = body.model_dump(include=names, exclude_unset=True)
-    return {**given, "priority": Priority.BATCH, "stream": False}
 
 
 def first_error(error: ValidationError) -> str:
@@ -155,53 +108,11 @@ def output_line(row: Row, result: JobResult) -> bytes:
         message = result.error.message if result.error else f"the job is {result.status}"
         error = {"code": code, "message": message, "line": row.line_number}
         return _line(row.line_number, row.custom_id, None, error)
-    usage, receipt = result.usage, result.receipt
-    assert usage is not None, "a succeeded job has a usage"
-    assert receipt is not None, "a succeeded job has a receipt"
-    body: dict[str, Any] = {
-        "id": f"{'chatcmpl' if row.chat else 'cmpl'}-{result.id}",
-        "object": "chat.completion" if row.chat else "text_completion",
-        "created": math.floor((result.finished_ms or 0) / 1000),
-        "model": receipt.model,
-        "choices": [_choice(row, choice) for choice in result.choices or [_only(result)]],
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.total_tokens,
-        },
-    }
-    if result.prompt_token_ids is not None:
-        body["prompt_token_ids"] = result.prompt_token_ids
+    assert result.receipt is not None, "a succeeded job has a receipt"
+    created_s = math.floor((result.finished_ms or 0) / 1000)
+    body = completion(result, chat=row.chat, model=result.receipt.model, created_s=created_s)
     response = {"status_code": 200, "request_id": result.id, "body": body}
     return _line(row.line_number, row.custom_id, response, None)
-
-
-def _only(result: JobResult) -> Choice:
-    """The single text of a job that asked for one."""
-    return Choice(
-        index=0,
-        finish_reason=result.finish_reason,
-        text=result.text,
-        token_ids=result.token_ids,
-        logprobs=result.logprobs,
-    )
-
-
-def _choice(row: Row, choice: Choice) -> dict[str, Any]:
-    shape: dict[str, Any] = {
-        "index": choice.index,
-        "finish_reason": _FINISH[choice.finish_reason],
-    }
-    if row.chat:
-        shape["message"] = {"role": "assistant", "content": choice.text}
-    else:
-        shape["text"] = choice.text
-    if choice.token_ids is not None:
-        shape["token_ids"] = choice.token_ids
-    if choice.logprobs is not None:
-        logprobs = openai_logprobs.chat_shape if row.chat else openai_logprobs.completion_shape
-        shape["logprobs"] = logprobs(choice.logprobs)
-    return shape
 
 
 def error_line(bad: BadLine) -> bytes:

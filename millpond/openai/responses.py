@@ -6,11 +6,11 @@ from millpond.errors import MillpondError
 from millpond.messages import Choice, FinishReason, GeneratedToken, JobResult, Usage
 from millpond.openai import logprobs as openai_logprobs
 
-# OpenAI's API has no finish reason for a row that was ended because it repeats itself.
+# OpenAI's words, and ours for a row that repeats itself: only a job with loop_repeats can end so.
 FINISH_REASONS = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
-    FinishReason.LOOP: "stop",
+    FinishReason.LOOP: "loop",
 }
 
 

@@ -150,7 +150,8 @@ def test_output_has_openai_shape() -> None:
         {
             "index": 0,
             "finish_reason": "length",
-            "message": {"role": "assistant", "content": "hello"},
+            "logprobs": None,
+            "message": {"role": "assistant", "content": "hello", "refusal": None},
             "token_ids": [1, 2],
         }
     ]
@@ -289,3 +290,17 @@ def test_logprobs_of_a_completion() -> None:
         "top_logprobs": [{}, {"\ufffd": -0.5}],
         "text_offset": [0, 2],
     }
+
+
+def test_a_line_is_what_the_route_itself_takes() -> None:
+    told = only(line(messages=[{"role": "developer", "content": "Be short."}], user="u7", tools=[]))
+    assert isinstance(told, Row)
+    assert told.request.messages is not None
+    assert told.request.messages[0].role == "system"
+    assert told.request.metadata == {"user": "u7"}
+    ids = only(line(url="/v1/completions", prompt=[1, 2, 3]))
+    assert isinstance(ids, Row)
+    assert ids.request.token_ids == [1, 2, 3]
+    refused = only(line(tools=[{"type": "function"}]))
+    assert isinstance(refused, BadLine)
+    assert "tools" in refused.message
