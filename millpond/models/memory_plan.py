@@ -39,7 +39,7 @@ class CacheShape:
         return int(row_tokens * self.overhead) + rows * self.least_tokens
 
 
-SHELVES = CacheShape(overhead=1.5, least_tokens=128)
+BUCKETS = CacheShape(overhead=1.5, least_tokens=128)
 PAGES = CacheShape(overhead=1.0, least_tokens=64)
 
 
@@ -49,7 +49,7 @@ class Footprint:
 
     architecture: Architecture
     bytes_each: int
-    cache: CacheShape = SHELVES
+    cache: CacheShape = BUCKETS
 
     @property
     def kv_bytes_per_token(self) -> int:

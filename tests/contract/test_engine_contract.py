@@ -432,9 +432,9 @@ def test_rows_of_one_prompt_are_each_their_own(build: Build) -> None:
         assert same_row(together[row.id], run(build(), row)[row.id])
     small = build(kv_tokens=100)
     predicted = [replace(row, predicted_tokens=2) for row in siblings]
-    put_back = run(small, *predicted)
+    preempted = run(small, *predicted)
     for row in siblings:
-        assert same_row(put_back[row.id], together[row.id])
+        assert same_row(preempted[row.id], together[row.id])
 
 
 def test_greedy_text_needs_no_seed(build: Build) -> None:

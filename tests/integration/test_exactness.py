@@ -11,7 +11,7 @@ import transformers as tf
 
 from millpond.errors import UnsupportedModelError
 from millpond.messages import FinishReason
-from millpond.models.memory_plan import SHELVES
+from millpond.models.memory_plan import BUCKETS
 from millpond.models.presets import Preset
 from millpond.models.tokenization import ByteTokenizer
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
@@ -100,7 +100,7 @@ def needs(row: tuple[list[int], int]) -> int:
 
 
 def allocated_least(engine: TransformersEngine) -> int:
-    return sum(len(s.rows) * s.length for s in engine._cache.shelves())
+    return sum(len(s.rows) * s.length for s in engine._cache.buckets())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,7 +133,7 @@ def test_greedy_rows_equal_generate_alone_in_any_company(family: str) -> None:
         if requests:
             assert engine.admit(requests) == []
         allocated = engine._cache.allocated_tokens
-        assert allocated <= max(SHELVES.tokens(0, 900), allocated_least(engine))
+        assert allocated <= max(BUCKETS.tokens(0, 900), allocated_least(engine))
         if rng.random() < 0.1:
             engine.cancel(sorted(cancelled))
         finished.update({e.id: e for e in engine.step() if isinstance(e, Finished)})
@@ -146,7 +146,7 @@ def test_greedy_rows_equal_generate_alone_in_any_company(family: str) -> None:
             assert list(end.token_ids) == expected[row_id], row_id
 
 
-def test_rows_that_grow_past_their_shelf_stay_exact() -> None:
+def test_rows_that_grow_past_their_bucket_stay_exact() -> None:
     model = build_model("llama")
     rng = random.Random(3)
     prompts = {f"r{i}": [rng.randrange(256) for _ in range(120 + i)] for i in range(6)}

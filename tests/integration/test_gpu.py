@@ -91,7 +91,7 @@ def test_replayed_graphs_change_no_token(temperature: float) -> None:
     assert not runner._replay._broken
     engine.cancel([r.id for r in rows])
     engine.step()
-    # The shelves stand as they stood, and now the recording is used from the first step on.
+    # The buckets stand as they stood, and now the recording is used from the first step on.
     assert engine.admit(rows) == []
     assert {i: f.token_ids for i, f in drain(engine).items()} == {
         i: f.token_ids for i, f in expected.items()

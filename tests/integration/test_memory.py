@@ -132,17 +132,17 @@ def check_tokens(model: Any, request: GenerationRequest, mine: list[int], alone:
 
 
 def serve(engine: TransformersEngine, rows: list[Arrival]) -> tuple[dict[str, Finished], int]:
-    """Each row's end, and how many times a row was put back."""
-    put_back = 0
+    """Each row's end, and how many times a row was preempted."""
+    preempted = 0
     scheduler = engine._scheduler
-    original = scheduler.put_back
+    original = scheduler.preempt
 
     def counted(row: Any) -> None:
-        nonlocal put_back
-        put_back += 1
+        nonlocal preempted
+        preempted += 1
         original(row)
 
-    scheduler.put_back = counted  # type: ignore[method-assign]
+    scheduler.preempt = counted  # type: ignore[method-assign]
     finished: dict[str, Finished] = {}
     waiting = list(rows)
     step = 0
@@ -154,7 +154,7 @@ def serve(engine: TransformersEngine, rows: list[Arrival]) -> tuple[dict[str, Fi
         finished.update({e.id: e for e in engine.step() if isinstance(e, Finished)})
         step += 1
         assert step < 20_000
-    return finished, put_back
+    return finished, preempted
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -165,7 +165,7 @@ def test_rows_in_a_cache_that_is_too_small_equal_generate_alone(
     torch.manual_seed(11)
     model = FAMILIES[family]().eval()
     rng = random.Random(family)
-    put_back = 0
+    preempted = 0
     for _ in range(3):
         kv_tokens = rng.randint(230, 420)
         rows = arrivals(rng, 11, kv_tokens)
@@ -182,7 +182,7 @@ def test_rows_in_a_cache_that_is_too_small_equal_generate_alone(
             max_batched_tokens=rng.choice([7, 64, 2048]),
         )
         finished, times = serve(engine, rows)
-        put_back += times
+        preempted += times
         assert set(finished) == set(expected)
         for a in rows:
             end = finished[a.request.id]
@@ -192,10 +192,10 @@ def test_rows_in_a_cache_that_is_too_small_equal_generate_alone(
                 alone = alone[: len(end.token_ids)]
             check_tokens(model, a.request, list(end.token_ids), alone)
         assert engine.capacity().free_tokens == kv_tokens
-    assert put_back > 0
+    assert preempted > 0
 
 
-def test_stop_strings_text_and_seeds_survive_being_put_back() -> None:
+def test_stop_strings_text_and_seeds_survive_being_preempted() -> None:
     model = exact.build_model("llama")
     rng = random.Random(5)
     requests = [
@@ -244,7 +244,7 @@ def test_native_rows_in_a_cache_that_is_too_small_are_the_same_bit_for_bit(
 ) -> None:
     loaded = native(weights)
     rng = random.Random(weights)
-    put_back = 0
+    preempted = 0
     for _ in range(4):
         kv_tokens = rng.randint(230, 420)
         rows = arrivals(rng, 14, kv_tokens)
@@ -260,13 +260,13 @@ def test_native_rows_in_a_cache_that_is_too_small_are_the_same_bit_for_bit(
             max_batched_tokens=rng.choice([7, 64, 2048]),
         )
         finished, times = serve(engine, rows)
-        put_back += times
+        preempted += times
         for row_id, end in finished.items():
             if end.reason is FinishReason.CANCELLED:
                 assert end.token_ids == expected[row_id].token_ids[: len(end.token_ids)]
             else:
                 assert end.token_ids == expected[row_id].token_ids, row_id
-    assert put_back > 0
+    assert preempted > 0
 
 
 # -- allocations that fail
@@ -280,7 +280,7 @@ def torch_engine(kv_tokens: int = 600) -> Build:
 
 
 def rows_that_meet_every_allocation() -> list[GenerationRequest]:
-    """One moves to the next shelf, or page, within its five tokens; one is sampled."""
+    """One moves to the next bucket, or page, within its five tokens; one is sampled."""
 
     def sampling(seed: int, **values: Any) -> Sampling:
         return Sampling(max_tokens=5, seed=seed, ignore_eos=True, **values)

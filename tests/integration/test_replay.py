@@ -1,4 +1,4 @@
-"""Recorded decode steps, as far as a CPU can tell: over whole shelves, rows come and go, nothing
+"""Recorded decode steps, as far as a CPU can tell: over whole buckets, rows come and go, nothing
 changes. What CUDA records and replays is here computed each time; see test_gpu.py for the rest."""
 
 import random
@@ -95,10 +95,10 @@ def some_rows(count: int = 3, max_tokens: int = 30) -> list[GenerationRequest]:
     return [GenerationRequest(f"r{i}", [i + 1] * (i + 2), sampling) for i in range(count)]
 
 
-def test_one_recording_serves_as_long_as_the_shelves_stand() -> None:
+def test_one_recording_serves_as_long_as_the_buckets_stand() -> None:
     recorder = Recorder()
     engine = recorded(exact.build_engine(exact.build_model("llama"), slots=4), recorder)
-    for _ in range(3):  # a shelf with room for four: rows end and others come, and it stands
+    for _ in range(3):  # a bucket with room for four: rows end and others come, and it stands
         assert engine.admit(some_rows(1, max_tokens=40)) == []
         for _ in range(10):
             engine.step()

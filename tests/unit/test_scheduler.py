@@ -1,4 +1,4 @@
-"""Who runs, who waits and who is put back, without a model: each step gives each row a token."""
+"""Who runs, who waits and who is preempted, without a model: each step gives each row a token."""
 
 import random
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ class Machine:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.finished: dict[str, Finished] = {}
-        self.put_back: list[str] = []
+        self.preempted: list[str] = []
         self.order: list[str] = []
         self.prefilled_tokens = 0
 
@@ -53,7 +53,7 @@ class Machine:
             scheduler.start(touched)
             self.prefilled_tokens += chunk.num_tokens
         else:
-            self.put_back += [s.id for s in scheduler.make_room()]
+            self.preempted += [s.id for s in scheduler.make_room()]
             touched = list(scheduler.running)
             self._check()
         for row in touched:
@@ -117,23 +117,23 @@ def test_a_row_grows_by_pages() -> None:
     assert scheduler.capacity().free_tokens == 370 - GROWTH_TOKENS
 
 
-def test_the_youngest_is_put_back_and_the_oldest_never() -> None:
+def test_the_youngest_is_preempted_and_the_oldest_never() -> None:
     scheduler = make(kv_tokens=400)
     machine = Machine(scheduler)
     scheduler.admit([request(i, 50, 340, predicted=50) for i in "abcd"])
     machine.drain()
-    assert machine.put_back[:3] == ["d", "c", "b"]
-    assert "a" not in machine.put_back
+    assert machine.preempted[:3] == ["d", "c", "b"]
+    assert "a" not in machine.preempted
     assert machine.order == ["a", "b", "c", "d"]
     assert all(len(f.token_ids) == 340 for f in machine.finished.values())
     assert machine.finished["d"].token_ids == machine.finished["a"].token_ids
 
 
-def test_what_a_put_back_row_needs_is_kept_from_new_ones() -> None:
+def test_what_a_preempted_row_needs_is_kept_from_new_ones() -> None:
     scheduler = make(kv_tokens=400)
     machine = Machine(scheduler)
     scheduler.admit([request("a", 50, 300, predicted=50), request("b", 50, 300, predicted=200)])
-    while not machine.put_back:
+    while not machine.preempted:
         machine.step()
     assert scheduler.capacity().free_tokens == 0
     [rejection] = scheduler.admit([request("new", 1, 1)])
@@ -142,11 +142,11 @@ def test_what_a_put_back_row_needs_is_kept_from_new_ones() -> None:
     assert machine.order == ["a", "b"]
 
 
-def test_cancelled_while_put_back() -> None:
+def test_cancelled_while_preempted() -> None:
     scheduler = make(kv_tokens=400)
     machine = Machine(scheduler)
     scheduler.admit([request("a", 50, 300, predicted=50), request("b", 50, 300, predicted=200)])
-    while not machine.put_back:
+    while not machine.preempted:
         machine.step()
     scheduler.cancel(["b"])
     machine.step()
@@ -168,14 +168,14 @@ def test_an_engine_that_runs_nothing_takes_any_row_that_ever_fitted() -> None:
     assert len(machine.finished["a"].token_ids) == 5_400
 
 
-def test_being_put_back_costs_a_fixed_share_of_the_work() -> None:
+def test_being_preempted_costs_a_fixed_share_of_the_work() -> None:
     """However wrong the predictions: a row that outgrew its own gets half its output more."""
     scheduler = make(slots=16, kv_tokens=6_000)
     machine = Machine(scheduler)
     scheduler.admit([request(f"r{i}", 10, 5_000, predicted=1) for i in range(16)])
     machine.drain()
     generated = sum(len(f.token_ids) for f in machine.finished.values())
-    assert machine.put_back
+    assert machine.preempted
     assert machine.prefilled_tokens < 2 * generated
 
 
@@ -204,7 +204,7 @@ def test_every_row_ends_whatever_is_predicted(seed: int) -> None:
             scheduler.cancel([live])
             cancelled.add(live)
         if rng.random() < 0.05 and len(scheduler.running) > 1:
-            scheduler.put_back(scheduler.youngest)
+            scheduler.preempt(scheduler.youngest)
             scheduler.step_failed(scheduler.placed_tokens)
         machine.step()
         scheduler.step_worked()
@@ -295,7 +295,7 @@ def test_when_the_row_that_is_read_for_others_ends_the_next_is_read() -> None:
 
 
 def test_a_growing_row_takes_the_room_of_a_younger_one_that_is_read_or_waits() -> None:
-    """The oldest row is put back for nobody, not even for those that hold room and do not run yet."""
+    """The oldest row is preempted for nobody, not even for those that hold room and do not run yet."""
     scheduler = make(kv_tokens=600, max_batched_tokens=2)
     machine = Machine(scheduler)
     scheduler.admit([request("old", 50, 340, predicted=1)])
@@ -305,9 +305,9 @@ def test_a_growing_row_takes_the_room_of_a_younger_one_that_is_read_or_waits() -
     scheduler.admit([request("waiting", 100, 20, predicted=1)])
     for _ in range(400):
         machine.step()
-    assert machine.put_back[:2] == ["waiting", "reading"]
+    assert machine.preempted[:2] == ["waiting", "reading"]
     machine.drain()
-    assert "old" not in machine.put_back
+    assert "old" not in machine.preempted
     assert all(end.error is None for end in machine.finished.values())
     assert scheduler.capacity().free_tokens == 600
 

@@ -102,7 +102,7 @@ class GenerationRequest:
 class Capacity:
     """What can be admitted now: free rows, and free tokens of KV cache over all of them.
 
-    Less than before while rows that were put back wait for room, and for a time after memory ran
+    Less than before while rows that were preempted wait for room, and for a time after memory ran
     out. An engine that runs nothing takes any row that fits it alone, whatever is free.
     """
 

@@ -124,7 +124,7 @@ class JobTable:
 
     @property
     def prompt_tokens(self) -> int:
-        """The most that the turn under way may have to read: one group, or one row that was put back."""
+        """The most that the turn under way may have to read: one group, or one row that was preempted."""
         running = [job for job in self.in_flight if job.started]
         unread = sum(len(j.prompt.token_ids) for j in running if j.first_token_s is None)
         longest = max(

@@ -88,11 +88,11 @@ def build_backend(
             prefill(runner, [row])
             pages.keep_prefix(row)
         return pages, runner
-    shelves = KVCache(loaded.layout, kv_tokens=kv_tokens)
-    return shelves, ModelRunner(
+    buckets = KVCache(loaded.layout, kv_tokens=kv_tokens)
+    return buckets, ModelRunner(
         loaded.model,
         loaded.windows,
-        shelves,
+        buckets,
         loaded.adapters,
         record=record_cuda_graph if records_steps(loaded) else None,
     )

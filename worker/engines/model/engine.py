@@ -1,4 +1,4 @@
-"""The torch engine: transformers models over shelves of keys and values."""
+"""The torch engine: transformers models with buckets of keys and values."""
 
 from collections.abc import Sequence
 
@@ -173,7 +173,7 @@ class TransformersEngine:
         [row] = group
         if self._scheduler.running:
             # Others hold memory that will come free; the row waits for it.
-            self._scheduler.put_back(row)
+            self._scheduler.preempt(row)
             self._scheduler.step_failed(self._scheduler.placed_tokens)
             return []
         return self._end_out_of_memory(row, row.num_tokens // 2, failure)
@@ -207,7 +207,7 @@ class TransformersEngine:
         self._recover_memory()
         if alone:
             return self._end_out_of_memory(row, row.num_tokens - 1, failure)
-        self._scheduler.put_back(row)
+        self._scheduler.preempt(row)
         self._scheduler.step_failed(self._scheduler.placed_tokens)
         return []
 

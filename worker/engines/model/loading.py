@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from millpond.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
 from millpond.models.architecture import SIZE_NAMES, Architecture
-from millpond.models.memory_plan import PAGES, SHELVES, Footprint
+from millpond.models.memory_plan import BUCKETS, PAGES, Footprint
 from millpond.models.tokenization import Tokenizer
 from worker.engines.base import Device, DType, EngineConfig
 from worker.engines.model.probe_text import probe_tokens
@@ -60,7 +60,7 @@ class LoadedModel:
     @property
     def footprint(self) -> Footprint:
         """What it takes of memory beside its weights."""
-        cache = SHELVES if self.native is None else PAGES
+        cache = BUCKETS if self.native is None else PAGES
         return Footprint(self.architecture, self.dtype.itemsize, cache)
 
     @property

@@ -24,12 +24,12 @@ from worker.engines.scheduling.row import Row
 from worker.engines.torch.attention import ATTENTION_NAME
 from worker.engines.torch.replay import STEADY_STEPS
 
-# Short rows, both sides of a page and of a shelf, several pages, and past the longest chunk of a prefill.
+# Short rows, both sides of a page and of a bucket, several pages, and past the longest chunk of a prefill.
 _PROBE_TOKENS = (5, 29, 63, 64, 65, 127, 200, 2100)
 # Less than is served with, so that rows of all lengths are cut: in a long one a lost token hardly shows.
 _CHUNK_TOKENS = 150
 _DECODE_STEPS = 4
-# One row moves to the next shelf in its second step, and then the shelves must stand.
+# One row moves to the next bucket in its second step, and then the buckets must stand.
 _RECORDED_DECODE_STEPS = STEADY_STEPS + 6
 # More positions to judge a rounded model by.
 _ROUNDED_DECODE_STEPS = 16

@@ -90,7 +90,7 @@ class Row:
     def wanted_tokens(self) -> int:
         """Tokens of KV cache to reserve for this row when it starts, or starts again.
 
-        A row that outgrew what was expected of it gets half its output more, so that being put back
+        A row that outgrew what was expected of it gets half its output more, so that being preempted
         and read again costs it a fixed share of its work, however often that happens.
         """
         if not self.token_ids:

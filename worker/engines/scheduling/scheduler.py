@@ -1,9 +1,9 @@
 """Who runs next: waiting groups, running rows, slots and the KV token budget.
 
 A row is admitted with room for its prompt and for the output that is predicted of it, and gets more
-as it grows. When there is no more, the youngest row is put back: it gives up its room, waits, and is
-prefilled with all its tokens once there is room again. The oldest row is never put back for another,
-so it ends, and then the next is the oldest: every row ends. Rows that were put back go first, oldest
+as it grows. When there is no more, the youngest row is preempted: it gives up its room, waits, and is
+prefilled with all its tokens once there is room again. The oldest row is never preempted for another,
+so it ends, and then the next is the oldest: every row ends. Rows that were preempted go first, oldest
 first, and what they need is kept from new ones.
 
 Prefill takes turns with decoding: between two decode steps at most ``max_batched_tokens`` are prefilled,
@@ -30,7 +30,7 @@ from worker.engines.scheduling.row import Row
 
 
 class Scheduler:
-    """Owns the waiting groups, the group that is prefilled, the rows that were put back, and the
+    """Owns the waiting groups, the group that is prefilled, the rows that were preempted, and the
     running rows.
 
     Knows no model and no tensor.
@@ -54,7 +54,7 @@ class Scheduler:
         self._prefilled_tokens = 0  # since the last decode step
         self._budget = KVBudget(kv_tokens)
         self._waiting: deque[list[Row]] = deque()
-        self._put_back: list[Row] = []
+        self._preempted: list[Row] = []
         self._live: dict[str, Row] = {}
         self._arrivals = 0
         self._cancelled: set[str] = set()
@@ -111,7 +111,7 @@ class Scheduler:
         return ended
 
     def next_group(self) -> list[Row]:
-        """Pop what is to be prefilled now: rows that were put back and have room, else the oldest
+        """Pop what is to be prefilled now: rows that were preempted and have room, else the oldest
         waiting group."""
         resumed = self._resumable()
         if resumed:
@@ -157,7 +157,7 @@ class Scheduler:
         """These rows of `prefill` have been read to their ends."""
         assert self.prefill is not None
         for row in rows:
-            if not row.token_ids:  # else it was put back, and this is not its first group
+            if not row.token_ids:  # else it was preempted, and this is not its first group
                 row.group_rows = self.prefill.group_rows
         self.prefill.remove(rows)
         if not self.prefill.rows:
@@ -168,7 +168,7 @@ class Scheduler:
     def make_room(self) -> list[Row]:
         """Reserve a place for each running row's newest token, for the oldest row first.
 
-        Returns the rows that were put back for it; the caller frees their caches.
+        Returns the rows that were preempted for it; the caller frees their caches.
         """
         growing = [s for s in self.running if s.num_tokens > self._budget.of(s.id)]
         losers: list[Row] = []
@@ -179,7 +179,7 @@ class Scheduler:
             while not self._budget.reserve(row.id, min(wanted, row.most_tokens)):
                 youngest = max((*self._placed, *chain(*self._waiting)), key=_arrival)
                 losers.append(youngest)
-                self.put_back(youngest)
+                self.preempt(youngest)
                 if youngest is row:
                     break
         return losers
@@ -189,12 +189,12 @@ class Scheduler:
         """Of the rows that take memory: those that run or are being read."""
         return max(self._placed, key=_arrival)
 
-    def put_back(self, row: Row) -> None:
+    def preempt(self, row: Row) -> None:
         """Take the row's room; it waits, to be prefilled with all its tokens when there is room."""
         self._remove({row.id})
         self._budget.release(row.id)
         row.read_tokens = 0
-        bisect.insort(self._put_back, row, key=_arrival)
+        bisect.insort(self._preempted, row, key=_arrival)
 
     def step_worked(self) -> None:
         """A forward pass had enough memory."""
@@ -216,7 +216,7 @@ class Scheduler:
     def retire(self) -> None:
         """Free the slots of the rows that have ended."""
         self._remove({i for i, row in self._live.items() if row.finish_reason is not None})
-        self._put_back = [s for s in self._put_back if s.finish_reason is None]
+        self._preempted = [s for s in self._preempted if s.finish_reason is None]
 
     def collect(self, touched: Iterable[Row]) -> list[EngineEvent]:
         """Events of these rows, and the end of those that have ended."""
@@ -295,17 +295,17 @@ class Scheduler:
 
     @property
     def _owed_tokens(self) -> int:
-        return sum(s.wanted_tokens for s in self._put_back)
+        return sum(s.wanted_tokens for s in self._preempted)
 
     def _resumable(self) -> list[Row]:
-        """Pop the oldest rows that were put back, as far as there is room. None overtakes another:
+        """Pop the oldest rows that were preempted, as far as there is room. None overtakes another:
         the small ones would keep a large one waiting for ever."""
         count = 0
-        for row in self._put_back:
+        for row in self._preempted:
             if not self._budget.reserve(row.id, row.wanted_tokens):
                 break
             count += 1
-        resumed, self._put_back = self._put_back[:count], self._put_back[count:]
+        resumed, self._preempted = self._preempted[:count], self._preempted[count:]
         return resumed
 
     def _what_fits(self, num_prompt: int, max_tokens: int) -> str:

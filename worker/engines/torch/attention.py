@@ -1,4 +1,4 @@
-"""Attention over packed prompts and over shelves, behind transformers' attention interface.
+"""Attention over packed prompts and over buckets, behind transformers' attention interface.
 
 A forward pass carries a plan: `PrefillPlan` or `DecodePlan`. The model's own layers hand their
 rotated keys and values to `PlanCache.update`, which writes them where the plan says, and their
@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from millpond.errors import UnsupportedModelError
 from worker.engines.scheduling.row import Row
-from worker.engines.torch.kv_cache import KVCache, Shelf
+from worker.engines.torch.kv_cache import Bucket, KVCache
 
 ATTENTION_NAME = "millpond"
 # What some models ask of attention and this one does not do.
@@ -66,7 +66,7 @@ class PrefillPlan:
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         for piece, end in zip(self._pieces, self.ends, strict=True):
-            keys, values = piece.shelf.layer(layer)
+            keys, values = piece.bucket.layer(layer)
             here = slice(end - piece.length, end)
             keys[piece.slot, :, piece.start : piece.stop] = key[0, :, here]
             values[piece.slot, :, piece.start : piece.stop] = value[0, :, here]
@@ -128,7 +128,7 @@ class PrefillPlan:
 class _Piece:
     start: int
     stop: int
-    shelf: Shelf
+    bucket: Bucket
     slot: int
 
     @property
@@ -138,12 +138,12 @@ class _Piece:
     def stored(self, layer: int, first: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The row's keys and values from position ``first`` on, ``[1, kv_heads, keys, head_dim]``."""
         at = slice(self.slot, self.slot + 1)
-        keys, values = self.shelf.layer(layer)
+        keys, values = self.bucket.layer(layer)
         return keys[at, :, first : self.stop], values[at, :, first : self.stop]
 
 
 class DecodePlan:
-    """One new token for each row of the cache, shelf by shelf."""
+    """One new token for each row of the cache, bucket by bucket."""
 
     def __init__(self, spans: "list[_Span]", windows: Sequence[int | None]) -> None:
         self.windows = windows
@@ -151,35 +151,35 @@ class DecodePlan:
 
     @classmethod
     def of_rows(
-        cls, shelves: Sequence[Shelf], positions: torch.Tensor, windows: Sequence[int | None]
+        cls, buckets: Sequence[Bucket], positions: torch.Tensor, windows: Sequence[int | None]
     ) -> "DecodePlan":
-        """Of the rows on these shelves, in their order. ``positions`` ``[rows]`` are the places of
+        """Of the rows on these buckets, in their order. ``positions`` ``[rows]`` are the places of
         their next tokens."""
         spans, start = [], 0
-        for shelf in shelves:
-            lengths = [row.read_tokens + 1 for row in shelf.rows]
+        for bucket in buckets:
+            lengths = [row.read_tokens + 1 for row in bucket.rows]
             length, stop = max(lengths), start + len(lengths)
             even = min(lengths) == length
-            spans.append(_Span(shelf, start, positions[start:stop], length, even=even))
+            spans.append(_Span(bucket, start, positions[start:stop], length, even=even))
             start = stop
         return cls(spans, windows)
 
     @classmethod
-    def of_whole_shelves(
-        cls, shelves: Sequence[Shelf], positions: torch.Tensor, windows: Sequence[int | None]
+    def of_whole_buckets(
+        cls, buckets: Sequence[Bucket], positions: torch.Tensor, windows: Sequence[int | None]
     ) -> "DecodePlan":
-        """Of all slots, empty ones too, each over the shelf's whole length: nothing here depends on
+        """Of all slots, empty ones too, each over the bucket's whole length: nothing here depends on
         which rows there are. ``positions`` has one for each slot."""
         spans, start = [], 0
-        for shelf in shelves:
-            stop = start + shelf.num_slots
-            spans.append(_Span(shelf, start, positions[start:stop], shelf.length, even=False))
+        for bucket in buckets:
+            stop = start + bucket.num_slots
+            spans.append(_Span(bucket, start, positions[start:stop], bucket.length, even=False))
             start = stop
         return cls(spans, windows)
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         for span in self._spans:
-            keys, values = span.shelf.layer(layer)
+            keys, values = span.bucket.layer(layer)
             keys[span.slots, :, span.positions] = key[span.start : span.stop, :, 0]
             values[span.slots, :, span.positions] = value[span.start : span.stop, :, 0]
 
@@ -197,7 +197,7 @@ class DecodePlan:
         folded = query.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
         results = []
         for span in self._spans:
-            keys, values = span.shelf.layer(layer)
+            keys, values = span.bucket.layer(layer)
             size = span.stop - span.start
             results.append(
                 scaled_dot_product_attention(
@@ -213,13 +213,13 @@ class DecodePlan:
 
 
 class _Span:
-    """One shelf's rows within the batch: rows ``start`` to ``stop``, at most ``length`` tokens each;
+    """One bucket's rows within the batch: rows ``start`` to ``stop``, at most ``length`` tokens each;
     ``even`` if all of them have that many."""
 
     def __init__(
-        self, shelf: Shelf, start: int, positions: torch.Tensor, length: int, *, even: bool
+        self, bucket: Bucket, start: int, positions: torch.Tensor, length: int, *, even: bool
     ) -> None:
-        self.shelf = shelf
+        self.bucket = bucket
         self.start = start
         self.stop = start + len(positions)
         self.length = length

@@ -1,26 +1,26 @@
-"""Keys and values of the running rows, on shelves of like length.
+"""Keys and values of the running rows, in buckets of like length.
 
-A shelf is one tensor for each layer, ``[slots, kv_heads, length, head_dim]``, with its rows kept
-compact in slots 0 to n-1. A row begins on the shelf that just holds it and moves to the next as it
+A bucket is one tensor for each layer, ``[slots, kv_heads, length, head_dim]``, with its rows kept
+compact in slots 0 to n-1. A row begins in the bucket that just holds it and moves to the next as it
 grows. So short rows pay, in memory and in attention, for nobody's length but their own class's, and
-a decode step reads each shelf through views.
+a decode step reads each bucket through views.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from millpond.models.memory_plan import SHELVES
+from millpond.models.memory_plan import BUCKETS
 from worker.engines.scheduling.row import Row
 
-# Lengths of the shelves, in tokens; doubling from there would waste up to half of a row's place.
-_SHORTEST_SHELF_TOKENS = 128
+# Lengths of the buckets, in tokens; doubling from there would waste up to half of a row's place.
+_SHORTEST_BUCKET_TOKENS = 128
 _FIRST_SLOTS = 4
 
 
-def shelf_length(num_tokens: int) -> int:
-    """Length of the shortest shelf that holds a row of that many tokens: 128, 192, 256, 384, ..."""
-    length = _SHORTEST_SHELF_TOKENS
+def bucket_length(num_tokens: int) -> int:
+    """Length of the shortest bucket that holds a row of that many tokens: 128, 192, 256, 384, ..."""
+    length = _SHORTEST_BUCKET_TOKENS
     while length < num_tokens:
         if length + length // 2 >= num_tokens:
             return length + length // 2
@@ -37,7 +37,7 @@ class KVLayout:
     device: torch.device
 
 
-class Shelf:
+class Bucket:
     """Owns the tensors of one length class and which row is in which slot.
 
     ``version`` grows whenever tensors are replaced by others.
@@ -63,7 +63,7 @@ class Shelf:
     def resize(self, num_slots: int) -> None:
         """Have exactly so many slots, no fewer than there are rows.
 
-        May run out of memory; then the shelf serves on as it was.
+        May run out of memory; then the bucket serves on as it was.
         """
         kept = len(self.rows)
         assert num_slots >= kept
@@ -85,7 +85,7 @@ class Shelf:
             for tensor in tensors:
                 tensor[slot].zero_()
 
-    def copy_row(self, slot: int, target: "Shelf", target_slot: int, num_tokens: int) -> None:
+    def copy_row(self, slot: int, target: "Bucket", target_slot: int, num_tokens: int) -> None:
         for tensors, targets in ((self._keys, target._keys), (self._values, target._values)):
             for source, destination in zip(tensors, targets, strict=True):
                 destination[target_slot, :, :num_tokens] = source[slot, :, :num_tokens]
@@ -101,17 +101,17 @@ class Shelf:
 
 
 class KVCache:
-    """Owns the shelves and where each row lies.
+    """Owns the buckets and where each row lies.
 
-    ``kv_tokens`` is what all rows together may reserve; as long as they keep to it, the shelves
-    hold at most what `SHELVES` says.
+    ``kv_tokens`` is what all rows together may reserve; as long as they keep to it, the buckets
+    hold at most what `BUCKETS` says.
     """
 
     def __init__(self, layout: KVLayout, *, kv_tokens: int) -> None:
         self.layout = layout
-        self._limit_tokens = SHELVES.tokens(0, kv_tokens)
-        self._shelves: dict[int, Shelf] = {}
-        self._places: dict[str, tuple[Shelf, int]] = {}
+        self._limit_tokens = BUCKETS.tokens(0, kv_tokens)
+        self._buckets: dict[int, Bucket] = {}
+        self._places: dict[str, tuple[Bucket, int]] = {}
 
     @property
     def num_rows(self) -> int:
@@ -119,27 +119,27 @@ class KVCache:
 
     @property
     def allocated_tokens(self) -> int:
-        return sum(s.num_slots * s.length for s in self._shelves.values())
+        return sum(s.num_slots * s.length for s in self._buckets.values())
 
-    def shelves(self) -> list[Shelf]:
-        """The shelves with rows on them, shortest first. The batch is their rows in this order."""
-        return [self._shelves[n] for n in sorted(self._shelves) if self._shelves[n].rows]
+    def buckets(self) -> list[Bucket]:
+        """The buckets with rows on them, shortest first. The batch is their rows in this order."""
+        return [self._buckets[n] for n in sorted(self._buckets) if self._buckets[n].rows]
 
-    def place_of(self, row: Row) -> tuple[Shelf, int]:
-        """The row's shelf and slot."""
+    def place_of(self, row: Row) -> tuple[Bucket, int]:
+        """The row's bucket and slot."""
         return self._places[row.id]
 
     def allocate(self, rows: list[Row]) -> None:
         """Give each row a slot for its tokens; all of them or, out of memory, none."""
         wanted: dict[int, list[Row]] = {}
         for row in rows:
-            wanted.setdefault(shelf_length(row.num_tokens), []).append(row)
+            wanted.setdefault(bucket_length(row.num_tokens), []).append(row)
         try:
             for length, group in wanted.items():
-                shelf = self._shelf(length)
-                self._reserve(shelf, len(group))
+                bucket = self._bucket(length)
+                self._reserve(bucket, len(group))
                 for row in group:
-                    self._put(row, shelf)
+                    self._put(row, bucket)
         except (RuntimeError, MemoryError):
             for row in rows:
                 self.free(row)
@@ -147,68 +147,68 @@ class KVCache:
 
     def copy(self, source: Row, row: Row) -> None:
         """Fill the row's slot from that of another, which has the same tokens and has read them."""
-        shelf, slot = self._places[source.id]
+        bucket, slot = self._places[source.id]
         target, target_slot = self._places[row.id]
-        shelf.copy_row(slot, target, target_slot, source.num_tokens)
+        bucket.copy_row(slot, target, target_slot, source.num_tokens)
 
     def make_room(self) -> None:
-        """Move each row whose next token has no place on its shelf to the next one.
+        """Move each row whose next token has no place on its bucket to the next one.
 
         Out of memory, the rows moved so far have moved and nothing is lost; it may be called again.
         """
-        for shelf in self.shelves():
-            for row in [r for r in shelf.rows if r.num_tokens > shelf.length]:
-                target = self._shelf(shelf_length(row.num_tokens))
+        for bucket in self.buckets():
+            for row in [r for r in bucket.rows if r.num_tokens > bucket.length]:
+                target = self._bucket(bucket_length(row.num_tokens))
                 self._reserve(target, 1)
                 _, slot = self._places[row.id]
-                shelf.copy_row(slot, target, len(target.rows), shelf.length)
+                bucket.copy_row(slot, target, len(target.rows), bucket.length)
                 self.free(row)
                 self._put(row, target)
 
     def free(self, row: Row, *, scrub: bool = False) -> None:
-        """Give the row's slot back; the shelf's last row takes it. Unknown rows are ignored.
+        """Give the row's slot back; the bucket's last row takes it. Unknown rows are ignored.
 
         ``scrub`` when what the row leaves behind may not be finite.
         """
         place = self._places.pop(row.id, None)
         if place is None:
             return
-        shelf, slot = place
+        bucket, slot = place
         if scrub:
-            shelf.scrub(slot)
-        last = shelf.rows.pop()
+            bucket.scrub(slot)
+        last = bucket.rows.pop()
         if last is not row:
-            shelf.copy_row(len(shelf.rows), shelf, slot, min(last.num_tokens, shelf.length))
-            shelf.rows[slot] = last
-            self._places[last.id] = (shelf, slot)
+            bucket.copy_row(len(bucket.rows), bucket, slot, min(last.num_tokens, bucket.length))
+            bucket.rows[slot] = last
+            self._places[last.id] = (bucket, slot)
 
     def trim(self) -> None:
         """Give all unused memory back."""
-        for shelf in self._shelves.values():
-            shelf.resize(len(shelf.rows))
+        for bucket in self._buckets.values():
+            bucket.resize(len(bucket.rows))
 
     def clear(self) -> None:
-        self._shelves.clear()
+        self._buckets.clear()
         self._places.clear()
 
-    def _reserve(self, shelf: Shelf, num_rows: int) -> None:
+    def _reserve(self, bucket: Bucket, num_rows: int) -> None:
         """Make slots for so many more rows: half as many again while the limit allows, so that
-        growth is rarely paid for, else only those, once no other shelf has any to spare."""
-        needed = len(shelf.rows) + num_rows
-        if needed <= shelf.num_slots:
+        growth is rarely paid for, else only those, once no other bucket has any to spare."""
+        needed = len(bucket.rows) + num_rows
+        if needed <= bucket.num_slots:
             return
-        generous = max(needed, _FIRST_SLOTS, shelf.num_slots + shelf.num_slots // 2)
-        growth_tokens = (generous - shelf.num_slots) * shelf.length
+        generous = max(needed, _FIRST_SLOTS, bucket.num_slots + bucket.num_slots // 2)
+        growth_tokens = (generous - bucket.num_slots) * bucket.length
         if self.allocated_tokens + growth_tokens > self._limit_tokens:
             self.trim()
             generous = needed
-        shelf.resize(generous)
+        bucket.resize(generous)
 
-    def _put(self, row: Row, shelf: Shelf) -> None:
-        self._places[row.id] = (shelf, len(shelf.rows))
-        shelf.rows.append(row)
+    def _put(self, row: Row, bucket: Bucket) -> None:
+        self._places[row.id] = (bucket, len(bucket.rows))
+        bucket.rows.append(row)
 
-    def _shelf(self, length: int) -> Shelf:
-        if length not in self._shelves:
-            self._shelves[length] = Shelf(length, self.layout)
-        return self._shelves[length]
+    def _bucket(self, length: int) -> Bucket:
+        if length not in self._buckets:
+            self._buckets[length] = Bucket(length, self.layout)
+        return self._buckets[length]

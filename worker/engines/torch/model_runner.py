@@ -51,7 +51,7 @@ class ModelRunner:
         return Output(self._forward(inputs[:1], inputs[1:], plan, last)[0])
 
     def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
-        """A step is over all rows of the shelves. Those that are being prefilled read their next token
+        """A step is over all rows of the buckets. Those that are being prefilled read their next token
         for nothing: the chunk that reads it again writes the same."""
         placed, found = self._step()
         if len(placed) == len(rows):
@@ -61,16 +61,16 @@ class ModelRunner:
         return [placed[i] for i in places], Output(found[to_device(places, self._device)])
 
     def _step(self) -> tuple[list[Row], torch.Tensor]:
-        """The rows of the shelves, in order, and their logits."""
+        """The rows of the buckets, in order, and their logits."""
         replayed = None if self._replay is None else self._replay.decode()
         if replayed is not None:
             return replayed
-        shelves = self._cache.shelves()
-        rows = [row for shelf in shelves for row in shelf.rows]
+        buckets = self._cache.buckets()
+        rows = [row for bucket in buckets for row in bucket.rows]
         inputs = [[row.next_token_id for row in rows], [row.read_tokens for row in rows]]
         self._select((row.adapter, 1) for row in rows)
         token_ids, positions = to_device(inputs, self._device)
-        plan = DecodePlan.of_rows(shelves, positions, self._windows)
+        plan = DecodePlan.of_rows(buckets, positions, self._windows)
         return rows, self._decode_forward(token_ids[:, None], positions[:, None], plan)
 
     def trim(self) -> None:

@@ -1,7 +1,7 @@
 """The decode step recorded once and replayed: small models spend their time on launching kernels.
 
-A recording is of whole shelves, their empty slots too, so that rows come and go without a new one.
-When a shelf appears, vanishes or is resized there is nothing to replay until the shelves have stood
+A recording is of whole buckets, their empty slots too, so that rows come and go without a new one.
+When a bucket appears, vanishes or is resized there is nothing to replay until the buckets have stood
 for a while, for making a recording takes as long as many steps.
 """
 
@@ -13,10 +13,10 @@ import torch
 from worker.engines.sampling.transfer import to_device
 from worker.engines.scheduling.row import Row
 from worker.engines.torch.attention import DecodePlan, Plan
-from worker.engines.torch.kv_cache import KVCache, Shelf
+from worker.engines.torch.kv_cache import Bucket, KVCache
 from worker.engines.torch.memory import is_out_of_memory
 
-# Steps for which the shelves must have stood; a recording costs about as many.
+# Steps for which the buckets must have stood; a recording costs about as many.
 STEADY_STEPS = 16
 # There was no memory for a recording: the steps before it is tried again.
 REST_STEPS = 1024
@@ -54,35 +54,35 @@ class DecodeReplay:
 
     def decode(self) -> tuple[list[Row], torch.Tensor] | None:
         """The rows and their logits, which the next call overwrites; None to compute as usual."""
-        shelves = self._cache.shelves()
-        steady = self._steady(shelves)
+        buckets = self._cache.buckets()
+        steady = self._steady(buckets)
         if self._rest_steps > 0:
             self._rest_steps -= 1
             return None
         if self._broken or not steady:
             return None
-        return self._try(shelves)
+        return self._try(buckets)
 
     def drop(self) -> None:
         """Give back the memory of the recording."""
         self._step = None
         self._stands = []
 
-    def _steady(self, shelves: list[Shelf]) -> bool:
-        stands = [(shelf.length, shelf.version) for shelf in shelves]
+    def _steady(self, buckets: list[Bucket]) -> bool:
+        stands = [(bucket.length, bucket.version) for bucket in buckets]
         if stands != self._stands:
             self.drop()
             self._stands, self._steady_steps = stands, 0
         self._steady_steps += 1
         return self._steady_steps > STEADY_STEPS
 
-    def _try(self, shelves: list[Shelf]) -> tuple[list[Row], torch.Tensor] | None:
+    def _try(self, buckets: list[Bucket]) -> tuple[list[Row], torch.Tensor] | None:
         """Replay, having recorded first if there is no recording."""
         try:
             if self._step is None:
                 device = self._cache.layout.device
                 self._step = _RecordedStep(
-                    shelves, self._windows, self._forward, self._record, device
+                    buckets, self._windows, self._forward, self._record, device
                 )
             return self._step.run()
         except RuntimeError as error:
@@ -104,21 +104,21 @@ class _RecordedStep:
 
     def __init__(
         self,
-        shelves: list[Shelf],
+        buckets: list[Bucket],
         windows: Sequence[int | None],
         forward: Forward,
         record: Recorder,
         device: torch.device,
     ) -> None:
-        self._shelves = shelves
+        self._buckets = buckets
         self._device = device
-        num_slots = sum(shelf.num_slots for shelf in shelves)
+        num_slots = sum(bucket.num_slots for bucket in buckets)
         # Token ids, then positions. An empty slot reads token 0 at position 0, over nothing.
         self._inputs = torch.zeros((2, num_slots), dtype=torch.int64, device=device)
         token_ids, positions = self._inputs
 
         def compute() -> torch.Tensor:
-            plan = DecodePlan.of_whole_shelves(shelves, positions, windows)
+            plan = DecodePlan.of_whole_buckets(buckets, positions, windows)
             return forward(token_ids[:, None], positions[:, None], plan)
 
         # The capture runs once for real and writes the KV cache, so it needs the rows' own inputs.
@@ -133,10 +133,10 @@ class _RecordedStep:
         rows: list[Row] = []
         found: list[torch.Tensor] = []
         start = 0
-        for shelf in self._shelves:
-            rows += shelf.rows
-            found.append(logits[start : start + len(shelf.rows)])
-            start += shelf.num_slots
+        for bucket in self._buckets:
+            rows += bucket.rows
+            found.append(logits[start : start + len(bucket.rows)])
+            start += bucket.num_slots
         return rows, found[0] if len(found) == 1 else torch.cat(found)
 
     def _checked_replay(self) -> torch.Tensor:
@@ -150,10 +150,10 @@ class _RecordedStep:
     def _fill(self) -> None:
         token_ids: list[int] = []
         positions: list[int] = []
-        for shelf in self._shelves:
-            empty = [0] * (shelf.num_slots - len(shelf.rows))
-            token_ids += [row.next_token_id for row in shelf.rows] + empty
-            positions += [row.read_tokens for row in shelf.rows] + empty
+        for bucket in self._buckets:
+            empty = [0] * (bucket.num_slots - len(bucket.rows))
+            token_ids += [row.next_token_id for row in bucket.rows] + empty
+            positions += [row.read_tokens for row in bucket.rows] + empty
         self._inputs.copy_(to_device([token_ids, positions], self._device), non_blocking=True)
 
 
