@@ -27,7 +27,7 @@ _WORKER_GAUGES = {
     "jobs_per_s": "Jobs ended per second, recently.",
     "tokens_per_s": "Output tokens per second, recently.",
     "rows": "Rows in the batch now.",
-    "held": "Jobs that the worker holds.",
+    "in_flight": "Jobs claimed by the worker and not ended.",
     "slots": "Rows that the engine can decode at once.",
     "slot_share": "Mean share of the slots that were decoding.",
 }

@@ -55,7 +55,7 @@ def worker_state(
     window: WindowPolicy,
     *,
     rows: int,
-    held: int,
+    in_flight: int,
     rates: WorkerRates,
 ) -> WorkerState:
     """``engine``: what it is, and its capacity when it runs nothing; None while it loads."""
@@ -72,7 +72,7 @@ def worker_state(
         capacity_tokens=full and full.free_tokens,
         context_tokens=info and info.context_tokens,
         rows=rows,
-        held=held,
+        in_flight=in_flight,
         window=WorkerWindow(
             close_jobs=window.close_jobs,
             max_jobs=window.max_jobs,

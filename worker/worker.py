@@ -304,6 +304,6 @@ class Worker:
             None if self._phase is WorkerPhase.LOADING else self._loaded,
             self._options.window,
             rows=self._jobs.num_rows,
-            held=len(self._jobs.in_flight),
+            in_flight=len(self._jobs.in_flight),
             rates=self._rates.snapshot(time.monotonic()),
         )

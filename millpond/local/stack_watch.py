@@ -194,7 +194,7 @@ class StackWatch:
                     child.signal(signal.SIGKILL)
 
     def _say_what_is_waited_for(self, name: str, worker: RegisteredWorker) -> None:
-        jobs = max(worker.state.rows, worker.state.held)
+        jobs = max(worker.state.rows, worker.state.in_flight)
         if name in self._told_rows or not jobs or not self._settings.grace_s:
             return
         self._told_rows.add(name)

@@ -56,7 +56,7 @@ class WorkerState(WorkerRates):
     capacity_tokens: int | None = None
     context_tokens: int | None = None
     rows: int = 0
-    held: int = 0
+    in_flight: int = 0
     window: WorkerWindow | None = None
 
     @property

@@ -61,7 +61,7 @@ def wait_estimate_s(view: JobView, state: QueueState) -> float | None:
 
 
 def _is_full(worker: WorkerState) -> bool:
-    return worker.slots is not None and worker.held >= worker.slots
+    return worker.slots is not None and worker.in_flight >= worker.slots
 
 
 def _window(worker: WorkerState) -> str:

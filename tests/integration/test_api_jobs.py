@@ -34,7 +34,7 @@ async def test_a_queued_job_tells_its_position_and_why_it_waits(api: RunningApi)
 
 
 async def test_with_a_worker_the_reason_counts_the_jobs_ahead(api: RunningApi) -> None:
-    await api.queue.beat("w1", a_worker(slots=4, held=4, jobs_per_s=2.0))
+    await api.queue.beat("w1", a_worker(slots=4, in_flight=4, jobs_per_s=2.0))
     first = await api.submit("first")
     second = await api.submit("second")
 

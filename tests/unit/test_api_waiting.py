@@ -10,7 +10,7 @@ from millpond.messages import JobStatus, Priority
 from millpond.messages.worker_state import RegisteredWorker, WorkerState
 from millpond.queue.results import JobView, QueueState
 
-READY = {"state": "ready", "slots": 4, "held": 0, "jobs_per_s": 2.0}
+READY = {"state": "ready", "slots": 4, "in_flight": 0, "jobs_per_s": 2.0}
 WINDOW = {"close_jobs": 2, "max_jobs": 32, "max_wait_ms": 200.0}
 
 VIEW = JobView(
@@ -70,10 +70,20 @@ def queue(*workers: dict[str, Any], beat_age_ms: int = 0) -> QueueState:
             "window_open",
             "next: a worker is about to take it",
         ),
-        (VIEW, queue({**READY, "held": 4}), "slots_busy", "all slots are busy"),
-        (VIEW, queue({**READY, "held": 4}, READY), "window_open", "waiting for the window to fill"),
+        (VIEW, queue({**READY, "in_flight": 4}), "slots_busy", "all slots are busy"),
+        (
+            VIEW,
+            queue({**READY, "in_flight": 4}, READY),
+            "window_open",
+            "waiting for the window to fill",
+        ),
         (replace(VIEW, ahead=1), queue(READY), "behind_others", "behind 1 job"),
-        (replace(VIEW, ahead=7), queue({**READY, "held": 4}), "behind_others", "behind 7 jobs"),
+        (
+            replace(VIEW, ahead=7),
+            queue({**READY, "in_flight": 4}),
+            "behind_others",
+            "behind 7 jobs",
+        ),
         (
             replace(VIEW, ahead=7, ahead_exact=False),
             queue(READY),
