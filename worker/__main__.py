@@ -75,7 +75,8 @@ async def serve(settings: Settings) -> bool:
 
 
 async def join(redis: Redis, settings: Settings, worker: str, state: WorkerState) -> str:
-    """Wait for the server, look whether it will do, join the queue; the model's name there.
+    """Wait for the server, check that it is fit for a queue, and join the queue. Returns the
+    model's name there.
 
     Raises UnsuitableServerError and JoinRefusedError.
     """
@@ -88,7 +89,7 @@ async def join(redis: Redis, settings: Settings, worker: str, state: WorkerState
 
 
 async def _once_reached(call: Callable[[], Awaitable[T]]) -> T:
-    """Try until Redis serves."""
+    """Retry until Redis can serve."""
     while True:
         try:
             return await call()

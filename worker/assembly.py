@@ -45,7 +45,7 @@ def prepare_folder(settings: Settings, preset: Preset) -> Path | None:
 
 
 def identity_of(settings: Settings, preset: Preset, folder: Path | None) -> str:
-    """That of the model in ``folder``; behind a chat route, its name there is all that is known."""
+    """The identity of the model in ``folder``; of a model behind a chat route only its name is known."""
     made_by = settings.engine if settings.engine == "simulated" else f"chat {settings.model_name}"
     return model_identity(folder, preset, made_by=made_by)
 

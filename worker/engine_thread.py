@@ -30,7 +30,7 @@ log = structlog.get_logger("millpond.worker")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one turn brought about, and how the engine stands after it."""
+    """The outcome of one turn, and the engine's state after it."""
 
     rejections: list[Rejection]
     events: list[EngineEvent]
@@ -41,7 +41,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """Something that the thread was given to do and has not come back from."""
+    """A call that the thread is executing."""
 
     loading: bool
 
@@ -49,7 +49,7 @@ class Call:
 class EngineThread:
     """Builds the engine in the thread that will use it; call `start` first and `close` last.
 
-    ``call`` is what it does now, for those who watch whether it comes back.
+    ``call`` is the call under way, for the watchdog.
     """
 
     def __init__(self, build: Callable[[], Engine]) -> None:
@@ -59,11 +59,11 @@ class EngineThread:
         self.call: Call | None = None
 
     async def start(self) -> tuple[EngineInfo, Capacity]:
-        """Load and warm up; also after a broken turn, which leaves no engine behind."""
+        """Load and warm up. Also after a broken turn, which leaves no engine behind."""
         return await self._run(self._load, Call(loading=True))
 
     async def start_when_ready(self, stopped: asyncio.Event) -> tuple[EngineInfo, Capacity] | None:
-        """As `start`, repeated while what the engine needs is not there. None: stopped before."""
+        """As `start`, but retried while something that the engine needs is missing. None: stopped first."""
         delay_s = NOT_READY_DELAY_S
         while not stopped.is_set():
             try:
@@ -82,7 +82,7 @@ class EngineThread:
         return await self._run(lambda: self._turn(groups, cancelled), Call(loading=False))
 
     async def close(self, timeout_s: float) -> bool:
-        """Free the engine. False: a turn has not returned in time, and the thread is left behind."""
+        """Free the engine. False: a turn did not return in time, and the thread was abandoned."""
         try:
             await asyncio.wait_for(self._run(self._unload, None), timeout_s)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""What a worker that ends does with the jobs that it does not run: others are to have them at once."""
+"""How a stopping worker returns its jobs, so that others get them at once."""
 
 from millpond.queue.job_queue import JobQueue
 from worker.intake import Intake
@@ -6,16 +6,16 @@ from worker.jobs.job_table import JobTable
 
 
 async def give_back_waiting(queue: JobQueue, jobs: JobTable, intake: Intake) -> None:
-    """Give back, unspent, what the engine has not got. Raises QueueUnavailableError."""
+    """Release the jobs that the engine has not received. Raises QueueUnavailableError."""
     await intake.break_off()
     await jobs.release_waiting()
     await _give_back_unheard(queue, intake)
 
 
 async def give_back_all(queue: JobQueue, jobs: JobTable, intake: Intake | None) -> int:
-    """Give everything back, unspent; how many jobs were still ours. Raises QueueUnavailableError.
+    """Release all jobs; returns how many were still ours. Raises QueueUnavailableError.
 
-    What was claimed unheard comes last, since that takes another claim.
+    Jobs of an unanswered claim come last, since finding them takes another claim.
     """
     if intake is not None:
         await intake.break_off()
@@ -26,7 +26,7 @@ async def give_back_all(queue: JobQueue, jobs: JobTable, intake: Intake | None) 
 
 
 async def _give_back_unheard(queue: JobQueue, intake: Intake) -> int:
-    """What was claimed though nobody heard the answer."""
+    """Release the jobs of a claim whose answer was lost."""
     unheard = [(job.id, job.fence) for job in await intake.unheard()]
     released = await queue.release(unheard)
     intake.forget_unheard()

@@ -43,7 +43,7 @@ PORTION_BYTES = 262_144
 
 
 class Intake:
-    """What is claimed is in the table's hands at once; each job gets there its prompt or its refusal.
+    """Claimed jobs go to the table at once, and get their prompts or their refusals there.
 
     ``full`` is the capacity of the engine when it runs nothing, ``row_tokens`` the most that one row may
     have. One claim at a time is under way, from
@@ -81,7 +81,7 @@ class Intake:
         self._recently_ended: deque[int] = deque(maxlen=RECENT_TURNS)
 
     async def listen(self) -> None:
-        """Wait for wake-ups for as long as this worker can take more. Run as a task."""
+        """Listen for wake-ups while this worker can take more jobs. Run as a task."""
         while True:
             await self._wanted.wait()
             try:
@@ -165,11 +165,12 @@ class Intake:
         self._start_claim(slots, Capacity(slots, tokens))
 
     async def break_off(self) -> None:
-        """Give up what is under way: `unheard` tells what it gave, the table has what is not ready."""
+        """Abandon the claim under way. `unheard` returns what it claimed; the table has what is not
+        ready yet."""
         await end_tasks(self._claiming)
 
     async def unheard(self) -> list[ClaimedJob]:
-        """What was claimed and did not get here, to be released. Raises QueueUnavailableError."""
+        """Jobs that were claimed but whose answer was lost, to be released. Raises QueueUnavailableError."""
         if self._underway is None:
             return []
         return (await self._ask(0, self._full)).jobs
@@ -184,14 +185,14 @@ class Intake:
         return self._alone or time.monotonic() < self._drains_until_s
 
     def _is_claiming(self) -> bool:
-        """Raises what nobody foresaw in the last claim."""
+        """Raises the last claim's exception, if it was unexpected."""
         if self._claiming is not None and self._claiming.done():
             claimed, self._claiming = self._claiming, None
             claimed.result()
         return self._claiming is not None
 
     async def _woken(self, timeout_s: float) -> None:
-        """Until something may be queued, or the time is over."""
+        """Wait until something may be queued, or the time is up."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._work.wait(), timeout_s)
 
@@ -240,7 +241,7 @@ class Intake:
             self._arrived.set()
 
     async def _ask(self, count: int, capacity: Capacity) -> Claim:
-        """Claim under one nonce until its jobs are here: those claimed unheard are handed out again."""
+        """Claim under one nonce until its answer arrives: a lost one is given again."""
         self._underway = self._underway or new_nonce()
         return await self._queue.claim(
             self._worker_id,

@@ -1,4 +1,4 @@
-"""Rates and shares over the last while, for the worker registry. Pure but for the clock it is given."""
+"""Recent rates and shares, for the worker registry. Pure: the clock is passed in."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ WINDOW_S = 30.0
 
 @dataclass(slots=True)
 class Rates:
-    """Sums over a sliding window of `WINDOW_S`. Times are any one monotonic clock in seconds."""
+    """Sums over a sliding window of `WINDOW_S`. Times are seconds of one monotonic clock."""
 
     started_s: float
     _ended: deque[tuple[float, int]] = field(default_factory=deque)

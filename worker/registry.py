@@ -1,4 +1,4 @@
-"""What the worker tells of itself, once a heartbeat; readers learn from it what is served."""
+"""The worker's registry entry, written once a heartbeat; readers learn from it what is served."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ log = structlog.get_logger("millpond.registry")
 
 
 class Registry:
-    """Keeps the worker's entry fresh, and sweeps the queue while it is at it."""
+    """Keeps the worker's entry up to date, and sweeps the queue at the same time."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Notices an engine that hangs: a load or a turn that takes far longer than it can with good reason."""
+"""Detects an engine that hangs: a load or a turn that takes far longer than expected."""
 
 import asyncio
 from collections import deque
@@ -20,11 +20,11 @@ LEARN_FROM_TOKENS = 16
 
 
 class EngineHungError(Exception):
-    """The engine's thread does not come back, so the process must end without it."""
+    """The engine's thread does not return, so the process must end without it."""
 
 
 class TurnTimes:
-    """What turns have taken, and what the next may take. Pure. ``limit_s`` is never undercut."""
+    """How long turns took, and how long the next one may take. Pure. Never less than ``limit_s``."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -32,13 +32,13 @@ class TurnTimes:
         self._token_s: deque[float] = deque(maxlen=RECENT_TURNS)
 
     def ended(self, turn_s: float, prompt_tokens: int) -> None:
-        """A turn has come back; it read ``prompt_tokens``."""
+        """Record a finished turn, which read ``prompt_tokens``."""
         self._recent_s.append(turn_s)
         if prompt_tokens >= LEARN_FROM_TOKENS:
             self._token_s.append(turn_s / prompt_tokens)
 
     def turn_limit_s(self, prompt_tokens: int) -> float:
-        """For a turn that may have to read so many tokens."""
+        """The limit of a turn that may have to read so many prompt tokens."""
         turn_s = self._limit_s * FIRST_TURN_LIMITS
         if len(self._recent_s) >= LEARN_FROM_TURNS:
             turn_s = max(self._limit_s, SLACK * max(self._recent_s))

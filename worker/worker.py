@@ -61,7 +61,7 @@ class EngineFailedError(Exception):
 
 
 class Worker:
-    """Owns the engine's life and the order of things; the jobs are the `JobTable`'s."""
+    """Owns the engine's lifecycle and the main loop; the `JobTable` owns the jobs."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Worker:
             self._intake.close()
 
     async def run(self) -> bool:
-        """Work until `stop`. False: the engine's thread does not come back, so end the process hard.
+        """Work until `stop`. False: the engine's thread does not return, so the process must exit hard.
 
         Raises EngineFailedError, whatever building the engine raises, and what ended a background
         task: a worker that cannot write or renew must not hold on to its jobs.
@@ -222,7 +222,7 @@ class Worker:
     # -- drain and admit
 
     async def _drain(self) -> None:
-        """Get jobs for the free slots: a window if nothing runs, else what is there right now."""
+        """Claim jobs for the free slots: a window if nothing runs, else whatever is queued now."""
         assert self._intake is not None
         if self._jobs.busy:
             await self._intake.refill(self._jobs.room(self._capacity))
@@ -252,7 +252,7 @@ class Worker:
         self._turn_times.ended(time.monotonic() - began_s, read_tokens)
 
     async def _recover(self, error: Exception) -> None:
-        """The engine and all its rows are gone: give the jobs back as suspects, build it anew."""
+        """The engine and all its rows are gone: return the jobs as suspects and rebuild it."""
         self._engine_failures += 1
         # Not its text: that may hold one tenant's prompt, and this goes into everybody's results.
         message = f"the engine broke: {type(error).__name__}"
@@ -282,7 +282,7 @@ class Worker:
         return await self._engine.close(WIND_DOWN_S)
 
     async def _leave_hung_engine(self, background: list[asyncio.Task[None]]) -> None:
-        """Say so, give its rows back as suspects and the rest unspent. No lease is renewed any more.
+        """Report it, return its rows as suspects and release the rest. No lease is renewed any more.
 
         The entry in the registry stays, to be read until it is forgotten.
         """

@@ -50,8 +50,8 @@ class Sampling:
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 and ``min_p`` 0 switch those filters
     off. Before ``min_tokens`` no token and no stop string ends the row. ``repetition_penalty`` is of
     prompt and output, the other two are of the output alone; ``logit_bias`` are pairs of a token id
-    and what is added to its logit, each id once. ``logprobs`` is how many likeliest tokens are to be
-    told with each generated one; None tells nothing. ``loop_repeats`` is how often a row may repeat
+    and what is added to its logit, each id once. ``logprobs`` is how many likeliest tokens to
+    return with each generated one; None returns nothing. ``loop_repeats`` is how often a row may repeat
     itself, see `LoopFinder`; None lets it.
     """
 
@@ -78,7 +78,7 @@ class GenerationRequest:
     """One row to generate: ``prompt_token_ids`` is not empty.
 
     ``predicted_tokens`` is how much output to expect, at least 1, and None for all of
-    ``max_tokens``. It decides what is reserved for the row at first, and nothing of its result.
+    ``max_tokens``. It decides what is reserved for the row at first, and does not affect its result.
     ``messages`` is the conversation that the prompt was made from, for engines whose model is behind
     a template of its own; empty if the prompt is something else.
     """
@@ -114,7 +114,7 @@ class Capacity:
 class EngineInfo:
     """What the engine is; it ends up in receipts and in the worker registry.
 
-    ``backend`` is what computes, on which depends how exactly a row can be made again: ``native`` and
+    ``backend`` is what computes, on which depends how exactly a row can be reproduced: ``native`` and
     the instructions that its kernels use, ``torch`` and the device, ``remote`` or ``simulated``.
     """
 
@@ -136,7 +136,7 @@ class RowStats:
 
 
 class RejectionCode(StrEnum):
-    """``NO_CAPACITY`` alone is worth another try: there is no room at this moment."""
+    """``NO_CAPACITY`` alone may be retried: there is no room at the moment."""
 
     INVALID = "invalid_request"
     DOES_NOT_FIT = "does_not_fit"
@@ -213,7 +213,7 @@ EngineEvent = Delta | Finished
 
 
 class EngineNotReadyError(Exception):
-    """What the engine needs is not there yet: build it again in a while."""
+    """Something that the engine needs is missing: build it again later."""
 
 
 class Engine(Protocol):
@@ -248,4 +248,4 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Free the model and the cache. The engine cannot be used after."""
+        """Free the model and the cache. The engine cannot be used afterwards."""

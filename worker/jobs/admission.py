@@ -10,8 +10,8 @@ from worker.jobs.job_state import JobState
 class Admission:
     """The prepared jobs that wait for the engine, in the order in which they came.
 
-    A job goes in with all its rows at once, which then share its prefill. One for whose rows there
-    is no room waits, and those behind it wait with it, so that it is not overtaken for ever. A job
+    A job goes in with all its rows at once, which then share its prefill. One whose rows do not fit
+    waits, and so do those behind it, so that it is not overtaken for ever. A job
     whose state is another than WAITING has left.
     """
 

@@ -26,7 +26,7 @@ RESULTS_A_WRITE = 64
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A claim's last word. ``retry``: the result is stored only if this was the last attempt."""
+    """The final outcome of a claim. ``retry``: the result is stored only if this was the last attempt."""
 
     claimed: ClaimedJob
     result: JobResult
@@ -34,7 +34,7 @@ class Ending:
 
 
 class Committer:
-    """``on_committed`` hears of each claim that is out of the worker's hands."""
+    """``on_committed`` is called for each claim that has been settled."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Committer:
         self._settled.set()
 
     def add_text(self, choice: JobRow, text: str) -> None:
-        """Streamed text of a job; it is written soon, together with what comes until then."""
+        """Buffer streamed text; it is written soon, together with what follows until then."""
         if not text or not choice.job.request.stream:
             return
         choice.unwritten += text

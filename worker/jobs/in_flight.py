@@ -131,12 +131,12 @@ class InFlightJob:
 
     @property
     def waiting(self) -> list[JobRow]:
-        """The rows that the engine has not got yet."""
+        """The rows that the engine has not received yet."""
         return [row for row in self.rows if row.state is RowState.WAITING]
 
     @property
     def ends(self) -> list[Finished]:
-        """How the rows ended that have ended."""
+        """The outcomes of the rows that have ended."""
         return [row.finished for row in self.rows if row.finished is not None]
 
     @property
@@ -151,7 +151,7 @@ class InFlightJob:
         return bool(errors) and all(end.retryable for end in errors)
 
     def generation_requests(self, preset: Preset) -> list[GenerationRequest]:
-        """What the engine is to make of each waiting row, every default resolved by the preset."""
+        """The engine's request for each waiting row, with all defaults resolved by the preset."""
         sampling = self._sampling(preset)
         return [
             GenerationRequest(

@@ -1,4 +1,4 @@
-"""The jobs in flight in this worker: from their claim, through the engine's rows, to their last word."""
+"""The jobs in flight in this worker, from their claim to their stored result."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +24,7 @@ log = structlog.get_logger("millpond.jobs")
 
 
 class JobTable:
-    """Owns every claimed job, and moves its state, until what it ended with is stored.
+    """Owns every claimed job, and changes its state, until its outcome is stored.
 
     Run its ``committer`` as a task. ``engine_info`` is asked when a job ends.
     """
@@ -66,7 +66,7 @@ class JobTable:
 
     @property
     def num_waiting(self) -> int:
-        """Jobs that are prepared and for which the engine has had no room yet."""
+        """Prepared jobs that have not fitted into the engine yet."""
         return len(self._admission.jobs)
 
     @property
@@ -77,7 +77,7 @@ class JobTable:
     # -- from the claim to the engine
 
     def claim(self, claimed: Sequence[ClaimedJob]) -> list[InFlightJob]:
-        """Take over what a claim gave, before anything else is done with it."""
+        """Take over the jobs of a claim, before anything else happens to them."""
         jobs = [InFlightJob(job, window_jobs=len(claimed)) for job in claimed]
         self._in_flight.update((job.row, job) for job in jobs)
         return jobs
@@ -134,7 +134,7 @@ class JobTable:
         return max(longest, min(unread, self._group_padded_tokens))
 
     def take_in(self, turn: Turn) -> int:
-        """Hand on what a turn of the engine brought about; the prompt tokens that it has read."""
+        """Process the outcome of a turn. Returns the number of prompt tokens that it read."""
         self._num_rows = turn.num_rows
         read_tokens = 0
         no_room: dict[str, InFlightJob] = {}
@@ -169,7 +169,7 @@ class JobTable:
         return read_tokens
 
     def stop(self, job: InFlightJob, state: JobState) -> bool:
-        """It is to end early: CANCELLING, EXPIRING or LOST. False: it has ended, or was told before.
+        """End the job early, as CANCELLING, EXPIRING or LOST. False: it has ended, or is ending already.
 
         Rows that the engine has end with one of the next turns, the others now.
         """
@@ -183,7 +183,7 @@ class JobTable:
     # -- out of the worker's hands
 
     async def give_up_rows(self, message: str) -> None:
-        """The engine and all its rows are gone: give their jobs back as suspects.
+        """The engine and all its rows are gone: return their jobs as suspects.
 
         Those that were to be cancelled, or are late, end. Raises QueueUnavailableError; then the end of
         the leases does the same.
@@ -204,11 +204,11 @@ class JobTable:
         await self._queue.suspect(running)
 
     async def release_waiting(self) -> int:
-        """Give back, unspent, what the engine has not seen. Raises QueueUnavailableError."""
+        """Release the jobs that the engine has not seen. Raises QueueUnavailableError."""
         return await self._release([job for job in self.in_flight if not job.started])
 
     async def release_all(self) -> int:
-        """Give everything back unspent; how many still were ours. Raises QueueUnavailableError."""
+        """Release all jobs; returns how many were still ours. Raises QueueUnavailableError."""
         return await self._release(self.in_flight)
 
     async def _release(self, jobs: Iterable[InFlightJob]) -> int:
@@ -225,7 +225,7 @@ class JobTable:
         return self._in_flight[job_row].rows[int(index)]
 
     def _put_back(self, job: InFlightJob) -> None:
-        """Some of its rows found no room, whatever the capacity said."""
+        """Some of its rows did not fit after all: they wait again."""
         if job.stopped:
             self._end_waiting(job)
         elif job.state is JobState.RUNNING:
@@ -233,7 +233,7 @@ class JobTable:
             self._admission.add([job])
 
     def _end_waiting(self, job: InFlightJob) -> None:
-        """End the rows of a stopped job that the engine has not got."""
+        """End those rows of a stopped job that the engine has not received."""
         for row in job.waiting:
             self._finish(row, never_run(row))
 

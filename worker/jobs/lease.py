@@ -24,7 +24,7 @@ STOPS = {
 
 
 class LeaseKeeper:
-    """Renews every ``heartbeat_s``, and tells the table which jobs are to end, or are not ours any more."""
+    """Renews every ``heartbeat_s``, and tells the table which jobs are to end or have been lost."""
 
     def __init__(self, queue: JobQueue, jobs: JobTable, heartbeat_s: float) -> None:
         self._queue = queue

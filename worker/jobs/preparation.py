@@ -30,7 +30,7 @@ class Preparation:
         return [self.prepare(job) for job in claimed]
 
     def prepare(self, job: ClaimedJob) -> Prepared | JobResult:
-        """Never raises for what is wrong with the job: its result then says so."""
+        """Never raises because of the job: its result reports what is wrong."""
         request: JobRequest | None = None
         try:
             request = JobRequest.from_json(job.body)

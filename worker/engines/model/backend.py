@@ -1,4 +1,4 @@
-"""What computes: the cache of keys and values, and the runner that fills and reads it."""
+"""A backend: the KV cache, and the runner that fills and reads it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -23,16 +23,16 @@ class Cache(Protocol):
     def allocated_tokens(self) -> int: ...
 
     def allocate(self, rows: list[Row]) -> None:
-        """Give each row a place for its tokens; all of them or, out of memory, none."""
+        """Allocate blocks for all of these rows, or, out of memory, for none."""
 
     def copy(self, source: Row, row: Row) -> None:
-        """Fill the row's place from that of another, which has the same tokens and has read them."""
+        """Copy the keys and values of another row with the same tokens, which has read them."""
 
     def make_room(self) -> None:
-        """Give each row a place for its newest token."""
+        """Make room for each row's newest token."""
 
     def free(self, row: Row, *, scrub: bool = False) -> None:
-        """Take the row's place back; unknown rows are ignored. ``scrub`` what may not be finite."""
+        """Free the row; unknown rows are ignored. ``scrub``: its values may not be finite."""
 
     def trim(self) -> None:
         """Give unused memory back."""
@@ -44,10 +44,10 @@ class Runner(Protocol):
     """With ``logits`` the output has them for all rows, else for those that need them."""
 
     def read(self, chunk: Chunk, *, logits: bool = False) -> Output:
-        """One forward pass over the chunk: what it says of the rows that it reads to their ends."""
+        """One forward pass over the chunk. Returns the output of the rows that it finishes reading."""
 
     def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
-        """Read the newest token of each of these rows; they come back in the output's order. Other
+        """Read the newest token of each of these rows; the output names them in its own order. Other
         rows may have places in the cache, being prefilled."""
 
     def trim(self) -> None:
@@ -61,7 +61,7 @@ def prefill(
     logits: bool = False,
     chunk_tokens: int = PREFILL_TOKENS,
 ) -> Output:
-    """Read all tokens of these rows, which have their places already."""
+    """Read all tokens of these rows, which are allocated already."""
     chunks = cut_chunks(rows, chunk_tokens)
     if len(chunks) == 1:
         return runner.read(chunks[0], logits=logits)
@@ -99,7 +99,7 @@ def build_backend(
 
 
 def records_steps(loaded: LoadedModel) -> bool:
-    """Which rows have which adapter changes from step to step, and a recording would not."""
+    """Adapters differ from step to step, which a captured graph cannot follow."""
     return loaded.device.type == "cuda" and loaded.adapters is None
 
 

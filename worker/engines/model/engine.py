@@ -133,7 +133,8 @@ class TransformersEngine:
     def _prefill(self) -> list[Row]:
         """Read a chunk of the group's tokens, and draw a token for each row that it reads to its end.
 
-        Out of memory, what has not started waits again in two halves; a row that fails alone ends.
+        Out of memory, the rows that have not started are queued again in two halves; a row that
+        fails alone ends.
         """
         read = attempt(self._read_chunk)
         if isinstance(read, OutOfMemory):
@@ -179,7 +180,7 @@ class TransformersEngine:
         return self._end_out_of_memory(row, row.num_tokens // 2, failure)
 
     def _decode(self) -> list[Row]:
-        """One more token for each running row. Out of memory, the youngest row waits again."""
+        """One more token for each running row. Out of memory, the youngest row is preempted."""
         if not self._scheduler.running:
             return []
         for row in self._scheduler.make_room():
@@ -212,7 +213,7 @@ class TransformersEngine:
         return []
 
     def _end_out_of_memory(self, row: Row, fitting: int, failure: OutOfMemory) -> list[Row]:
-        """End a row that has nothing beside it. ``fitting`` tokens should fit."""
+        """End a row that is alone. ``fitting`` tokens should fit."""
         self._scheduler.step_failed(fitting)
         row.end(
             FinishReason.ERROR,
@@ -228,7 +229,7 @@ class TransformersEngine:
             self._scheduler.retire()
 
     def _recover_memory(self) -> None:
-        """Give back what is not used. Trimming moves what is used, for which there may be no room."""
+        """Release unused memory. Trimming moves what is in use, for which there may be no room."""
         self._runner.trim()
         attempt(self._cache.trim)
         if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Load a model folder for this engine, and refuse what it would serve wrongly."""
+"""Load a model folder, and refuse a model that would be served wrongly."""
 
 import logging
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ class LoadedModel:
 
     @property
     def footprint(self) -> Footprint:
-        """What it takes of memory beside its weights."""
+        """Its memory needs in addition to the weights."""
         cache = BUCKETS if self.native is None else PAGES
         return Footprint(self.architecture, self.dtype.itemsize, cache)
 
@@ -77,7 +77,7 @@ class LoadedModel:
         return str(self.dtype).removeprefix("torch.")
 
     def without_reference(self) -> "LoadedModel":
-        """Without transformers' own copy of the weights, where it is not what computes."""
+        """Drop transformers' copy of the weights if the kernels compute."""
         return self if self.native is None else replace(self, model=None)
 
 
@@ -90,7 +90,7 @@ def choose_device(device: Device) -> torch.device:
 
 
 def choose_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """``auto`` is the fastest type that the device computes natively."""
+    """``auto`` is the fastest type that the device supports natively."""
     if dtype != "auto":
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
@@ -201,7 +201,7 @@ def adopt(model: Any) -> LoadedModel:
 
 
 def check_config(config: Any) -> None:
-    """Raise UnsupportedModelError for what the attention here does not do."""
+    """Raise UnsupportedModelError for a config that the attention here does not support."""
     name = _name(config)
     if config.get_text_config() is not config:
         raise UnsupportedModelError(f"{name}: only text models are served")
@@ -235,7 +235,7 @@ def layer_windows(config: Any) -> tuple[int | None, ...]:
 
 
 def context_limit(config: Any) -> int:
-    """The most tokens of a row that the model's positions serve."""
+    """The longest row that the model's positions allow."""
     limit = int(config.max_position_embeddings)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:

@@ -1,7 +1,8 @@
 """Before serving: does this engine's forward pass agree with transformers' own?
 
 The rules in `loading` refuse what is known not to fit. This catches the rest: an architecture whose
-attention wants something that nobody thought of, or a kernel that goes wrong at some length, is refused
+attention needs something that was not considered, or a kernel that goes wrong at some length, is
+refused
 here, and never answered wrongly.
 
 All probes are beginnings of one text, so one forward pass of transformers' has the logits for all of them.

@@ -1,4 +1,4 @@
-"""How many tokens of KV cache each row may use, and what running out of memory taught of the sum."""
+"""How many tokens of KV cache each row may use, and how many fit in all, as learned from running out."""
 
 GROWTH_TOKENS = 64
 # The least that is left of the budget after running out of memory, and what it wins back each time.
@@ -48,7 +48,7 @@ class KVBudget:
         self._reserved_tokens -= self._reserved.pop(row_id, 0)
 
     def step_worked(self) -> None:
-        """A forward pass had enough memory."""
+        """A forward pass succeeded."""
         if self.limit_tokens < self.kv_tokens:
             self._quiet_steps += 1
             if self._quiet_steps >= _QUIET_STEPS:

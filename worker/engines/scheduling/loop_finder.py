@@ -1,4 +1,4 @@
-"""Does a row say the same thing over and over? One small step for each token."""
+"""Detects rows that repeat themselves, with a small constant cost for each token."""
 
 from collections import deque
 
