@@ -63,7 +63,8 @@ class EngineThread:
         return await self._run(self._load, Call(loading=True))
 
     async def start_when_ready(self, stopped: asyncio.Event) -> tuple[EngineInfo, Capacity] | None:
-        """As `start`, but retried while something that the engine needs is missing. None: stopped first."""
+        """As `start`, but retried while something that the engine needs is missing. None: stopped
+        first."""
         delay_s = NOT_READY_DELAY_S
         while not stopped.is_set():
             try:

@@ -170,7 +170,8 @@ class Intake:
         await end_tasks(self._claiming)
 
     async def unheard(self) -> list[ClaimedJob]:
-        """Jobs that were claimed but whose answer was lost, to be released. Raises QueueUnavailableError."""
+        """Jobs that were claimed but whose answer was lost, to be released. Raises
+        QueueUnavailableError."""
         if self._underway is None:
             return []
         return (await self._ask(0, self._full)).jobs

@@ -131,7 +131,7 @@ class SimulatedEngine:
         return self._scheduler.num_rows
 
     def warm_up(self) -> None:
-        """Nothing here gets faster by use."""
+        """There is nothing to warm up."""
 
     def capacity(self) -> Capacity:
         return self._scheduler.capacity()
@@ -241,7 +241,7 @@ def _certain(token_id: int, count: int | None) -> TokenLogprobs | None:
 
 
 def _plan(row: Row) -> bytes:
-    """All bytes that the row would write, the end token left out; ASCII words with spaces.
+    """All bytes that the row would write, without the end token; ASCII words and spaces.
 
     A row that heeds the end token stops somewhere between a quarter and all of ``max_tokens``.
     """

@@ -5,7 +5,8 @@ attention needs something that was not considered, or a kernel that goes wrong a
 refused
 here, and never answered wrongly.
 
-All probes are beginnings of one text, so one forward pass of transformers' has the logits for all of them.
+All probes are beginnings of one text, so one forward pass of transformers' has the logits for all
+of them.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,1 +1,1 @@
-"""The backend of compiled CPU kernels, with an own forward pass in C."""
+"""The backend of compiled CPU kernels, with its own forward pass in C."""

@@ -59,7 +59,7 @@ def load_library(cache_dir: Path) -> ctypes.CDLL:
 
 
 def cpu_flags() -> set[str]:
-    """What the processor says it can do; empty where the system does not tell."""
+    """The processor's feature flags; empty if the system does not list them."""
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return set()

@@ -12,7 +12,7 @@ from worker.engines.scheduling.row import Row
 
 class LogitsBuffer:
     """Owns memory that each pass uses again: mapping tens of megabytes anew would take longer than
-    filling them. What nobody fills takes no memory."""
+    filling them. Parts that are never written take no memory."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size

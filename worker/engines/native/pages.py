@@ -95,7 +95,7 @@ class PagedCache:
         self.rows.remove(row)
 
     def trim(self) -> None:
-        """There is nothing to give back: a page once written stays with the pool."""
+        """Nothing can be freed: a page that has been written stays in the pool."""
 
     def clear(self) -> None:
         self.rows.clear()

@@ -34,7 +34,7 @@ class ChannelPeaks:
                 model.set_attn_implementation(attention)
 
     def factors(self, linear: torch.nn.Module, *weights: torch.Tensor) -> torch.Tensor:
-        """What to divide the input channels of ``linear`` by; ``weights`` all read them."""
+        """The divisors of the input channels of ``linear``, which all ``weights`` read."""
         peaks = self._peaks[id(linear)].float().clamp(min=1e-5)
         loud = torch.stack([w.float().abs().amax(dim=0) for w in weights]).amax(dim=0)
         factors = peaks**_SHARE / loud.clamp(min=1e-5) ** (1 - _SHARE)
@@ -59,7 +59,8 @@ class ChannelPeaks:
 
 @contextmanager
 def _in_float32(model: Any) -> Iterator[None]:
-    """Compute in float32, with the weights of one part at a time in it: all would take twice the memory."""
+    """Compute in float32, with the weights of one part at a time in it: all would take twice the
+    memory."""
     parts = [model.model.embed_tokens, *model.model.layers, model.model.norm, model.lm_head]
     dtype = model.dtype
     hooks = []

@@ -1,4 +1,4 @@
-"""What the remote engine is told of its upstream."""
+"""The remote engine's settings for its upstream."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -110,7 +110,7 @@ class RemoteEngine:
 
     @classmethod
     def connect(cls, config: EngineConfig, tokenizer: Tokenizer, remote: RemoteConfig) -> Self:
-        """Ask the upstream what it is and try one token.
+        """Find out what the upstream serves, and generate one token.
 
         Raises EngineNotReadyError while it cannot be reached or cannot serve yet, and ModelLoadError,
         naming the setting, when it never will.
@@ -164,7 +164,7 @@ class RemoteEngine:
         return rejections
 
     def _fault(self, request: GenerationRequest) -> str | None:
-        """What the upstream's route cannot do for this row."""
+        """What this row asks for that the upstream's route does not support."""
         if self._route == "chat" and not request.messages:
             return (
                 "this model is served by an upstream that takes whole conversations only: "
@@ -179,7 +179,7 @@ class RemoteEngine:
         self._scheduler.cancel(ids)
 
     def step(self) -> list[EngineEvent]:
-        """Hand over what has come; waits for something to come, `MAX_STEP_S` at most.
+        """Return what has arrived; waits for something to arrive, `MAX_STEP_S` at most.
 
         Raises MisconfiguredError when the upstream takes no request any more.
         """
@@ -279,7 +279,7 @@ class RemoteEngine:
             self._away = False
 
     def _broke_off(self, row: RemoteRow, error: UpstreamError, ticket: int) -> None:
-        """Let the row wait for another try, or end it."""
+        """Queue the row for another try, or end it."""
         now_s = time.monotonic()
         if isinstance(error, MisconfiguredError):
             self._broken = error

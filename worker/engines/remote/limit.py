@@ -1,4 +1,5 @@
-"""How many requests may be open at an upstream that does not say. Pure: no clock, no network."""
+"""How many requests may be open at an upstream that does not tell its limit (AIMD). Pure: no clock,
+no network."""
 
 
 class AdaptiveLimit:

@@ -1,4 +1,4 @@
-"""When a request is tried again. Pure: the clock and the dice are arguments."""
+"""When a request is tried again. Pure: the clock and the random number are arguments."""
 
 from email.utils import parsedate_to_datetime
 

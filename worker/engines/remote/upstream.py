@@ -78,7 +78,7 @@ class Upstream:
         await self._client.aclose()
 
     async def served_models(self) -> list[ServedModel]:
-        """What the upstream says that it serves; empty where it does not say. Raises UpstreamError."""
+        """The models that the upstream lists; empty if it lists none. Raises UpstreamError."""
         try:
             response = await self._client.get("models")
         except httpx.HTTPError as error:
@@ -98,7 +98,7 @@ class Upstream:
             ) from error
 
     async def generate(self, body: dict[str, Any]) -> AsyncGenerator[Chunk]:
-        """Stream one generation; ends after the upstream's last word. Close it to cancel.
+        """Stream one generation, to its end. Close it to cancel.
 
         Raises UpstreamError. A stream that ends without a finish reason is one, too.
         """

@@ -14,7 +14,7 @@ _ENDS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
 class ChunkError(Exception):
-    """A chunk that cannot be what it should be."""
+    """A malformed chunk."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the model itself thought of each token: log-probabilities before any bias, penalty or filter."""
+"""Log-probabilities as the model gave them, before any bias, penalty or filter."""
 
 from collections.abc import Sequence
 

@@ -178,7 +178,7 @@ def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _suppress_ends(logits: torch.Tensor, rows: Sequence[Row]) -> None:
-    """Below min_tokens, take the row's end tokens out of the running, in place."""
+    """Below min_tokens, mask the row's end tokens, in place."""
     at = [(i, t) for i, row in enumerate(rows) for t in row.suppressed_token_ids]
     if at:
         where = to_device(at, logits.device)

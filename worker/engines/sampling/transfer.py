@@ -1,4 +1,4 @@
-"""From the host to the device without waiting for it."""
+"""Copies from the host to the device without waiting for them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ def to_device(
 ) -> torch.Tensor:
     """A tensor of these numbers on the device.
 
-    For CUDA by way of pinned memory, from which the copy runs behind the host's back; torch keeps that
+    For CUDA by way of pinned memory, from which the copy runs asynchronously; torch keeps that
     memory until the copy is done.
     """
     if device.type != "cuda":

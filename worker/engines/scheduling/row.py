@@ -83,7 +83,7 @@ class Row:
 
     @property
     def most_tokens(self) -> int:
-        """The most tokens of KV cache that this row can come to need."""
+        """The most tokens of KV cache that this row can need."""
         return len(self.prompt_token_ids) + self.sampling.max_tokens
 
     @property

@@ -7,7 +7,7 @@ from worker.engines.scheduling.tail_decoder import TailDecoder
 
 
 class RowText:
-    """Turns token ids into text that is safe to show.
+    """Turns token ids into text that can be shown.
 
     Text that may be the beginning of a stop string is held back until it is certain. The deltas
     that `push` and `finish` return, joined, are `text`; nothing of it is ever taken back.

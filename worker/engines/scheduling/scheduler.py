@@ -119,7 +119,7 @@ class Scheduler:
         return self._waiting.popleft() if self._waiting else []
 
     def begin_prefill(self) -> bool:
-        """Whether the next step is a prefill's, and not a decode step; `prefill` is then what to read.
+        """Whether the next step is a prefill and not a decode step; then `prefill` is to be read.
 
         False once `max_batched_tokens` were prefilled while rows run, until it is asked again.
         """
@@ -282,7 +282,7 @@ class Scheduler:
         return [*self.running, *reading]
 
     def _remove(self, ids: Collection[str]) -> None:
-        """From wherever rows run, are read or wait."""
+        """Remove the row, whether it runs, is being read or waits."""
         if not ids:
             return
         self.running = [row for row in self.running if row.id not in ids]

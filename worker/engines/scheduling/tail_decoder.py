@@ -30,7 +30,7 @@ class TailDecoder:
         return self._take(new)
 
     def rest(self) -> str:
-        """Text of the tokens that still wait; no more will come."""
+        """The text of the remaining tokens; no more will follow."""
         return self._take(self._pending())
 
     def _pending(self) -> str | None:

@@ -88,7 +88,7 @@ class AdaptedLinear(nn.Module):
 def attach(model: Any, folders: Mapping[str, Path]) -> TokenGroups:
     """Load the adapters and put them beside the model's layers, in place.
 
-    Raises ModelLoadError for what is no LoRA adapter of this model, or more than that.
+    Raises ModelLoadError for a folder that is not a plain LoRA adapter of this model.
     """
     groups = TokenGroups(model.device)
     for name, folder in folders.items():

@@ -2,8 +2,8 @@
 
 A bucket is one tensor for each layer, ``[slots, kv_heads, length, head_dim]``, with its rows kept
 compact in slots 0 to n-1. A row begins in the bucket that just holds it and moves to the next as it
-grows. So short rows pay, in memory and in attention, for nobody's length but their own class's, and
-a decode step reads each bucket through views.
+grows. So a short row pays, in memory and in attention, for its own length class only, and a decode
+step reads each bucket through views.
 """
 
 from dataclasses import dataclass
@@ -183,7 +183,7 @@ class KVCache:
             self._places[last.id] = (bucket, slot)
 
     def trim(self) -> None:
-        """Give all unused memory back."""
+        """Free all unused memory."""
         for bucket in self._buckets.values():
             bucket.resize(len(bucket.rows))
 

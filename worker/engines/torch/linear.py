@@ -1,4 +1,4 @@
-"""Linear layers with their weights laid out once for the CPU's matrix kernels."""
+"""Linear layers whose weights are packed once for the CPU's matrix kernels."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How much memory there is for the engine to work in, and what running out of it looks like."""
+"""How much memory the engine may use, and how running out of it is recognized."""
 
 import os
 from collections.abc import Callable
@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class OutOfMemory:
-    """What an allocation said that failed."""
+    """The message of a failed allocation."""
 
     message: str
 
 
 def attempt(compute: Callable[[], T]) -> T | OutOfMemory:
-    """What ``compute`` returns, or that there was no memory for it.
+    """The result of ``compute``, or `OutOfMemory`.
 
     By the time this returns, everything that ``compute`` held is free. Inside an ``except`` block it
     would not be: the exception's traceback keeps the frames alive, and they the tensors.
@@ -74,7 +74,7 @@ def _room_bytes(device: torch.device, share: float) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; libraries below torch say it in words only."""
+    """Whether an allocation failed; libraries below torch report it only in the message."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
@@ -82,7 +82,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _free_ram_bytes() -> int:
-    """What the system can give without swapping, and the container's limit leaves."""
+    """The memory that is available without swapping, within the container's limit."""
     free = _meminfo_available()
     if free is None:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

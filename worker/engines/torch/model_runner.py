@@ -18,8 +18,8 @@ from worker.engines.torch.replay import DecodeReplay, Recorder
 class ModelRunner:
     """``model`` is a transformers causal language model that uses our attention.
 
-    ``adapters`` is what its layers ask which tokens are whose; None without adapters.
-    ``record`` makes recordings of decode steps; None computes each anew.
+    ``adapters`` tells its layers which tokens belong to which adapter; None without adapters.
+    ``record`` captures decode steps; None computes each one.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class ModelRunner:
         return Output(self._forward(inputs[:1], inputs[1:], plan, last)[0])
 
     def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
-        """A step is over all rows of the buckets. Those that are being prefilled read their next token
-        for nothing: the chunk that reads it again writes the same."""
+        """A step covers all rows of the buckets. Rows that are still being prefilled compute their
+        next token in vain: the chunk that reads it again writes the same values."""
         placed, found = self._step()
         if len(placed) == len(rows):
             return placed, Output(found)

@@ -1,8 +1,9 @@
-"""The decode step recorded once and replayed: small models spend their time on launching kernels.
+"""The decode step, captured once as a CUDA graph and replayed: small models spend their time
+launching kernels.
 
-A recording is of whole buckets, their empty slots too, so that rows come and go without a new one.
-When a bucket appears, vanishes or is resized there is nothing to replay until the buckets have stood
-for a while, for making a recording takes as long as many steps.
+A capture covers whole buckets with their empty slots, so rows join and leave without a new one.
+After a bucket appears, vanishes or is resized, steps are computed as usual until the buckets have
+been stable for a while, since a capture takes as long as many steps.
 """
 
 import logging
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class DecodeReplay:
-    """Owns the recording. ``forward`` takes token ids and positions, both ``[rows, 1]``, and a plan,
+    """Owns the captured step. ``forward`` takes token ids and positions, both ``[rows, 1]``, and a plan,
     and returns logits ``[rows, vocab]``; ``record`` makes what replays a computation."""
 
     def __init__(
@@ -64,7 +65,7 @@ class DecodeReplay:
         return self._try(buckets)
 
     def drop(self) -> None:
-        """Give back the memory of the recording."""
+        """Free the memory of the captured step."""
         self._step = None
         self._stands = []
 
@@ -77,7 +78,7 @@ class DecodeReplay:
         return self._steady_steps > STEADY_STEPS
 
     def _try(self, buckets: list[Bucket]) -> tuple[list[Row], torch.Tensor] | None:
-        """Replay, having recorded first if there is no recording."""
+        """Replay, after a capture if there is none yet."""
         try:
             if self._step is None:
                 device = self._cache.layout.device
@@ -97,9 +98,9 @@ class DecodeReplay:
 
 
 class _RecordedStep:
-    """One recording, with the tensors that it reads its inputs from and leaves its logits in.
+    """One captured step, with the tensors of its inputs and its logits.
 
-    Raises RuntimeError when there can be none, or it does not do what was recorded.
+    Raises RuntimeError when it cannot be captured, or its replay differs from the step.
     """
 
     def __init__(
