@@ -1,5 +1,7 @@
 """Who may join a queue: the same model by its content, the same version of keys and scripts."""
 
+import asyncio
+
 import pytest
 from redis.asyncio import Redis
 
@@ -13,6 +15,7 @@ from millpond.queue.membership import (
     QueueVersionError,
 )
 from millpond.queue.results import Results
+from millpond.tasks import end_tasks
 from tests.contract.jobs import a_worker, put, server_ms, success, take_one
 
 SMALL = a_worker(model="small", model_identity="small-a")
@@ -68,9 +71,16 @@ async def test_another_model_is_refused_while_a_worker_beats(
     members: Membership, queue: JobQueue, redis: Redis, results: Results
 ) -> None:
     await members.join("w1", SMALL)
+
+    async def beat() -> None:
+        while True:
+            await queue.beat("w1", SMALL)
+            await asyncio.sleep(0.01)
+
+    beating = asyncio.create_task(beat())
     with pytest.raises(OtherModelError, match="other workers alive: 1"):
-        # Its age grows no older than this: it beats.
         await members.join("w2", a_worker(model="large", model_identity="small-b"))
+    await end_tasks(beating)
     assert [w.id for w in (await results.queue_state()).workers] == ["w1"]
 
 
