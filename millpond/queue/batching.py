@@ -43,6 +43,10 @@ class Batcher(Generic[T, R]):
             except Exception as error:  # passed on to all who wait
                 for _, future in batch:
                     _settle(future, error)
+            except asyncio.CancelledError:  # the process ends: nobody is to wait for ever
+                for _, future in [*batch, *self._waiting]:
+                    future.cancel()
+                raise
 
 
 def _settle(future: "asyncio.Future[R]", answer: R | Exception) -> None:

@@ -63,3 +63,18 @@ async def test_who_leaves_stops_nobody_else() -> None:
     assert await staying == 9
     with pytest.raises(asyncio.CancelledError):
         await leaving
+
+
+async def test_nobody_waits_for_a_sender_that_was_cancelled() -> None:
+    server = Server()
+    batcher: Batcher[int, int] = Batcher("test", server.send, 1)
+    server.free.clear()
+    waiting = [asyncio.create_task(batcher(i)) for i in (2, 3)]
+    while not server.trips:
+        await asyncio.sleep(0)
+
+    [sender] = [task for task in asyncio.all_tasks() if task.get_name() == "test-batcher"]
+    sender.cancel()
+
+    ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ended)
