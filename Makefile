@@ -73,7 +73,9 @@ format: dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 
 chaos: dev ## the faults of docs/reliability.md in full size, about eighteen minutes
-	MILLPOND_CHAOS=full $(BIN)/python -m pytest tests/chaos -s
+	MILLPOND_CHAOS=full $(BIN)/python -m pytest -s tests/chaos tests/integration/test_failover.py \
+		tests/integration/test_mixed_workers.py tests/integration/test_starting.py \
+		tests/unit/test_preparing.py tests/contract/test_script_time.py
 
 mutations: dev ## plant faults one at a time and see that the tests notice, about ten minutes
 	$(BIN)/python -m tests.mutations
