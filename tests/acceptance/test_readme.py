@@ -58,6 +58,9 @@ async def test_the_first_steps_work_when_the_usual_ports_are_taken(
         assert '"status":"succeeded"' in out
         assert "event: finished" in out
 
+        [completion] = blocks("With OpenAI's client")
+        assert len(await run(sys.executable, "-c", completion, cwd=tmp_path)) > 10
+
         subscriber, client = blocks("A first subscriber")
         listening = await asyncio.create_subprocess_exec(
             *(sys.executable, "-u", "-c", subscriber),
