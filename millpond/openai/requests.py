@@ -4,6 +4,7 @@ The fields are those of OpenAI's API, plus those of `SamplingParams` and a few o
 API lacks. Fields that are not supported here are refused by name, unless their value has no effect.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -101,8 +102,9 @@ class _Body(SamplingParams):
             given["metadata"] = {"user": self.user, **given.get("metadata", {})}
         return JobRequest.model_validate({**given, **self._input(), **fields})
 
+    @abstractmethod
     def _input(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The fields of the job that hold what the model reads, and its limit if named anew."""
 
 
 class ChatBody(_Body):
@@ -131,7 +133,9 @@ class CompletionBody(_Body):
         """A list of one prompt is that prompt."""
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
             if len(prompt) > 1:
-                raise ValueError(f"{len(prompt)} prompts; one for each request, or send a batch")
+                raise ValueError(
+                    f"{len(prompt)} prompts; one for each request; a batch file takes many"
+                )
             return prompt[0]
         return prompt
 
