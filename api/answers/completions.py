@@ -1,7 +1,8 @@
 """Jobs that are answered in their own request: awaited or streamed, cancelled when the client disconnects."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,8 +20,7 @@ from api.http.hangup import until_hangup
 from api.services import Services
 from millpond.errors import MillpondError
 from millpond.messages import EventType, JobEvent, JobResult, JobStatus
-from millpond.openai.responses import Chunks, StreamedTexts, choices_of, completion
-from millpond.queue.results import JobView
+from millpond.openai.responses import Chunks, StreamedTexts, completion, numbered
 
 # A wait is renewed after this; only the client's timeout ends it.
 WAIT_S = 60.0
@@ -30,11 +30,14 @@ log = structlog.get_logger("millpond.api")
 
 
 @dataclass(frozen=True, slots=True)
-class AnsweredJob:
-    """An accepted job and the form of its answer: ``n`` texts by the model of its queue."""
+class AnsweredJobs:
+    """The accepted jobs of one request, one for each prompt, and the form of their answer.
+
+    ``n`` texts for each prompt, by the model of the queue.
+    """
 
     served: ServedQueue
-    id: str
+    ids: Sequence[str]
     tenant: str
     n: int
     chat: bool
@@ -43,27 +46,34 @@ class AnsweredJob:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"X-Job-Id": self.id}
+        return {"X-Job-Id": ", ".join(self.ids)}
 
 
-async def answer_whole(api: Services, job: AnsweredJob, receive: Receive) -> Response:
-    """The completion, once the job has ended. Raises JobFailedError."""
-    async with _cancelled_unless_ended(api, job) as ended:
-        view: JobView | None
-        while True:
-            waiting = job.served.results.wait(job.id, WAIT_S, tenant=job.tenant)
-            view = await until_hangup(waiting, receive, api.closing, job.opened.revoked)
-            if job.opened.revoked.is_set():
+async def answer_whole(api: Services, jobs: AnsweredJobs, receive: Receive) -> Response:
+    """The completion, once all jobs have ended. Raises JobFailedError."""
+    results = []
+    async with _cancelled_unless_ended(api, jobs) as running:
+        for id in jobs.ids:
+            result = await until_hangup(
+                _result(jobs, id), receive, api.closing, jobs.opened.revoked
+            )
+            if jobs.opened.revoked.is_set():
                 raise UnauthenticatedError
-            if view is None:
-                return STOPPING_PROBLEM.response(job.headers)
-            if view.result is not None:
-                break
-        ended.set()
-    if view.result.status is not JobStatus.SUCCEEDED:
-        raise JobFailedError(view.result)
-    body = completion(view.result, chat=job.chat, model=job.served.model, created_s=job.created_s)
-    return Response(orjson.dumps(body), 200, job.headers, media_type="application/json")
+            if result is None:
+                return STOPPING_PROBLEM.response(jobs.headers)
+            running.discard(id)
+            if result.status is not JobStatus.SUCCEEDED:
+                raise JobFailedError(result)
+            results.append(result)
+    body = completion(results, chat=jobs.chat, model=jobs.served.model, created_s=jobs.created_s)
+    return Response(orjson.dumps(body), 200, jobs.headers, media_type="application/json")
+
+
+async def _result(jobs: AnsweredJobs, id: str) -> JobResult:
+    while True:
+        view = await jobs.served.results.wait(id, WAIT_S, tenant=jobs.tenant)
+        if view.result is not None:
+            return view.result
 
 
 class CompletionStream(Response):
@@ -71,95 +81,94 @@ class CompletionStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, api: Services, job: AnsweredJob, *, include_usage: bool) -> None:
+    def __init__(self, api: Services, jobs: AnsweredJobs, *, include_usage: bool) -> None:
         # No length is known; proxies are asked not to hold anything back.
         super().__init__(
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **job.headers}
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **jobs.headers}
         )
         del self.headers["content-length"]
         self._api = api
-        self._job = job
+        self._jobs = jobs
         self._include_usage = include_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = self.raw_headers
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
-        async with _cancelled_unless_ended(self._api, self._job) as ended:
-            sending = self._send_all(send, ended)
-            with self._job.opened as opened:
+        async with _cancelled_unless_ended(self._api, self._jobs) as running:
+            sending = self._send_all(send, running)
+            with self._jobs.opened as opened:
                 await until_hangup(sending, receive, self._api.closing, opened.revoked)
         with contextlib.suppress(OSError):  # the client is gone
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_all(self, send: Send, ended: "_Ended") -> None:
+    async def _send_all(self, send: Send, running: set[str]) -> None:
+        jobs = self._jobs
+        shapes = Chunks(
+            jobs.ids[0], chat=jobs.chat, model=jobs.served.model, created_s=jobs.created_s
+        )
+        texts = StreamedTexts(jobs.n * len(jobs.ids))
         try:
-            async with contextlib.aclosing(self._chunks(ended)) as chunks:
-                async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except MillpondError as error:
-            log.warning("completion_stream_broken", job=self._job.id, code=error.code)
-            data = _event(error_of(error))
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        except OSError:
+            if jobs.chat:
+                for index in range(jobs.n):
+                    await _send(send, _event(shapes.role(index)))
+            async with asyncio.TaskGroup() as group:
+                following = [
+                    group.create_task(self._follow(send, shapes, texts, place, running))
+                    for place in range(len(jobs.ids))
+                ]
+            if self._include_usage:
+                await _send(send, _event(shapes.usage([task.result() for task in following])))
+            await _send(send, DONE)
+        except* MillpondError as errors:
+            error = errors.exceptions[0]
+            assert isinstance(error, MillpondError)
+            log.warning("completion_stream_broken", jobs=list(jobs.ids), code=error.code)
+            await _send(send, _event(error_of(error)))
+        except* OSError:
             log.debug("client_left")
 
-    async def _chunks(self, ended: "_Ended") -> AsyncGenerator[bytes, None]:
-        job, texts = self._job, StreamedTexts(self._job.n)
-        shapes = Chunks(job.id, chat=job.chat, model=job.served.model, created_s=job.created_s)
-        if job.chat:
-            for index in range(job.n):
-                yield _event(shapes.role(index))
-        events = job.served.results.subscribe(job.id, tenant=job.tenant)
+    async def _follow(
+        self, send: Send, shapes: Chunks, texts: StreamedTexts, place: int, running: set[str]
+    ) -> JobResult:
+        """Send the texts of one job as they come. Raises JobFailedError, ChangedTextError."""
+        jobs, id, first = self._jobs, self._jobs.ids[place], self._jobs.n * place
+        events = jobs.served.results.subscribe(id, tenant=jobs.tenant)
         async with contextlib.aclosing(cast(AsyncGenerator[JobEvent, None], events)) as following:
             async for event in following:
                 if event.type is EventType.DELTA:
-                    index = event.index or 0
+                    index = first + (event.index or 0)
                     part = texts.new_part(index, event.offset, event.text)
                     if part:
-                        yield _event(shapes.text(index, part))
+                        await _send(send, _event(shapes.text(index, part)))
                 elif event.type is EventType.FINISHED:
                     assert event.result is not None
-                    ended.set()
-                    for shape in self._last(shapes, texts, event.result):
-                        yield _event(shape)
-                    yield DONE
-
-    def _last(
-        self, shapes: Chunks, texts: StreamedTexts, result: JobResult
-    ) -> Iterator[dict[str, Any]]:
-        """The rest to send once the job has ended. Raises JobFailedError, ChangedTextError."""
-        if result.status is not JobStatus.SUCCEEDED:
-            raise JobFailedError(result)
-        for choice in choices_of(result):
-            rest = texts.rest(choice)
-            if rest:
-                yield shapes.text(choice.index, rest)
-            yield shapes.end(choice)
-        if self._include_usage and result.usage is not None:
-            yield shapes.usage(result.usage)
-
-
-class _Ended:
-    """Whether a job has been seen to end."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def set(self) -> None:
-        self.seen = True
+                    running.discard(id)
+                    if event.result.status is not JobStatus.SUCCEEDED:
+                        raise JobFailedError(event.result)
+                    for choice in numbered(event.result, first):
+                        rest = texts.rest(choice)
+                        if rest:
+                            await _send(send, _event(shapes.text(choice.index, rest)))
+                        await _send(send, _event(shapes.end(choice)))
+                    return event.result
+        raise AssertionError("events end with the result")
 
 
 @contextlib.asynccontextmanager
-async def _cancelled_unless_ended(api: Services, job: AnsweredJob) -> AsyncIterator[_Ended]:
-    """Cancels the job if the block ends first: nobody will read its result without the request."""
-    ended = _Ended()
+async def _cancelled_unless_ended(api: Services, jobs: AnsweredJobs) -> AsyncIterator[set[str]]:
+    """Cancels the jobs that the block leaves in the set: without the request nobody reads their results."""
+    running = set(jobs.ids)
     try:
-        yield ended
+        yield running
     finally:
-        if not ended.seen:
+        for id in running:
             with contextlib.suppress(MillpondError):
-                await job.served.queue.cancel(job.id, tenant=job.tenant)
-                log.info("cancelled_with_its_request", job=job.id)
+                await jobs.served.queue.cancel(id, tenant=jobs.tenant)
+                log.info("cancelled_with_its_request", job=id)
+
+
+async def _send(send: Send, chunk: bytes) -> None:
+    await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
 
 def _event(shape: dict[str, Any]) -> bytes:

@@ -1,8 +1,9 @@
 """From a checked request to an accepted job: derives ids from keys, pays tokens, counts outcomes."""
 
+import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
 from fastapi import Header, Request
@@ -16,7 +17,7 @@ from api.requests.submissions import new_job
 from api.services import Services
 from millpond.errors import MillpondError, QueueFullError
 from millpond.messages import JobRequest, job_id_from_key
-from millpond.queue.submission import Submission
+from millpond.queue.submission import NewJob, Submission
 
 MAX_KEY_CHARS = 255
 KEY_HEADER = "Idempotency-Key"
@@ -48,26 +49,52 @@ async def accept(
     Raises PriorityForbiddenError, InvalidRequestError, LimitExceededError, QueueFullError,
     IdempotencyConflictError, ModelNotReadyError, QueueUnavailableError.
     """
-    caller.check_priority(job.priority)
-    served = await api.directory.find(job.model)
-    id = None if key is None else job_id_from_key(caller.tenant, key)
-    new = new_job(job, await served.tokenizing.prepare(job), id, caller)
-    if id is not None:
-        await api.directory.check_unused_elsewhere(id, served)
-    await pay(request, api, caller, [new])
-    outcome: Submission | MillpondError
+    served, [submission] = await accept_together(request, api, caller, [job], key)
+    return served, submission
+
+
+async def accept_together(
+    request: Request, api: Services, caller: Caller, jobs: Sequence[JobRequest], key: str | None
+) -> tuple[ServedQueue, list[Submission]]:
+    """As `accept`, for jobs of one model: all of them, or none is left in the queue."""
+    for job in jobs:
+        caller.check_priority(job.priority)
+    served = await api.directory.find(jobs[0].model)
+    ids = [None if key is None else _id(caller, key, place) for place in range(len(jobs))]
+    new = [
+        new_job(job, await served.tokenizing.prepare(job), id, caller)
+        for job, id in zip(jobs, ids, strict=True)
+    ]
+    for id in ids:
+        if id is not None:
+            await api.directory.check_unused_elsewhere(id, served)
+    await pay(request, api, caller, new)
+    outcomes = await asyncio.gather(*(_submit(served, one) for one in new))
+    await give_back(request, api, caller, new, outcomes)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, MillpondError)]
+    accepted = [outcome for outcome in outcomes if isinstance(outcome, Submission)]
+    if refused:
+        for submission in accepted:
+            if submission.created:
+                await served.queue.cancel(submission.id, tenant=caller.tenant)
+        raise refused[0]
+    for submission in accepted:
+        count_outcome(api, submission)
+        api.directory.remember(submission.id, served)
+    return served, accepted
+
+
+def _id(caller: Caller, key: str, place: int) -> str:
+    return job_id_from_key(caller.tenant, f"{key}\n{place}" if place else key)
+
+
+async def _submit(served: ServedQueue, job: NewJob) -> Submission | MillpondError:
     try:
-        outcome = await served.submissions(new)
+        return await served.submissions(job)
     except QueueFullError as error:
-        outcome = await served.monitor.with_retry_after(error)
+        return await served.monitor.with_retry_after(error)
     except MillpondError as error:
-        outcome = error
-    await give_back(request, api, caller, [new], [outcome])
-    if isinstance(outcome, MillpondError):
-        raise outcome
-    count_outcome(api, outcome)
-    api.directory.remember(outcome.id, served)
-    return served, outcome
+        return error
 
 
 @contextlib.asynccontextmanager

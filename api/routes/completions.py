@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from api.access.gate import Caller
 from api.access.open_answers import OpenAnswer
 from api.access.tenancy import Submitter
-from api.answers.completions import AnsweredJob, CompletionStream, answer_whole
+from api.answers.completions import AnsweredJobs, CompletionStream, answer_whole
 from api.answers.errors import InvalidBodyError
 from api.answers.openai_errors import OpenAIRoute
 from api.description import examples
 from api.description.openapi import KEY_PROBLEMS, SUBMIT_PROBLEMS, json_body, openai_problems
-from api.requests.accepting import IdempotencyKey, accept, check_key, refusals_counted
+from api.requests.accepting import IdempotencyKey, accept_together, check_key, refusals_counted
 from api.requests.bodies import parse, read_json
 from api.services import Api, Services
 from millpond.messages import JobRequest
@@ -75,7 +75,7 @@ async def chat_completions(
 async def completions(
     request: Request, api: Api, caller: Submitter, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """As OpenAI's: whole, or in chunks with `stream`. `X-Job-Id` names the job behind it."""
+    """As OpenAI's: whole, or in chunks with `stream`. `X-Job-Id` names the job behind each prompt."""
     return await _answer(request, api, caller, CompletionRequest, idempotency_key)
 
 
@@ -91,10 +91,11 @@ async def _answer(
     try:
         async with refusals_counted(api):
             body = await parse(shape, await read_json(request))
-            served, submission = await accept(request, api, caller, _job(body, caller), key)
-        job = AnsweredJob(
+            asked = _jobs(body, caller)
+            served, accepted = await accept_together(request, api, caller, asked, key)
+        jobs = AnsweredJobs(
             served=served,
-            id=submission.id,
+            ids=[submission.id for submission in accepted],
             tenant=caller.tenant,
             n=body.n,
             chat=shape is ChatRequest,
@@ -102,19 +103,19 @@ async def _answer(
             opened=opened,
         )
         if body.stream:
-            stream = CompletionStream(api, job, include_usage=body.include_usage)
+            stream = CompletionStream(api, jobs, include_usage=body.include_usage)
             opened = OpenAnswer()  # the stream owns the other one now
             return stream
-        return await answer_whole(api, job, request.receive)
+        return await answer_whole(api, jobs, request.receive)
     finally:
         opened.close()
 
 
-def _job(body: ChatRequest | CompletionRequest, caller: Caller) -> JobRequest:
+def _jobs(body: ChatRequest | CompletionRequest, caller: Caller) -> list[JobRequest]:
     """As urgent as the key allows unless the body says otherwise. Raises InvalidBodyError."""
     given = "priority" in body.model_fields_set
     try:
-        return body.job(
+        return body.jobs(
             stream=body.stream, priority=body.priority if given else caller.priorities[0]
         )
     except ValidationError as error:

@@ -84,13 +84,15 @@ def _parse(number: int, line: bytes, *, any_model: bool) -> Row | BadLine:
         envelope = BatchLine.model_validate(fields)
         chat = envelope.url == CHAT
         body = (ChatBody if chat else CompletionBody).model_validate(envelope.body)
-        request = body.job(priority=Priority.BATCH, stream=False)
+        request, *others = body.jobs(priority=Priority.BATCH, stream=False)
         if any_model:
             request = request.model_copy(update={"model": None})
     except ValidationError as error:
         return BadLine(number, custom_id, first_error(error))
     except RecursionError:
         return BadLine(number, custom_id, "nested too deeply")
+    if others:
+        return BadLine(number, custom_id, f"prompt: {1 + len(others)} prompts; one for each line")
     return Row(number, envelope.custom_id, chat, request)
 
 
@@ -110,7 +112,7 @@ def output_line(row: Row, result: JobResult) -> bytes:
         return _line(row.line_number, row.custom_id, None, error)
     assert result.receipt is not None, "a succeeded job has a receipt"
     created_s = math.floor((result.finished_ms or 0) / 1000)
-    body = completion(result, chat=row.chat, model=result.receipt.model, created_s=created_s)
+    body = completion([result], chat=row.chat, model=result.receipt.model, created_s=created_s)
     response = {"status_code": 200, "request_id": result.id, "body": body}
     return _line(row.line_number, row.custom_id, response, None)
 

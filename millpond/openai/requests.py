@@ -5,10 +5,11 @@ API lacks. Fields that are not supported here are refused by name, unless their 
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
+from typing_extensions import TypeIs
 
 from millpond.messages import (
     MAX_METADATA_VALUE_CHARS,
@@ -50,6 +51,7 @@ _NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
+MAX_PROMPTS = 128
 # The same for one message of a conversation.
 _NOT_SUPPORTED_IN_A_MESSAGE: dict[str, tuple[Any, ...]] = {
     "annotations": ([],),
@@ -95,16 +97,19 @@ class _Body(SamplingParams):
     def _only_what_is_supported(cls, fields: Any) -> Any:
         return _given(fields, _NOT_SUPPORTED) if isinstance(fields, dict) else fields
 
-    def job(self, **fields: Any) -> JobRequest:
-        """The job, with ``fields`` of `JobRequest` beside the body's own. Raises ValidationError."""
+    def jobs(self, **fields: Any) -> list[JobRequest]:
+        """A job for each prompt, with ``fields`` of `JobRequest` beside the body's own.
+
+        Raises ValidationError.
+        """
         given = self.model_dump(include=set(JobRequest.model_fields), exclude_unset=True)
         if self.user is not None:
             given["metadata"] = {"user": self.user, **given.get("metadata", {})}
-        return JobRequest.model_validate({**given, **self._input(), **fields})
+        return [JobRequest.model_validate({**given, **one, **fields}) for one in self._inputs()]
 
     @abstractmethod
-    def _input(self) -> dict[str, Any]:
-        """The fields of the job that hold what the model reads, and its limit if named anew."""
+    def _inputs(self) -> Sequence[dict[str, Any]]:
+        """For each job the fields that hold what the model reads, and its limit if named anew."""
 
 
 class ChatBody(_Body):
@@ -118,31 +123,44 @@ class ChatBody(_Body):
     def _one_number_of_logprobs(cls, fields: Any) -> Any:
         return openai_logprobs.asked_for(fields) if isinstance(fields, dict) else fields
 
-    def _input(self) -> dict[str, Any]:
+    def _inputs(self) -> Sequence[dict[str, Any]]:
         if self.max_completion_tokens is None:
-            return {}
-        return {"max_tokens": self.max_completion_tokens}
+            return [{}]
+        return [{"max_tokens": self.max_completion_tokens}]
+
+
+_Text = Annotated[str, Field(min_length=1), CHECKED]
+_Prompts = Annotated[list[_Text] | list[PromptTokenIds], Field(max_length=MAX_PROMPTS)]
 
 
 class CompletionBody(_Body):
-    prompt: Annotated[str, Field(min_length=1), CHECKED] | PromptTokenIds
+    prompt: _Text | PromptTokenIds | _Prompts = Field(
+        description=f"A text, token ids, or a list of up to {MAX_PROMPTS} of either."
+    )
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def _one_prompt(cls, prompt: Any) -> Any:
-        """A list of one prompt is that prompt."""
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-            if len(prompt) > 1:
-                raise ValueError(
-                    f"{len(prompt)} prompts; one for each request; a batch file takes many"
-                )
-            return prompt[0]
+    def _at_most(cls, prompt: Any) -> Any:
+        """Before the types are tried, so that the error names this limit alone."""
+        if _are_several(prompt) and len(prompt) > MAX_PROMPTS:
+            raise ValueError(f"{len(prompt)} prompts; at most {MAX_PROMPTS}")
         return prompt
 
-    def _input(self) -> dict[str, Any]:
-        if isinstance(self.prompt, str):
-            return {"prompt": self.prompt, "raw": True}
-        return {"prompt": None, "token_ids": self.prompt}
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        return self.prompt if _are_several(self.prompt) else [self.prompt]
+
+    def _inputs(self) -> Sequence[dict[str, Any]]:
+        return [
+            {"prompt": prompt, "raw": True}
+            if isinstance(prompt, str)
+            else {"prompt": None, "token_ids": prompt}
+            for prompt in self.prompts
+        ]
+
+
+def _are_several(prompt: Any) -> TypeIs[list[str] | list[list[int]]]:
+    return isinstance(prompt, list) and len(prompt) > 0 and isinstance(prompt[0], str | list)
 
 
 class StreamOptions(Frozen):

@@ -1,9 +1,10 @@
 """Results as OpenAI's ``chat.completion`` and ``text_completion`` objects, whole or in chunks. Pure."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from millpond.errors import MillpondError
-from millpond.messages import Choice, FinishReason, GeneratedToken, JobResult, Usage
+from millpond.messages import Choice, FinishReason, GeneratedToken, JobResult
 from millpond.openai import logprobs as openai_logprobs
 
 # OpenAI's words, and ours for a row that repeats itself: only a job with loop_repeats can end so.
@@ -14,33 +15,43 @@ FINISH_REASONS = {
 }
 
 
-def choices_of(result: JobResult) -> list[Choice]:
-    """The texts of a job, also if it has only one."""
-    if result.choices is not None:
-        return result.choices
-    only = Choice(
-        index=0,
-        finish_reason=result.finish_reason,
-        text=result.text,
-        token_ids=result.token_ids,
-        logprobs=result.logprobs,
-    )
-    return [only]
+def numbered(result: JobResult, first: int) -> list[Choice]:
+    """The texts of a job, also if it has only one, numbered from ``first`` in the whole request."""
+    choices = result.choices or [
+        Choice(
+            index=0,
+            finish_reason=result.finish_reason,
+            text=result.text,
+            token_ids=result.token_ids,
+            logprobs=result.logprobs,
+        )
+    ]
+    if first == 0:
+        return choices
+    return [choice.model_copy(update={"index": first + choice.index}) for choice in choices]
 
 
-def completion(result: JobResult, *, chat: bool, model: str, created_s: int) -> dict[str, Any]:
-    """The complete response for a job that succeeded."""
-    assert result.usage is not None, "a succeeded job has a usage"
+def completion(
+    results: Sequence[JobResult], *, chat: bool, model: str, created_s: int
+) -> dict[str, Any]:
+    """The complete response to a request: the results of its prompts, in their order, all succeeded.
+
+    ``prompt_token_ids``, if asked for, is one list, or with several prompts a list of lists.
+    """
+    choices: list[Choice] = []
+    for result in results:
+        choices += numbered(result, len(choices))
     body: dict[str, Any] = {
-        "id": completion_id(result.id, chat=chat),
+        "id": completion_id(results[0].id, chat=chat),
         "object": "chat.completion" if chat else "text_completion",
         "created": created_s,
         "model": model,
-        "choices": [_choice(choice, chat=chat) for choice in choices_of(result)],
-        "usage": usage_of(result.usage),
+        "choices": [_choice(choice, chat=chat) for choice in choices],
+        "usage": usage_of(results),
     }
-    if result.prompt_token_ids is not None:
-        body["prompt_token_ids"] = result.prompt_token_ids
+    read = [result.prompt_token_ids for result in results if result.prompt_token_ids is not None]
+    if read:
+        body["prompt_token_ids"] = read if len(read) > 1 else read[0]
     return body
 
 
@@ -48,11 +59,14 @@ def completion_id(job_id: str, *, chat: bool) -> str:
     return f"{'chatcmpl' if chat else 'cmpl'}-{job_id}"
 
 
-def usage_of(usage: Usage) -> dict[str, int]:
+def usage_of(results: Sequence[JobResult]) -> dict[str, int]:
+    usages = [result.usage for result in results if result.usage is not None]
+    prompt_tokens = sum(usage.prompt_tokens for usage in usages)
+    completion_tokens = sum(usage.completion_tokens for usage in usages)
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
     }
 
 
@@ -114,8 +128,8 @@ class Chunks:
             shape["token_ids"] = choice.token_ids
         return self._of(shape)
 
-    def usage(self, usage: Usage) -> dict[str, Any]:
-        return {**self._head, "choices": [], "usage": usage_of(usage)}
+    def usage(self, results: Sequence[JobResult]) -> dict[str, Any]:
+        return {**self._head, "choices": [], "usage": usage_of(results)}
 
     def _delta(self, index: int, text: str) -> dict[str, Any]:
         written = {"delta": {"content": text}} if self._chat else {"text": text}
