@@ -33,7 +33,8 @@ log = structlog.get_logger("millpond.api")
 class AnsweredJobs:
     """The accepted jobs of one request, one for each prompt, and the form of their answer.
 
-    ``n`` texts for each prompt, by the model of the queue.
+    ``n`` texts for each prompt, by the model of the queue. They are cancelled when their client disconnects
+    unless they are ``kept``.
     """
 
     served: ServedQueue
@@ -41,6 +42,7 @@ class AnsweredJobs:
     tenant: str
     n: int
     chat: bool
+    kept: bool
     created_s: int
     opened: OpenAnswer
 
@@ -161,7 +163,7 @@ async def _cancelled_unless_ended(api: Services, jobs: AnsweredJobs) -> AsyncIte
     try:
         yield running
     finally:
-        for id in running:
+        for id in () if jobs.kept else running:
             with contextlib.suppress(MillpondError):
                 await jobs.served.queue.cancel(id, tenant=jobs.tenant)
                 log.info("cancelled_with_its_request", job=id)

@@ -99,6 +99,7 @@ async def _answer(
             tenant=caller.tenant,
             n=body.n,
             chat=shape is ChatRequest,
+            kept=key is not None,  # the client can ask again under its key, and others may wait too
             created_s=math.floor(time.time()),
             opened=opened,
         )

@@ -14,6 +14,7 @@ from millpond.cli import (
     dead,
     jobs,
     keys,
+    models,
     plan,
     queue_view,
     run_batch,
@@ -63,6 +64,7 @@ app.command("api")(services.api)
 app.command("plan")(plan.plan)
 app.add_typer(dead.app, name="dead")
 app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
 app.add_typer(tenants.app, name="tenants")
 
 

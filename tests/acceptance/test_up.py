@@ -168,6 +168,9 @@ async def test_two_models_behind_one_api(up: Start) -> None:
             accepted = await http.post("/v1/jobs", json=body)
             job = (await http.get(accepted.headers["Location"], params={"wait": 20})).json()
             assert job["result"]["receipt"]["model"] == model
+    forget = ("models", "forget", models[0], "--data", str(stack.data))
+    code, _, err = await run_command(*forget, cwd=stack.data)
+    assert (code, "has workers: 1" in err) == (2, True)
     assert await stack.stop(signal.SIGINT) == 0
 
 

@@ -10,7 +10,7 @@ from millpond.access.api_keys import Scope
 from millpond.local.server import RedisServer
 from millpond.messages import EventType, JobEvent, JobStatus
 from tests.integration.conftest import RunningApi, StartApi, make_key
-from tests.integration.openai_client.conftest import HELLO, MODEL, client_of
+from tests.integration.openai_client.conftest import HELLO, MODEL, client_of, running_worker
 
 
 async def test_a_chat_is_answered(served: RunningApi, client: openai.AsyncOpenAI) -> None:
@@ -177,6 +177,21 @@ async def test_a_repeated_request_under_one_key_is_one_job(client: openai.AsyncO
     assert one.headers["x-job-id"] == other.headers["x-job-id"]
     with pytest.raises(openai.ConflictError):
         await ask(model=MODEL, messages=HELLO, max_tokens=6, extra_headers=headers)
+
+
+async def test_a_job_with_a_key_outlives_its_request(
+    api: RunningApi, unserved: openai.AsyncOpenAI
+) -> None:
+    ask = unserved.chat.completions.create
+    options: Any = {"model": MODEL, "messages": HELLO, "extra_headers": {"Idempotency-Key": "k2"}}
+    with pytest.raises(openai.APITimeoutError):
+        await ask(**options, timeout=0.3)
+    async with running_worker(api):
+        answer = await ask(**options)
+
+    done = (await api.services.home.results.queue_state()).done
+    assert {status: number for status, number in done.items() if number} == {JobStatus.SUCCEEDED: 1}
+    assert answer.choices[0].message.content
 
 
 BAD: list[tuple[dict[str, Any], type[openai.APIStatusError], str, str]] = [
