@@ -39,7 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises ModelLoadError when the settings name a model that does not exist.
     """
     preset = settings.preset()
-    counted = Metrics()
+    counted = Metrics(settings.max_depth)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -1,6 +1,9 @@
-"""Prometheus metrics: counters of the HTTP side, and the state of the queue and its workers in Redis."""
+"""Prometheus metrics: counters of the HTTP side, and the state of the queues and their workers in Redis.
 
-from collections.abc import Iterable
+What only a worker can measure, such as the time to the first token, it exports itself: `worker/metrics.py`.
+"""
+
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from fastapi import FastAPI
@@ -40,7 +43,7 @@ _WORKER_COUNTERS = {
 class Metrics:
     """One registry for each application, so that several can live in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_depth: int) -> None:
         self.registry = CollectorRegistry()
         if not counters_are_shared():
             ProcessCollector(registry=self.registry)
@@ -69,7 +72,7 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
-        self.queue = QueueCollector()
+        self.queue = QueueCollector(max_depth)
         self.registry.register(self.queue)
 
     def exposition(self) -> bytes:
@@ -87,67 +90,96 @@ def metrics_of(app: FastAPI) -> Metrics:
 
 
 class QueueCollector(Collector):
-    """Exports the state last assigned to ``state``; None means that Redis did not answer."""
+    """Exports what was last assigned to ``states``, by queue; None means that Redis did not answer."""
 
-    def __init__(self) -> None:
-        self.state: QueueState | None = None
+    def __init__(self, max_depth: int) -> None:
+        self._max_depth = max_depth
+        self.states: Mapping[str, QueueState] | None = None
 
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("millpond_redis_up", "Whether Redis answered this scrape.")
-        up.add_metric([], 0 if self.state is None else 1)
+        up.add_metric([], 0 if self.states is None else 1)
         yield up
-        if self.state is not None:
-            yield from _queue_metrics(self.state)
-            yield from _worker_metrics(self.state)
+        if self.states is not None:
+            limit = GaugeMetricFamily(
+                "millpond_queue_limit_jobs", "Jobs queued at the most.", labels=["queue"]
+            )
+            for queue in self.states:
+                limit.add_metric([queue], self._max_depth)
+            yield limit
+            yield from _queue_metrics(self.states)
+            yield from _worker_metrics(self.states)
 
 
-def _queue_metrics(state: QueueState) -> Iterable[Metric]:
-    queued = GaugeMetricFamily(
-        "millpond_queued_jobs", "Jobs queued, retries included.", labels=["priority"]
+def _queue_metrics(states: Mapping[str, QueueState]) -> Iterable[Metric]:
+    def gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(name, meaning, labels=["queue", *labels])
+
+    def counter(name: str, meaning: str, *labels: str) -> CounterMetricFamily:
+        return CounterMetricFamily(name, meaning, labels=["queue", *labels])
+
+    queued = gauge("millpond_queued_jobs", "Jobs queued, retries included.", "priority")
+    waiting = gauge(
+        "millpond_next_job_wait_seconds", "How long the job that is next has waited.", "priority"
     )
-    accepted = CounterMetricFamily(
-        "millpond_accepted_jobs", "Jobs accepted since the queue was made.", labels=["priority"]
+    accepted = counter(
+        "millpond_accepted_jobs", "Jobs accepted since the queue was made.", "priority"
     )
-    for priority, number in state.queued.items():
-        queued.add_metric([priority], number)
-        accepted.add_metric([priority], state.accepted[priority])
-    done = CounterMetricFamily(
-        "millpond_done_jobs", "Jobs ended since the queue was made.", labels=["status"]
+    done = counter("millpond_done_jobs", "Jobs ended since the queue was made.", "status")
+    unfinished = gauge(
+        "millpond_unfinished_jobs", "Queued and running jobs of each tenant.", "tenant"
     )
-    for status, number in state.done.items():
-        done.add_metric([status], number)
-    unfinished = GaugeMetricFamily(
-        "millpond_unfinished_jobs", "Queued and running jobs of each tenant.", labels=["tenant"]
+    running = gauge("millpond_running_jobs", "Jobs leased now.")
+    delayed = gauge("millpond_delayed_jobs", "Retries waiting.")
+    dead = gauge("millpond_dead_jobs", "Jobs in the dead-letter list.")
+    missing = counter(
+        "millpond_missing_jobs", "Jobs whose records were gone: deleted by hand, or evicted."
     )
-    for tenant, number in state.unfinished.items():
-        unfinished.add_metric([tenant], number)
-    yield from (queued, accepted, done, unfinished)
-    yield GaugeMetricFamily("millpond_running_jobs", "Jobs leased now.", value=state.running)
-    yield CounterMetricFamily(
-        "millpond_missing_jobs",
-        "Jobs whose records were gone: deleted by hand, or evicted.",
-        value=state.missing,
-    )
-    yield GaugeMetricFamily("millpond_delayed_jobs", "Retries waiting.", value=state.delayed)
-    yield GaugeMetricFamily("millpond_dead_jobs", "Jobs in the dead-letter list.", value=state.dead)
+    lost = counter("millpond_leases_lost", "Leases that ended while their jobs ran.")
+    retries = counter("millpond_retries", "Attempts that failed and are made again.")
+    buried = counter("millpond_dead_letters", "Jobs that became dead letters.")
+    for queue, state in states.items():
+        for priority, number in state.queued.items():
+            queued.add_metric([queue, priority], number)
+            waiting.add_metric([queue, priority], state.waiting_ms[priority] / 1000)
+            accepted.add_metric([queue, priority], state.accepted[priority])
+        for status, number in state.done.items():
+            done.add_metric([queue, status], number)
+        for tenant, number in state.unfinished.items():
+            unfinished.add_metric([queue, tenant], number)
+        running.add_metric([queue], state.running)
+        delayed.add_metric([queue], state.delayed)
+        dead.add_metric([queue], state.dead)
+        missing.add_metric([queue], state.missing)
+        lost.add_metric([queue], state.leases_lost)
+        retries.add_metric([queue], state.retries)
+        buried.add_metric([queue], state.dead_letters)
+    yield from (queued, waiting, accepted, done, unfinished, running, delayed, dead)
+    yield from (missing, lost, retries, buried)
 
 
-def _worker_metrics(state: QueueState) -> Iterable[Metric]:
-    alive = [worker for worker in state.workers if worker.alive]
-    yield GaugeMetricFamily("millpond_workers", "Workers alive.", value=len(alive))
-    info = InfoMetricFamily("millpond_worker", "What the worker is.", labels=["worker"])
-    for worker in alive:
-        facts = {name: getattr(worker.state, name) or "" for name in _WORKER_FACTS}
-        info.add_metric([worker.id], facts)
-    yield info
-    labels = ["worker", "model"]
+def _worker_metrics(states: Mapping[str, QueueState]) -> Iterable[Metric]:
+    workers = GaugeMetricFamily("millpond_workers", "Workers alive.", labels=["queue"])
+    info = InfoMetricFamily("millpond_worker", "What the worker is.", labels=["queue", "worker"])
+    alive = {
+        queue: [worker for worker in state.workers if worker.alive]
+        for queue, state in states.items()
+    }
+    for queue, own in alive.items():
+        workers.add_metric([queue], len(own))
+        for worker in own:
+            facts = {name: getattr(worker.state, name) or "" for name in _WORKER_FACTS}
+            info.add_metric([queue, worker.id], facts)
+    yield from (workers, info)
+    labels = ["queue", "worker", "model"]
     for table, family in (
         (_WORKER_GAUGES, GaugeMetricFamily),
         (_WORKER_COUNTERS, CounterMetricFamily),
     ):
         for name, meaning in table.items():
             metric = family(f"millpond_worker_{name}", meaning, labels=labels)
-            for worker in alive:
-                if (value := getattr(worker.state, name)) is not None:
-                    metric.add_metric([worker.id, worker.state.model], value)
+            for queue, own in alive.items():
+                for worker in own:
+                    if (value := getattr(worker.state, name)) is not None:
+                        metric.add_metric([queue, worker.id, worker.state.model], value)
             yield metric

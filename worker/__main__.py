@@ -1,10 +1,11 @@
 """``python -m worker``: load the model, take jobs, until SIGTERM."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,7 @@ from millpond.queue.server_check import check_server
 from millpond.queue.worker_id import new_worker_id
 from millpond.settings import Settings, load_settings
 from worker.assembly import identity_of, prepare_folder, window_policy, worker_engine
+from worker.metrics import WorkerMetrics
 from worker.worker import EngineFailedError, Worker, WorkerOptions
 
 log = structlog.get_logger("millpond.worker")
@@ -50,6 +52,7 @@ async def serve(settings: Settings) -> bool:
     except BaseException:
         await redis.aclose()
         raise
+    metrics = WorkerMetrics(settings.queue, preset.name)
     worker = Worker(
         JobQueue(redis, settings.queue, settings.queue_options()),
         build,
@@ -65,13 +68,26 @@ async def serve(settings: Settings) -> bool:
             delta_interval_s=settings.delta_interval_ms / 1000,
             turn_limit_s=settings.turn_limit_s,
         ),
+        metrics,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
     try:
-        return await worker.run()
+        with exported(metrics, settings):
+            return await worker.run()
     finally:
         await redis.aclose()
+
+
+@contextlib.contextmanager
+def exported(metrics: WorkerMetrics, settings: Settings) -> Iterator[None]:
+    """Serve the metrics, if the settings say where. Raises MetricsPortError."""
+    if settings.metrics_port is None:
+        yield
+        return
+    with metrics.served(settings.metrics_host, settings.metrics_port) as port:
+        log.info("metrics", host=settings.metrics_host, port=port)
+        yield
 
 
 async def join(redis: Redis, settings: Settings, worker: str, state: WorkerState) -> str:

@@ -27,6 +27,7 @@ from worker.intake import Intake
 from worker.jobs.job_table import JobTable
 from worker.jobs.lease import LeaseKeeper
 from worker.jobs.preparation import Preparation
+from worker.metrics import WorkerMetrics
 from worker.rates import Rates
 from worker.registry import Registry, worker_state
 from worker.watchdog import EngineHungError, TurnTimes, Watchdog
@@ -70,11 +71,13 @@ class Worker:
         tokenizer: Tokenizer,
         preset: Preset,
         options: WorkerOptions,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._queue = queue
         self._tokenizer = tokenizer
         self._preset = preset
         self._options = options
+        self._metrics = metrics or WorkerMetrics(queue.keys.queue, preset.name)
         self._engine = EngineThread(build_engine)
         self._num_ended = 0
         self._engine_failures = 0
@@ -93,6 +96,7 @@ class Worker:
             delta_interval_s=options.delta_interval_s,
             engine_info=lambda: self._info,
             rates=self._rates,
+            observers=[self._metrics],
         )
         self._leases = LeaseKeeper(queue, self._jobs, options.heartbeat_s)
         self._turn_times = TurnTimes(options.turn_limit_s)
@@ -248,6 +252,7 @@ class Worker:
         self._capacity = turn.capacity
         self._num_ended = sum(isinstance(event, Finished) for event in turn.events)
         self._rates.stepped(turn.stepped_rows, self._info.slots)
+        self._metrics.stepped(turn.stepped_rows)
         read_tokens = self._jobs.take_in(turn)
         self._turn_times.ended(time.monotonic() - began_s, read_tokens)
 

@@ -158,7 +158,7 @@ READY: dict[str, Any] = {
     "workers_alive": 1,
     "workers_ready": 1,
 }
-METRICS = 'millpond_queued_jobs{priority="normal"} 5.0\n'
+METRICS = 'millpond_queued_jobs{priority="normal",queue="default"} 5.0\n'
 
 _USAGE = {"prompt_tokens": 37, "completion_tokens": 11, "total_tokens": 48}
 _MADE = {"created": 1_760_000_000, "model": "smollm2-135m"}

@@ -27,7 +27,10 @@ async def metrics(api: Api, caller: Admin) -> Response:
     """Answers without Redis too, with ``millpond_redis_up 0``."""
     try:
         async with asyncio.timeout(REDIS_PATIENCE_S):
-            api.metrics.queue.state = await api.home.monitor.state()
+            served = api.directory.queues
+            states = await asyncio.gather(*(queue.monitor.state() for queue in served))
     except (QueueUnavailableError, TimeoutError):
-        api.metrics.queue.state = None
+        api.metrics.queue.states = None
+    else:
+        api.metrics.queue.states = {q.name: s for q, s in zip(served, states, strict=True)}
     return Response(api.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

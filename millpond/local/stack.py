@@ -189,12 +189,19 @@ def worker_settings(settings: Settings, models: Sequence[str]) -> dict[str, Sett
     """
     share = settings.memory_share / (1 + len(models))
     workers = {"worker": settings.model_copy(update={"memory_share": share})}
-    for model in models:
+    for number, model in enumerate(models, 1):
         queue = queue_of_model(model)
         if queue in (worker.queue for worker in workers.values()):
             raise StackError(f"{model} would be served by the queue {queue}, as another model is")
         # Adapters are made for one model.
-        update = {"model": model, "queue": queue, "memory_share": share, "adapters": {}}
+        update: dict[str, Any] = {
+            "model": model,
+            "queue": queue,
+            "memory_share": share,
+            "adapters": {},
+        }
+        if settings.metrics_port:
+            update["metrics_port"] = settings.metrics_port + number
         workers[f"worker-{queue}"] = settings.model_copy(update=update)
     return workers
 

@@ -41,7 +41,8 @@ QUEUE_KEYS: dict[str, str] = {
     # Hash, kind of job or all -> "JOBS MEDIAN HIGH": how long outputs get (see lengths.lua).
     "lengths": "lengths",
     # Hash of integers: queued:PRIORITY and running (now), accepted:PRIORITY (ever), done:STATUS (ended,
-    # for ever), level:PRIORITY (see lanes.lua), fence and turn (see claim.lua).
+    # for ever), lost, retried and buried (ever), level:PRIORITY (see lanes.lua), fence and turn (see
+    # claim.lua).
     "counts": "counts",
     # Hash: version of keys and scripts, name and identity of the model served (see join.lua).
     "about": "about",
@@ -98,6 +99,7 @@ class Keys:
             raise InvalidRequestError(
                 "queue", f"{queue!r} must match {TENANT_PATTERN.pattern}", limit=MAX_QUEUE_CHARS
             )
+        self.queue = queue
         self._base = f"mp:{{{queue}}}:"
         self.counts = self["counts"]
         self.wake = self["wake"]

@@ -28,16 +28,23 @@ LOOKS_A_TRIP = 200
 class QueueState:
     """What is in the queue now, by priority, and what has left it so far, by status.
 
-    ``unfinished`` counts the queued and running jobs of each tenant that has any.
+    ``waiting_ms`` is how long the next job has waited, of the tenant whose next has waited longest; 0 where
+    nothing waits. ``leases_lost``, ``retries`` and ``dead_letters`` count since the queue was made, ``dead``
+    are the dead letters that are kept. ``unfinished`` counts the queued and running jobs of each tenant that
+    has any.
     """
 
     queued: dict[Priority, int]
+    waiting_ms: dict[Priority, int]
     running: int
     accepted: dict[Priority, int]
     done: dict[JobStatus, int]
     dead: int
     delayed: int
     missing: int
+    leases_lost: int
+    retries: int
+    dead_letters: int
     unfinished: dict[str, int]
     workers: list[RegisteredWorker]
 
@@ -216,16 +223,23 @@ class Results:
         )
 
     async def queue_state(self) -> QueueState:
-        raw, dead, delayed, open, workers, now_ms = await self._scripts.run("state")
+        raw, dead, delayed, open, workers, now_ms, since = await self._scripts.run("state")
         counts = {name: int(number) for name, number in _pairs(raw).items()}
         return QueueState(
             queued={p: counts.get(f"queued:{p}", 0) for p in Priority},
+            waiting_ms={
+                p: 0 if since_ms is None else max(0, now_ms - since_ms)
+                for p, since_ms in zip(Priority, since, strict=True)
+            },
             running=counts.get("running", 0),
             accepted={p: counts.get(f"accepted:{p}", 0) for p in Priority},
             done={s: counts.get(f"done:{s}", 0) for s in JobStatus if s.terminal},
             dead=dead,
             delayed=delayed,
             missing=counts.get("missing", 0),
+            leases_lost=counts.get("lost", 0),
+            retries=counts.get("retried", 0),
+            dead_letters=counts.get("buried", 0),
             unfinished={tenant: int(number) for tenant, number in _pairs(open).items()},
             workers=sorted(
                 (

@@ -69,6 +69,12 @@ class QueueSettings(BaseModel):
     delta_interval_ms: Annotated[float, Field(ge=0)] = Field(
         default=50.0, description="Streamed text is written at most this often for each job."
     )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Where a worker serves its Prometheus metrics."
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = Field(
+        default=None, description="The port for them; by default they are not served."
+    )
     liveness_timeout_s: Seconds = Field(
         default=30.0,
         validate_default=True,

@@ -90,6 +90,7 @@ async def test_an_expired_lease_brings_the_job_back_alone(
     first = await take_one(short)
     await lease_over(redis, queue)
     assert await queue.reap() == (1, 0, 0, 0)
+    assert (await results.queue_state()).leases_lost == 1
     view = await results.get("a")
     assert (view.status, view.attempts, view.worker) == (JobStatus.QUEUED, 0, None)
     assert view.retry_in_ms is not None

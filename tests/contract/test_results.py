@@ -149,11 +149,28 @@ async def test_queue_state(queue: JobQueue, redis: Redis, results: Results) -> N
     assert state.queued == {Priority.INTERACTIVE: 0, Priority.NORMAL: 2, Priority.BATCH: 0}
     assert state.accepted == {Priority.INTERACTIVE: 1, Priority.NORMAL: 4, Priority.BATCH: 0}
     assert (state.depth, state.running, state.delayed, state.dead) == (2, 1, 1, 1)
+    assert (state.leases_lost, state.retries, state.dead_letters) == (0, 1, 1)
     assert state.unfinished == {"default": 3}
     assert {status: n for status, n in state.done.items() if n} == {
         JobStatus.SUCCEEDED: 1,
         JobStatus.FAILED: 1,
     }
+
+
+async def test_the_state_says_how_long_the_next_job_of_each_priority_has_waited(
+    queue: JobQueue, results: Results
+) -> None:
+    for tenant in ("first", "second"):
+        await queue.submit(request(), tenant=tenant)
+
+    async def waited() -> bool:
+        state = await results.queue_state()
+        assert state.waiting_ms[Priority.INTERACTIVE] == state.waiting_ms[Priority.BATCH] == 0
+        return state.waiting_ms[Priority.NORMAL] >= 20
+
+    await until(waited)
+    assert len(await take(queue, 2)) == 2
+    assert set((await results.queue_state()).waiting_ms.values()) == {0}
 
 
 async def test_an_empty_queue_has_a_state(queue: JobQueue, results: Results) -> None:

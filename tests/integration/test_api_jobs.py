@@ -160,12 +160,13 @@ async def test_queue_models_and_metrics_show_the_worker(api: RunningApi) -> None
     assert worker["beat_age_ms"] >= 0
     [model] = models["data"]
     assert (model["id"], model["ready"], model["slots"]) == ("simulated", True, 4)
-    assert 'millpond_queued_jobs{priority="batch"} 1.0' in metrics.text
-    assert 'millpond_unfinished_jobs{tenant="default"} 1.0' in metrics.text
-    assert 'millpond_worker_slot_share{model="simulated",worker="w1"} 0.125' in metrics.text
+    assert 'millpond_queued_jobs{priority="batch",queue="default"} 1.0' in metrics.text
+    assert 'millpond_unfinished_jobs{queue="default",tenant="default"} 1.0' in metrics.text
+    own = 'queue="default",worker="w1"'
+    assert f'millpond_worker_slot_share{{model="simulated",{own}}} 0.125' in metrics.text
     assert (
         'millpond_worker_info{backend="simulated",device="",dtype="",engine="simulated",'
-        'model="simulated",worker="w1"} 1.0' in metrics.text
+        f'model="simulated",{own}}} 1.0' in metrics.text
     )
     assert (
         'millpond_http_requests_total{method="POST",route="/v1/jobs",status="202"} 1.0'

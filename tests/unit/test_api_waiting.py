@@ -35,12 +35,16 @@ VIEW = JobView(
 def queue(*workers: dict[str, Any], beat_age_ms: int = 0) -> QueueState:
     return QueueState(
         queued=dict.fromkeys(Priority, 0),
+        waiting_ms=dict.fromkeys(Priority, 0),
         running=0,
         accepted=dict.fromkeys(Priority, 0),
         done={},
         dead=0,
         delayed=0,
         missing=0,
+        leases_lost=0,
+        retries=0,
+        dead_letters=0,
         unfinished={},
         workers=[
             RegisteredWorker(

@@ -58,7 +58,7 @@ def queue() -> Refusing:
 @pytest.fixture
 async def running(queue: Refusing, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(committer, "RETRY_DELAY_S", 0.001)
-    made = Committer(cast(JobQueue, queue), lambda _: None, delta_interval_s=0.0)
+    made = Committer(cast(JobQueue, queue), lambda *_: None, delta_interval_s=0.0)
     task = asyncio.create_task(made.run())
     yield made
     task.cancel()

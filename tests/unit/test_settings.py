@@ -144,6 +144,7 @@ def test_every_setting_has_a_variable() -> None:
         remote_api_key="k",
         remote_api_key_file="f",
         remote_model="m",
+        metrics_port=0,
     ).environment()
     assert {f"MILLPOND_{name.upper()}" for name in names} == given.keys()
 

@@ -34,12 +34,12 @@ class Ending:
 
 
 class Committer:
-    """``on_committed`` is called for each claim that has been settled."""
+    """``on_committed`` is called for each claim that has been settled, with the server's answer."""
 
     def __init__(
         self,
         queue: JobQueue,
-        on_committed: Callable[[Ending], None],
+        on_committed: Callable[[Ending, Commit], None],
         delta_interval_s: float,
     ) -> None:
         self._queue = queue
@@ -144,7 +144,7 @@ class Committer:
         self._endings.remove(ending)
         if commit is Commit.LOST:
             log.warning("late_write_refused", job=ending.claimed.id, fence=ending.claimed.fence)
-        self._on_committed(ending)
+        self._on_committed(ending, commit)
 
 
 def _delta(choice: JobRow) -> JobEvent:

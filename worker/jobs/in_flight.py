@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from millpond.messages import (
     Choice,
@@ -70,8 +70,8 @@ class JobRow:
 class InFlightJob:
     """Owned by the JobTable from claim to commit.
 
-    It has no rows until it is `prepared`, and ends when all of them have. ``claimed_s`` and
-    ``first_token_s`` are this process's monotonic clock.
+    It has no rows until it is `prepared`, and ends when all of them have. ``claimed_s``, ``admitted_s``
+    (to the engine), ``first_token_s`` and ``ended_s`` are this process's monotonic clock.
     """
 
     claimed: ClaimedJob
@@ -79,7 +79,9 @@ class InFlightJob:
     state: JobState = JobState.CLAIMED
     rows: list[JobRow] = field(default_factory=list)
     claimed_s: float = field(default_factory=time.monotonic)
+    admitted_s: float | None = None
     first_token_s: float | None = None
+    ended_s: float | None = None
     # Why the engine does not take it.
     rejection: Rejection | None = None
     _prepared: tuple[JobRequest, PreparedPrompt] | None = None
@@ -98,6 +100,18 @@ class InFlightJob:
     def prompt(self) -> PreparedPrompt:
         assert self._prepared is not None
         return self._prepared[1]
+
+    @property
+    def operation(self) -> Literal["chat", "text_completion"] | None:
+        """What OpenTelemetry's conventions call it; None while its request is not read."""
+        if self._prepared is None:
+            return None
+        return "text_completion" if self.request.raw or self.request.token_ids else "chat"
+
+    @property
+    def accepted_s(self) -> float:
+        """The time of its acceptance, on the same clock as ``claimed_s``."""
+        return self.claimed_s - self.claimed.queue_wait_ms / 1000
 
     @property
     def seed(self) -> int:

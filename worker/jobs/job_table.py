@@ -9,7 +9,7 @@ from millpond.messages import JobRequest, JobResult
 from millpond.models.presets import Preset
 from millpond.models.prompts import PreparedPrompt
 from millpond.models.tokenization import Tokenizer
-from millpond.queue.claims import ClaimedJob
+from millpond.queue.claims import ClaimedJob, Commit
 from millpond.queue.job_queue import JobQueue
 from worker.engine_thread import Turn
 from worker.engines.base import Capacity, EngineInfo, Finished, GenerationRequest, RejectionCode
@@ -18,6 +18,7 @@ from worker.jobs.admission import Admission, less
 from worker.jobs.committer import Committer, Ending
 from worker.jobs.in_flight import InFlightJob, JobRow, failure, never_run
 from worker.jobs.job_state import JobState, RowState
+from worker.jobs.observer import JobObserver
 from worker.rates import Rates
 
 log = structlog.get_logger("millpond.jobs")
@@ -26,7 +27,7 @@ log = structlog.get_logger("millpond.jobs")
 class JobTable:
     """Owns every claimed job, and changes its state, until its outcome is stored.
 
-    Run its ``committer`` as a task. ``engine_info`` is asked when a job ends.
+    Run its ``committer`` as a task. ``engine_info`` is asked when a job ends; ``observers`` are told.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class JobTable:
         delta_interval_s: float,
         engine_info: Callable[[], EngineInfo],
         rates: Rates,
+        observers: Sequence[JobObserver] = (),
     ) -> None:
         self._queue = queue
         self._tokenizer = tokenizer
@@ -48,6 +50,7 @@ class JobTable:
         self._group_padded_tokens = group_padded_tokens
         self._engine_info = engine_info
         self._rates = rates
+        self._observers = observers
         self._in_flight: dict[str, InFlightJob] = {}
         self._admission = Admission()
         self._to_cancel: list[str] = []  # rows that the engine is told to end at the next turn
@@ -80,11 +83,15 @@ class JobTable:
         """Take over the jobs of a claim, before anything else happens to them."""
         jobs = [InFlightJob(job, window_jobs=len(claimed)) for job in claimed]
         self._in_flight.update((job.row, job) for job in jobs)
+        for observer in self._observers:
+            observer.claimed(jobs)
         return jobs
 
     def prepare(self, job: InFlightJob, request: JobRequest, prompt: PreparedPrompt) -> None:
         """A claimed job's request has been read: it may go to the engine, if it is still to run."""
         job.prepared(request, prompt)
+        for observer in self._observers:
+            observer.prepared(job)
         if job.stopped:
             self._end_waiting(job)
         else:
@@ -113,8 +120,11 @@ class JobTable:
             [r for i in group for r in jobs[i].generation_requests(self._preset)]
             for group in groups
         ]
+        now_s = time.monotonic()
         for job in jobs:
             job.state = JobState.RUNNING
+            if job.admitted_s is None:
+                job.admitted_s = now_s
             for row in job.waiting:
                 row.state = RowState.RUNNING
         cancels, self._to_cancel = self._to_cancel, []
@@ -250,11 +260,17 @@ class JobTable:
 
     def _end(self, job: InFlightJob, result: JobResult, *, retry: bool = False) -> None:
         job.state = JobState.ENDED
+        job.ended_s = time.monotonic()
         self.committer.add_ending(Ending(job.claimed, result, retry))
 
     def _forget(self, job: InFlightJob) -> None:
         job.state = JobState.LOST  # so that nothing that still knows it writes for it
-        self._in_flight.pop(job.row, None)
+        if self._in_flight.pop(job.row, None) is not None:
+            for observer in self._observers:
+                observer.given_back(job)
 
-    def _on_committed(self, ending: Ending) -> None:
-        self._in_flight.pop(ending.claimed.row, None)
+    def _on_committed(self, ending: Ending, commit: Commit) -> None:
+        job = self._in_flight.pop(ending.claimed.row, None)
+        if job is not None:
+            for observer in self._observers:
+                observer.settled(job, ending.result, commit)

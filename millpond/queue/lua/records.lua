@@ -142,6 +142,7 @@ end
 local function to_delay(id, due)
   redis.call('HSET', K.job .. id, 'due', int(due))
   redis.call('ZADD', K.delayed, int(due), id)
+  redis.call('HINCRBY', K.counts, 'retried', 1)
 end
 
 local function to_suspects(ids, now)
@@ -155,6 +156,7 @@ end
 local function bury(id, was, result, now)
   finish(id, was, 'failed', result, now, true)
   list(K.dead, id, now, OPTIONS.dead_max)
+  redis.call('HINCRBY', K.counts, 'buried', 1)
 end
 
 -- Jobs that one worker ran when it died or its engine broke, in the order of their claims. One of

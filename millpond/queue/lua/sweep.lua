@@ -90,6 +90,7 @@ local function reap_leases(now, limit)
       end)
     end
   end
+  redis.call('HINCRBY', K.counts, 'lost', reaped)
   return reaped
 end
 
