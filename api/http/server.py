@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import logging
 import resource
 import signal
 import socket
@@ -89,14 +88,3 @@ def allow_files(wanted: int) -> None:
         log.warning("few_files", allowed=allowed, wanted=wanted)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-
-
-class StructlogHandler(logging.Handler):
-    """Routes the libraries' logs through the process's own log, without the texts of exceptions."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # asyncio puts the task, and in it the exception's text, below the first line.
-        message = record.getMessage().partition("\n")[0]
-        kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
-        extra = {} if kind is None else {"kind": kind}
-        log.log(record.levelno, message, logger=record.name, **extra)

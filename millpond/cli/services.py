@@ -1,4 +1,4 @@
-"""``millpond worker`` and ``millpond api``: one service alone, as a container or an init system wants it."""
+"""``millpond worker``, ``api`` and ``background``: one service alone, as a container wants it."""
 
 import os
 from typing import Annotated
@@ -62,6 +62,11 @@ def api(
         queue=queue,
     )
     _become("api", settings)
+
+
+def background(redis_url: RedisFlag = None, queue: QueueFlag = None, set_: SetFlag = None) -> None:
+    """Run the background worker of batches on a server that runs already, until SIGTERM."""
+    _become("background", load_settings(parse_assignments(set_), redis_url=redis_url, queue=queue))
 
 
 def _become(name: Service, settings: Settings) -> None:

@@ -67,6 +67,11 @@ class Child:
         process = self._process
         return None if process is None or process.returncode is not None else process.pid
 
+    @property
+    def age_s(self) -> float:
+        """How long it has been running since it was last started; 0 while it does not run."""
+        return 0.0 if self.pid is None else time.monotonic() - self._started_s
+
     async def start(self) -> None:
         """Raises OSError when it cannot be started at all."""
         await self._spawn()
@@ -88,7 +93,7 @@ class Child:
                 # Its own session: a Ctrl-C in the terminal reaches the stack alone, which stops in order.
                 start_new_session=True,
                 umask=self._umask,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent,
             )
 
     async def _watch(self) -> None:
@@ -168,6 +173,8 @@ class Child:
         self._tell(StackEvent(self.name, message, level))
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to end this child should the stack itself be killed."""
+def end_with_parent() -> None:
+    """Called in a new process: ask Linux to end it should its parent be killed."""
+    if sys.platform != "linux":
+        return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGTERM)

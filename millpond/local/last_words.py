@@ -6,7 +6,7 @@ import orjson
 
 TAIL_BYTES = 64 * 1024
 MAX_CHARS = 400
-_SPEAKERS = ("millpond worker: ", "millpond api: ")
+_SPEAKERS = ("millpond worker: ", "millpond api: ", "millpond background: ")
 
 
 def last_words(log: Path, since_byte: int) -> str | None:

@@ -1,8 +1,8 @@
-"""How the two services are started: as processes of the same Python, from the tree or a wheel.
+"""How the services are started: as processes of the same Python, from the tree or a wheel.
 
-In the tree the packages ``api`` and ``worker`` are next to ``millpond``. In an installed wheel they are
-inside it, since top-level packages of these names would collide with others (docs/decisions). Either way
-a process finds them by its ``PYTHONPATH``.
+In the tree the packages ``api``, ``worker`` and ``background`` are next to ``millpond``. In an installed
+wheel they are inside it, since top-level packages of these names would collide with others
+(docs/decisions). Either way a process finds them by its ``PYTHONPATH``.
 """
 
 import os
@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-Service = Literal["api", "worker"]
+Service = Literal["api", "worker", "background"]
 
 
 def services_folder() -> Path:
-    """The folder that contains the two packages."""
+    """The folder that contains their packages."""
     package = Path(__file__).parents[1]
     inside = package / "services"
     return inside if inside.is_dir() else package.parent

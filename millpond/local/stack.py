@@ -1,4 +1,4 @@
-"""The embedded stack: server, worker and API as real processes, watched, stopped in order.
+"""The embedded stack: server, worker, API and background worker as real processes, watched, stopped in order.
 
 Everything binds to loopback unless told otherwise. The stack writes ``stack.json`` into its data
 folder, where the commands look for it.
@@ -114,7 +114,11 @@ class Stack:
 
     def _services(self) -> list[Child]:
         """Those that run, in the order in which they stop."""
-        return [self.children[name] for name in ("api", *self.workers) if name in self.children]
+        return [
+            self.children[name]
+            for name in ("api", "background", *self.workers)
+            if name in self.children
+        ]
 
     def file(self, *, api: bool) -> StackFile:
         """What stack.json says about it."""
@@ -176,6 +180,7 @@ async def running_stack(
             await stack.start(name, service_argv("worker"), stop_s=stop_s)
         if api:
             await stack.start("api", service_argv("api"), stop_s=STOP_SLACK_S)
+            await stack.start("background", service_argv("background"), stop_s=STOP_SLACK_S)
         stack.file(api=api).write(data_dir)
         ending.callback(StackFile.remove, data_dir)
         yield stack

@@ -30,6 +30,9 @@ LOOK_EVERY_S = 0.2
 LOOK_TIMEOUT_S = 2.5
 AWAY_AFTER_S = 2.0
 SILENT_AFTER_S = 5.0
+# The background worker tells nobody here how it is: one that has run for this long has started well.
+STEADY_AFTER_S = 3.0
+NOT_WAITED_FOR = ("redis", "background")
 
 
 class Silence:
@@ -87,7 +90,7 @@ class StackWatch:
     @property
     def ready(self) -> bool:
         """Whether the workers, and the API if there is one, are ready."""
-        services = [child for name, child in self._children.items() if name != "redis"]
+        services = [c for name, c in self._children.items() if name not in NOT_WAITED_FOR]
         return bool(services) and all(child.ready for child in services)
 
     def stop_begins(self) -> None:
@@ -105,6 +108,7 @@ class StackWatch:
             try:
                 while True:
                     await asyncio.gather(self._look_at_redis(results), self._look_at_api(http))
+                    self._look_at_background()
                     await asyncio.sleep(LOOK_EVERY_S)
             finally:
                 await redis.aclose()
@@ -174,6 +178,11 @@ class StackWatch:
                 child.mark_ready()
         if self._api_heard_s is not None:
             self._judge(child, time.monotonic() - self._api_heard_s)
+
+    def _look_at_background(self) -> None:
+        child = self._children.get("background")
+        if child is not None and child.age_s > STEADY_AFTER_S and not self._stopping:
+            child.mark_ready()
 
     def _judge(self, child: Child, silent_s: float) -> None:
         limit_s = self._settings.liveness_timeout_s

@@ -58,7 +58,8 @@ class Up:
                 line = " ".join(child.cmdline())
             except psutil.NoSuchProcess:  # just killed: gone, or a zombie for a moment
                 continue
-            name = "worker" if "-m worker" in line else "api" if "-m api" in line else "redis"
+            services = ("worker", "api", "background")
+            name = next((name for name in services if f"-m {name}" in line), "redis")
             names[name] = child
         return names
 

@@ -17,7 +17,7 @@ Start = Callable[..., Awaitable[Up]]
 async def test_a_job_over_http_and_everything_gone_after_ctrl_c(up: Start) -> None:
     stack = await up(*SIMULATED)
     children = stack.children()
-    assert set(children) == {"redis", "worker", "api"}
+    assert set(children) == {"redis", "worker", "api", "background"}
     async with httpx.AsyncClient(base_url=stack.about.api_url) as http:
         accepted = await http.post("/v1/jobs", json={"prompt": "hello", "max_tokens": 20})
         assert accepted.status_code == 202
@@ -44,7 +44,7 @@ async def test_children_that_are_killed_come_back_and_nothing_is_lost(up: Start)
             answer = await http.post("/v1/jobs", json=body)
             assert answer.status_code == 202
             ids.append(answer.json()["id"])
-        for name in ("worker", "redis", "api"):
+        for name in ("worker", "redis", "api", "background"):
             victim = stack.children()[name]
             victim.kill()
             await until(
@@ -53,7 +53,7 @@ async def test_children_that_are_killed_come_back_and_nothing_is_lost(up: Start)
                 f"{name} is started again",
             )
         assert "was ended by SIGKILL; starting it again in 0.2 s" in stack.printed
-        await until(lambda: stack.printed.count("back after") == 3, 20.0, "all are back")
+        await until(lambda: stack.printed.count("back after") == 4, 20.0, "all are back")
 
         async def ended(id: str) -> str | None:
             try:
@@ -145,7 +145,7 @@ def _alive(process: psutil.Process) -> bool:
 
 async def test_the_users_own_server(up: Start, redis_server, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     stack = await up(*SIMULATED, "--redis-url", redis_server.url, "--queue", "own")
-    assert set(stack.children()) == {"worker", "api"}
+    assert set(stack.children()) == {"worker", "api", "background"}
     code, out, _ = await run_command(
         *("submit", "hi", "--wait", "--redis-url", redis_server.url, "--queue", "own"),
         cwd=tmp_path,

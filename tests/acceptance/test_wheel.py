@@ -51,7 +51,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
     """A working directory with packages of the user's own that have our services' names."""
-    for name in ("api", "worker"):
+    for name in ("api", "worker", "background"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('not yours')")
     return tmp_path

@@ -41,11 +41,11 @@ def test_the_check_can_fail(tmp_path: Path) -> None:
 
 def test_services_are_wired_to_each_other() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"]
-    assert set(services) == {"redis", "api", "worker", "worker-gpu"}
+    assert set(services) == {"redis", "api", "background", "worker", "worker-gpu"}
     assert "appendonly yes" in services["redis"]["command"]
     assert "noeviction" in services["redis"]["command"]
     assert services["worker-gpu"]["profiles"] == ["gpu"]
-    for name in ("api", "worker", "worker-gpu"):
+    for name in ("api", "background", "worker", "worker-gpu"):
         environment = services[name]["environment"]
         assert environment["MILLPOND_REDIS_URL"] == "redis://redis:6379/0"
         assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
@@ -69,7 +69,7 @@ def test_images_install_with_the_makefile_and_the_api_has_no_torch() -> None:
     assert "install-api" in api_stage
     assert "install-worker" not in api_stage
     api_rule = makefile.split("$(VENV)/.api:")[1].split("\n\n")[0]
-    assert "'.[api]'" in api_rule
+    assert "'.[api,background]'" in api_rule
 
 
 def test_copied_paths_exist() -> None:

@@ -56,7 +56,9 @@ def test_bad_ids(id: str) -> None:
 def test_nothing_else_spells_a_key() -> None:
     root = Path(__file__).parents[2]
     sources = [
-        path for part in ("millpond", "api", "worker") for path in root.glob(f"{part}/**/*.py")
+        path
+        for part in ("millpond", "api", "worker", "background")
+        for path in root.glob(f"{part}/**/*.py")
     ]
     spelled = re.compile(r"""["']mp:""")
     found = {path.name for path in sources if spelled.search(path.read_text())}

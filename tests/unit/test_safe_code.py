@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = [
     path
-    for folder in ("millpond", "api", "worker", "bench")
+    for folder in ("millpond", "api", "worker", "background", "bench")
     for path in (ROOT / folder).rglob("*.py")
 ]
 FORBIDDEN = {
