@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help install install-api install-worker dev demo up dist test check format chaos mutations fuzz \
 	bench-queue bench-windows bench-lengths bench-completions \
-	bench-engine bench-sampling audit clean
+	bench-engine bench-sampling page-libraries audit clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -101,6 +101,9 @@ bench-engine: dev ## the engine alone and end to end, on the batch file WORKLOAD
 
 bench-sampling: dev ## what drawing the next token of 64 rows costs, in the kernels and in torch
 	$(BIN)/python -m bench.sampling
+
+page-libraries: ## fetch the web page's libraries again, as api/page/libraries.json pins them
+	.ci/page-libraries
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

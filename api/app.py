@@ -26,6 +26,7 @@ from api.routes import (
     lists,
     metrics,
     models,
+    page,
     queue,
 )
 from api.services import open_services
@@ -61,9 +62,9 @@ def create_app(settings: Settings) -> FastAPI:
     keyed = (bulk, lists, jobs, events, dead, queue, models, metrics)
     for module in keyed:
         app.include_router(module.router, responses=problems(*KEY_PROBLEMS))
-    for module in (completions, health, docs):
+    for module in (completions, health, docs, page):
         app.include_router(module.router)
-    every = (*keyed, completions, health, docs)
+    every = (*keyed, completions, health, docs, page)
     app.state.routes = [route for module in every for route in module.router.routes]
     install_error_handlers(app)
     install_openapi(app, settings.max_wait_s)

@@ -14,6 +14,7 @@ from api.access.open_answers import OpenAnswers
 from api.answers.readiness import ReadinessCheck
 from api.directory import Directory, ServedQueue
 from api.metrics import Metrics
+from api.page.files import PageFiles
 from api.watch import watch_queue
 from millpond.access.api_keys import ApiKeys
 from millpond.access.rate_limits import RateLimiter
@@ -41,6 +42,7 @@ class Services:
     gate: Gate
     open_answers: OpenAnswers
     readiness: ReadinessCheck
+    page: PageFiles
     closing: asyncio.Event
 
     @property
@@ -67,6 +69,7 @@ async def open_services(
         gate=Gate(keys, limiter, required=settings.auth_required),
         open_answers=OpenAnswers(keys, settings.max_streams_per_key),
         readiness=ReadinessCheck(directory),
+        page=PageFiles(),
         closing=asyncio.Event(),
     )
     background = [

@@ -175,6 +175,17 @@ class QueueAnswer(Answer):
     workers: list[WorkerEntry]
 
 
+class SamplingDefaults(Answer):
+    """What a request gets that does not say it itself."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    max_tokens: int
+
+
 class ModelEntry(Answer):
     id: str
     object: Literal["model"] = "model"
@@ -188,6 +199,13 @@ class ModelEntry(Answer):
     context_tokens: int | None = None
     max_prompt_tokens: int
     max_output_tokens: int
+    chat: bool = Field(description="False: a base model, for raw prompts and token ids only.")
+    system_prompt: str = Field(description="The role, unless a request has its own; may be empty.")
+    languages: list[str] = Field(
+        description="In which prompts work best, as BCP 47 tags; empty if nobody knows."
+    )
+    adapters: list[str]
+    sampling: SamplingDefaults
 
 
 class ModelList(Answer):

@@ -16,6 +16,7 @@ from api.answers.schemas import (
     ModelEntry,
     ModelList,
     QueueAnswer,
+    SamplingDefaults,
     WorkerEntry,
 )
 from api.answers.wait_reason import wait_estimate_s, wait_reason
@@ -173,5 +174,17 @@ def _model_entry(served: ServedQueue, state: QueueState) -> ModelEntry:
         ready=bool(ready),
         workers=len(serving),
         slots=sum(s.slots or 0 for s in ready) or None,
+        chat=preset.chat,
+        system_prompt=preset.system_prompt,
+        languages=list(preset.languages),
+        adapters=list(preset.adapters),
+        sampling=SamplingDefaults(
+            temperature=preset.temperature,
+            top_p=preset.top_p,
+            top_k=preset.top_k,
+            min_p=preset.min_p,
+            repetition_penalty=preset.repetition_penalty,
+            max_tokens=preset.max_tokens,
+        ),
         **({} if about is None else about.model_dump(include=_TOLD_OF_MODELS)),
     )

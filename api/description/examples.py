@@ -147,6 +147,18 @@ MODELS: dict[str, Any] = {
             "context_tokens": 8192,
             "max_prompt_tokens": 4096,
             "max_output_tokens": 4096,
+            "chat": True,
+            "system_prompt": "",
+            "languages": ["en"],
+            "adapters": [],
+            "sampling": {
+                "temperature": 0.0,
+                "top_p": 1.0,
+                "top_k": 0,
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+                "max_tokens": 256,
+            },
         }
     ],
 }

@@ -19,8 +19,8 @@ _OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json")
 _PASSING = frozenset(
     {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype"}
 )
-# A preset's name and where it comes from.
-_NAMES = frozenset({"name", "source"})
+# What a preset says that changes no text: its name, where it comes from, what prompts suit it.
+_TOLD = frozenset({"name", "source", "languages"})
 _DIGITS = 16
 
 
@@ -30,7 +30,7 @@ def model_identity(folder: Path | None, preset: Preset, *, made_by: str) -> str:
     ``folder`` is None for a model without files; ``made_by`` then says what generates the text.
     """
     files = _digest(made_by.encode()) if folder is None else folder_digest(folder)
-    behaviour = {k: v for k, v in asdict(preset).items() if k not in _NAMES}
+    behaviour = {k: v for k, v in asdict(preset).items() if k not in _TOLD}
     return f"{files}-{_digest(_canonical(behaviour))}"
 
 

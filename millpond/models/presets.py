@@ -18,7 +18,7 @@ class Preset:
 
     An empty ``system_prompt`` leaves it to the chat template. ``chat`` is false for a base model, which has
     no chat template and serves raw prompts and token ids only. ``adapters`` are the names that jobs may
-    choose from.
+    choose from. ``languages`` are those in which prompts work best, as BCP 47 tags; empty if nobody knows.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Preset:
     max_output_tokens: int = 2048
     chat: bool = True
     adapters: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
 
 
 _VIBETHINKER = Preset(
@@ -49,6 +50,7 @@ _VIBETHINKER = Preset(
     context_tokens=45_056,
     max_prompt_tokens=4096,
     max_output_tokens=40_960,
+    languages=("en",),
 )
 
 PRESETS: dict[str, Preset] = {
@@ -60,6 +62,7 @@ PRESETS: dict[str, Preset] = {
             context_tokens=8192,
             max_prompt_tokens=4096,
             max_output_tokens=4096,
+            languages=("en",),
         ),
         _VIBETHINKER,
         replace(

@@ -151,3 +151,10 @@ def test_importing_the_engines_loads_no_torch() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_row_says_what_stands_between_two_echo_markers() -> None:
+    engine = build(faults=SimulatedFaults(echo_marker="@@"))
+    ended = run(engine, request("a", "say @@<b>so</b>@@ now"), request("b", "and nothing else"))
+    assert ended["a"].text == "<b>so</b>"
+    assert ended["b"].text != "<b>so</b>"

@@ -59,7 +59,8 @@ class SimulatedFaults:
 
     ``reject_marker``: refused at admission. ``error_marker``: the row ends with an error at its
     first token. ``flaky_marker``: likewise, with a retryable error, and only the first time that this
-    engine gets the prompt. ``loop_marker``: the row writes one word for ever. ``kill_marker``: the
+    engine gets the prompt. ``loop_marker``: the row writes one word for ever. ``echo_marker``: the row
+    writes what stands between two markers, as if a model could be made to say it. ``kill_marker``: the
     process dies of SIGKILL in the row's prefill. ``hang_marker``: the row's prefill takes ``hang_s``
     seconds more. ``raise_at_step``: that step (from 1) raises RuntimeError instead of running.
     """
@@ -68,6 +69,7 @@ class SimulatedFaults:
     error_marker: str | None = None
     flaky_marker: str | None = None
     loop_marker: str | None = None
+    echo_marker: str | None = None
     kill_marker: str | None = None
     hang_marker: str | None = None
     hang_s: float = 60.0
@@ -227,9 +229,12 @@ class SimulatedEngine:
                 row.end(FinishReason.ERROR, "the simulated engine stumbles", retryable=True)
 
     def _plan(self, row: Row) -> bytes:
-        marker = self._simulated.faults.loop_marker
-        if marker is not None and self._contains(row.prompt_token_ids, marker):
+        faults = self._simulated.faults
+        prompt = row.prompt_token_ids
+        if faults.loop_marker is not None and self._contains(prompt, faults.loop_marker):
             return b"mill " * row.sampling.max_tokens
+        if faults.echo_marker is not None and self._contains(prompt, faults.echo_marker):
+            return self._tokenizer.decode(list(prompt)).split(faults.echo_marker)[1].encode()
         return _plan(row)
 
     def _contains(self, prompt_token_ids: Iterable[int], marker: str) -> bool:

@@ -1,0 +1,66 @@
+"""What the browser gets: how much, under which policy, from where."""
+
+from playwright.sync_api import expect
+
+from tests.acceptance.page.conftest import Server, Visit
+from tests.acceptance.page.test_ask import MATHS_AND_CODE, ask
+
+MAX_ASK_BYTES = 400 * 1024
+
+
+def test_ask_is_under_400_kb_with_maths_and_code(simulated: Server, visit: Visit) -> None:
+    visitor = visit(simulated)
+    sizes: dict[str, int] = {}
+
+    def measure(name: str) -> None:
+        found = visitor.page.evaluate(
+            "() => performance.getEntries().filter((e) => e.encodedBodySize)"
+            ".map((e) => [e.name, e.encodedBodySize])"
+        )
+        sizes[name] = sum(size for url, size in found if "/v1/" not in url)
+
+    page = visitor.open()
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    measure("first")
+    page.goto(f"{simulated.url}/#/ask/{simulated.say(MATHS_AND_CODE)}")
+    expect(page.locator(".hljs-keyword").first).to_be_visible()
+    expect(page.locator(".katex-display").first).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    measure("all")
+    assert sizes["first"] < 150 * 1024, sizes
+    assert sizes["all"] < MAX_ASK_BYTES, sizes
+
+
+def test_the_policy_lets_nothing_else_run(simulated: Server, visit: Visit) -> None:
+    answer = simulated.http.get("/")
+    policy = answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    visitor = visit(simulated)
+    page = visitor.open()
+    ask(page, "hello")
+    expect(page.get_by_label("Receipt")).to_be_visible()
+    refused = page.evaluate(
+        "() => { try { document.body.innerHTML = '<b>x</b>'; return null } catch (e) { return e.name } }"
+    )
+    assert refused == "TypeError", "only the sanitizer may make HTML out of text"
+    visitor.complaints.clear()  # the browser reports what it refused
+
+
+def test_files_are_packed_and_kept(simulated: Server) -> None:
+    index = simulated.http.get("/")
+    assert index.headers["Cache-Control"] == "no-cache"
+    [script] = [line for line in index.text.splitlines() if "<script" in line]
+    path = script.split('src="')[1].split('"')[0]
+    packed = simulated.http.get(f"/{path}", headers={"Accept-Encoding": "gzip"})
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert "immutable" in packed.headers["Cache-Control"]
+    plain = simulated.http.get(f"/{path}", headers={"Accept-Encoding": "identity, gzip;q=0"})
+    assert "Content-Encoding" not in plain.headers
+    assert plain.content == packed.content
+    assert plain.headers["Content-Type"].startswith("text/javascript")
+    older = simulated.http.get(f"/{path.replace(path.split('/')[1], '0123456789ab')}")
+    assert older.headers["Cache-Control"] == "no-store"
+    assert simulated.http.get("/page/x/../files.py").status_code == 404
+    assert simulated.http.get("/page/x/%2e%2e/files.py").status_code == 404
