@@ -81,7 +81,7 @@ class Receipt(Stored):
     engine: str
     backend: str | None = Field(
         default=None,
-        description="What computed: native with its instructions, torch with its device, remote, "
+        description="What computed: native with its kernel set, torch with its device, remote, "
         "simulated. None in receipts from before it was told.",
     )
     dtype: str

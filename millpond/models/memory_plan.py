@@ -45,11 +45,15 @@ PAGES = CacheShape(overhead=1.0, least_tokens=64)
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """The memory of one model on one device; all sizes are upper bounds in bytes."""
+    """The memory of one model on one device; all sizes are upper bounds in bytes.
+
+    ``activation_bytes`` is for each number between the layers, by default as much as for each weight.
+    """
 
     architecture: Architecture
     bytes_each: int
     cache: CacheShape = BUCKETS
+    activation_bytes: int | None = None
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -85,7 +89,7 @@ class Footprint:
     @property
     def token_bytes(self) -> int:
         """Activations of one token: the residual stream and a layer's widest intermediate."""
-        a, each = self.architecture, self.bytes_each
+        a, each = self.architecture, self.activation_bytes or self.bytes_each
         attention = 6 * each * (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
         mlp = 4 * each * a.inner_size
         norm_in_float32 = 12 * a.hidden_size

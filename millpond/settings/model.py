@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator
 
 from millpond.models.presets import PRESETS, Preset, chat_preset, find_preset
-from millpond.settings.types import Count, Seconds
+from millpond.settings.types import Count, CpuIsa, Seconds
 
 DEFAULT_MODEL = "smollm2-135m"
 
 
 _SERVES = {
-    *("engine", "dtype", "device", "weights", "adapters", "simulated"),
+    *("engine", "dtype", "device", "weights", "cpu_isa", "adapters", "simulated"),
     *("remote_url", "remote_model", "remote_route"),
 }
 
@@ -32,6 +32,9 @@ class ModelSettings(BaseModel):
     weights: Literal["auto", "int8"] = Field(
         default="auto",
         description="int8: a byte for each weight, where the CPU has kernels for it.",
+    )
+    cpu_isa: CpuIsa = Field(
+        default="auto", description="The most that compiled kernels use of the CPU."
     )
     slots: Count = Field(default=128, description="Rows that the engine decodes at once.")
     kv_tokens: Count | None = Field(default=None, description="Tokens of KV cache in all slots.")

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from millpond.messages import FinishReason, Message
 from millpond.models.presets import Preset
+from millpond.settings.types import CpuIsa
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -23,7 +24,8 @@ class EngineConfig:
     """What an engine is built from.
 
     ``model_folder`` is None for engines without weights. ``weights`` int8 rounds them to a byte
-    each. ``cache_dir`` keeps what is compiled. ``slots`` bounds the rows of the batch,
+    each. ``cpu_isa`` is the most that compiled kernels use of the processor, and ``cache_dir`` keeps
+    them. ``slots`` bounds the rows of the batch,
     ``kv_tokens`` the tokens of KV cache that all rows may reserve; None lets the engine choose.
     ``memory_share`` is the part of the free memory that this engine may plan with.
     ``max_batched_tokens`` is the most that is prefilled between two decode steps.
@@ -39,6 +41,7 @@ class EngineConfig:
     memory_share: float = 1.0
     max_batched_tokens: int = 512
     weights: Weights = "auto"
+    cpu_isa: CpuIsa = "auto"
     cache_dir: Path = Path.home() / ".cache" / "millpond"
     adapters: Mapping[str, str] = field(default_factory=dict)
 
@@ -115,7 +118,7 @@ class EngineInfo:
     """What the engine is; it ends up in receipts and in the worker registry.
 
     ``backend`` is what computes, on which depends how exactly a row can be reproduced: ``native`` and
-    the instructions that its kernels use, ``torch`` and the device, ``remote`` or ``simulated``.
+    the name of its kernel set, ``torch`` and the device, ``remote`` or ``simulated``.
     """
 
     engine: str

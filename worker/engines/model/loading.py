@@ -16,8 +16,10 @@ from millpond.models.memory_plan import BUCKETS, PAGES, Footprint
 from millpond.models.tokenization import Tokenizer
 from worker.engines.base import Device, DType, EngineConfig
 from worker.engines.model.probe_text import probe_tokens
-from worker.engines.native.kernels import NativeKernels, NotNativeError
-from worker.engines.native.library import cpu_flags
+from worker.engines.native.kernel_sets import cpu_features
+from worker.engines.native.kernels import NativeKernels
+from worker.engines.native.library import Library, NoKernelsError, load_library
+from worker.engines.native.weights import NotNativeError, Weights, check_native
 from worker.engines.torch import attention
 from worker.engines.torch.adapters import TokenGroups, attach
 from worker.engines.torch.kv_cache import KVLayout
@@ -60,14 +62,17 @@ class LoadedModel:
     @property
     def footprint(self) -> Footprint:
         """Its memory needs in addition to the weights."""
-        cache = BUCKETS if self.native is None else PAGES
-        return Footprint(self.architecture, self.dtype.itemsize, cache)
+        each = self.dtype.itemsize
+        if self.native is None:
+            return Footprint(self.architecture, each, BUCKETS)
+        activation_bytes = self.native.library.activation_bytes
+        return Footprint(self.architecture, each, PAGES, activation_bytes=activation_bytes)
 
     @property
     def backend(self) -> str:
         """What computes, as receipts name it."""
         if self.native is not None:
-            return f"native {self.native.instructions}"
+            return f"native {self.native.library.kernels.name}"
         return f"torch {self.device.type}"
 
     @property
@@ -90,7 +95,7 @@ def choose_device(device: Device) -> torch.device:
 
 
 def choose_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """``auto`` is the fastest type that the device supports natively."""
+    """``auto`` is the fastest type in which torch computes on the device."""
     if dtype != "auto":
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
@@ -98,8 +103,7 @@ def choose_dtype(dtype: DType, device: torch.device) -> torch.dtype:
         # Not is_bf16_supported(): it says yes on a T4, which only emulates bfloat16.
         major, _ = torch.cuda.get_device_capability(device)
         return torch.bfloat16 if major >= 8 else torch.float16
-    flags = cpu_flags()
-    return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else torch.float32
+    return torch.bfloat16 if cpu_features() & {"avx512_bf16", "amx_bf16"} else torch.float32
 
 
 def load(engine: EngineConfig, tokenizer: Tokenizer) -> LoadedModel:
@@ -114,17 +118,18 @@ def load(engine: EngineConfig, tokenizer: Tokenizer) -> LoadedModel:
         raise ModelLoadError("the transformers engine needs a model folder")
     attention.register()
     transformers_logging.disable_progress_bar()
-    chosen_device = choose_device(engine.device)
-    chosen_dtype = choose_dtype(engine.dtype, chosen_device)
-    if engine.weights == "int8":
-        chosen_dtype = torch.bfloat16
+    device = choose_device(engine.device)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         check_config(config)
+        library = _find_kernels(config, device, engine)
+        dtype = choose_dtype(engine.dtype, device)
+        if library is not None:
+            dtype = torch.float32 if library.float32 else torch.bfloat16
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=chosen_dtype,
+            dtype=dtype,
             attn_implementation=attention.ATTENTION_NAME,
             use_safetensors=True,
             local_files_only=True,
@@ -134,15 +139,11 @@ def load(engine: EngineConfig, tokenizer: Tokenizer) -> LoadedModel:
         raise
     except Exception as error:  # transformers raises many kinds
         raise ModelLoadError(f"{folder}: {error}") from error
-    loaded = adopt(model.to(chosen_device))
-    try:
-        return replace(loaded, native=_native_kernels(loaded, engine, tokenizer))
-    except NotNativeError as error:
-        if engine.weights == "int8":
-            raise ModelLoadError(f"weights int8: {error}") from error
-        _log.info("%s runs on torch: %s", folder.name, error)
-        pack_linears(model)
-        return with_adapters(loaded, engine.adapters)
+    loaded = adopt(model.to(device))
+    if library is not None:
+        return replace(loaded, native=_pack(loaded, library, engine, tokenizer))
+    pack_linears(model)
+    return with_adapters(loaded, engine.adapters)
 
 
 def with_adapters(loaded: LoadedModel, adapters: Mapping[str, str]) -> LoadedModel:
@@ -153,22 +154,37 @@ def with_adapters(loaded: LoadedModel, adapters: Mapping[str, str]) -> LoadedMod
     return replace(loaded, adapters=attach(loaded.model, folders))
 
 
-def _native_kernels(
-    loaded: LoadedModel, engine: EngineConfig, tokenizer: Tokenizer
+def _find_kernels(config: Any, device: torch.device, engine: EngineConfig) -> Library | None:
+    """The kernels for this model on this machine; None, and the log says why, where torch computes.
+
+    Raises ModelLoadError where that is refused.
+    """
+    float32 = engine.dtype == "float32" and engine.weights != "int8"
+    try:
+        if engine.adapters:
+            raise NotNativeError("the kernels have no adapters")
+        if device.type != "cpu" or engine.dtype == "float16":
+            raise NotNativeError("the kernels are for float32, bfloat16 and int8 on the CPU")
+        check_native(config)
+        return load_library(engine.cache_dir, engine.cpu_isa, float32=float32)
+    except (NotNativeError, NoKernelsError) as error:
+        if engine.weights == "int8":
+            raise ModelLoadError(f"weights int8: {error}") from error
+        _log.info("%s runs on torch: %s", engine.preset.name, error)
+        return None
+
+
+def _pack(
+    loaded: LoadedModel, library: Library, engine: EngineConfig, tokenizer: Tokenizer
 ) -> NativeKernels:
-    if engine.adapters:
-        raise NotNativeError("the kernels have no adapters")
-    if loaded.device.type != "cpu" or loaded.dtype is not torch.bfloat16:
-        raise NotNativeError("the kernels are for bfloat16 on the CPU")
-    if "amx_bf16" in cpu_flags() and engine.weights != "int8":
-        raise NotNativeError("torch uses this processor's matrix unit, the kernels do not")
+    weights: Weights = "float32" if library.float32 else "bfloat16"
     return NativeKernels.load(
         loaded.model,
         loaded.windows,
+        library,
         context_tokens=min(loaded.context_tokens, engine.preset.context_tokens),
-        weights="int8" if engine.weights == "int8" else "bfloat16",
+        weights="int8" if engine.weights == "int8" else weights,
         calibration=probe_tokens(tokenizer, loaded.architecture.vocab_size),
-        cache_dir=engine.cache_dir,
     )
 
 

@@ -8,7 +8,7 @@ import transformers
 
 from worker.engines.base import EngineConfig
 from worker.engines.model.loading import LoadedModel
-from worker.engines.native.library import cpu_flags
+from worker.engines.native.kernel_sets import cpu_features
 
 _ENGINES = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ class PassedCheck:
                 _stamp(f) for f in _ENGINES.rglob("*") if f.suffix in (".py", ".c", ".h", ".txt")
             ),
             (loaded.backend, loaded.dtype_name, config.preset.context_tokens),
-            (torch.__version__, transformers.__version__, sorted(cpu_flags())),
+            (torch.__version__, transformers.__version__, sorted(cpu_features())),
         )
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
         self._path = config.cache_dir.expanduser() / "checked" / name

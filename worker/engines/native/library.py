@@ -9,7 +9,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+
+from millpond.settings.types import CpuIsa
+from worker.engines.native.kernel_sets import KernelSet, cpu_features, machine, usable_sets
 
 _SOURCES = Path(__file__).parent / "csrc"
 _COMPILERS = ("gcc", "clang", "cc")
@@ -21,20 +28,8 @@ _FLAGS = (
     "-shared",
     "-fvisibility=hidden",
     "-pthread",
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512dq",
-    "-mavx512vl",
-    "-mavx512bf16",
-    "-mavx512vnni",
-    "-mfma",
-    "-mprefer-vector-width=512",
     # Each product and sum is rounded as it is written, so that all compilers give the same bits.
     "-ffp-contract=off",
-)
-# What the flags let the compiler use; the processor must have it all.
-CPU_FLAGS = frozenset(
-    {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "fma"}
 )
 
 _log = logging.getLogger(__name__)
@@ -44,29 +39,60 @@ class NoKernelsError(Exception):
     """There are no compiled kernels on this machine, and the message says why."""
 
 
-def load_library(cache_dir: Path) -> ctypes.CDLL:
-    """The kernels, compiled first unless ``cache_dir`` has them. Raises NoKernelsError."""
-    missing = CPU_FLAGS - cpu_flags()
-    if missing:
-        raise NoKernelsError(f"the processor lacks {', '.join(sorted(missing))}")
-    path = cache_dir.expanduser() / "kernels" / f"millpond-{_fingerprint()}.so"
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The compiled kernels of one set, for weights in float32 or in bfloat16 and int8.
+
+    ``active_type`` and ``quant_type`` are how activations lie in memory: as they are multiplied with
+    floats, and with bytes.
+    """
+
+    kernels: KernelSet
+    functions: ctypes.CDLL
+    float32: bool
+
+    @property
+    def active_type(self) -> type:
+        return {2: np.uint16, 4: np.float32}[self._size("active")]
+
+    @property
+    def quant_type(self) -> type:
+        return {1: np.uint8, 2: np.uint16}[self._size("quant")]
+
+    @property
+    def activation_bytes(self) -> int:
+        return self._size("active")
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of each key and each value."""
+        return 4 if self.float32 else 2
+
+    def _size(self, name: str) -> int:
+        return ctypes.c_int64.in_dll(self.functions, f"millpond_{name}_bytes").value
+
+
+def load_library(cache_dir: Path, isa: CpuIsa = "auto", *, float32: bool = False) -> Library:
+    """The most capable kernels up to ``isa`` that this processor runs, compiled first unless
+    ``cache_dir`` has them. Raises NoKernelsError."""
+    usable = usable_sets(machine(), cpu_features(), most=isa, float32=float32)
+    if not usable:
+        up_to = "" if isa == "auto" else f" up to {isa}"
+        raise NoKernelsError(f"there are no kernels{up_to} for this processor ({machine()})")
+    return load_set(usable[-1], cache_dir, float32=float32)
+
+
+def load_set(kernels: KernelSet, cache_dir: Path, *, float32: bool = False) -> Library:
+    """These kernels, which the processor must be able to run. Raises NoKernelsError."""
+    flags = (*_FLAGS, *kernels.flags, *(("-DFLOAT32",) if float32 else ()))
+    kind = f"{kernels.name}-float32" if float32 else kernels.name
+    path = cache_dir.expanduser() / "kernels" / f"millpond-{kind}-{_fingerprint(flags)}.so"
     try:
         if not path.is_file():
-            _compile(path)
-        return ctypes.CDLL(str(path))
+            _compile(path, flags)
+        return Library(kernels, ctypes.CDLL(str(path)), float32)
     except OSError as error:
         raise NoKernelsError(f"{path}: {error}") from error
-
-
-def cpu_flags() -> set[str]:
-    """The processor's feature flags; empty if the system does not list them."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return set()
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("flags"):
-            return set(line.split())
-    return set()
 
 
 def find_compiler() -> list[str] | None:
@@ -79,14 +105,14 @@ def find_compiler() -> list[str] | None:
     return None
 
 
-def _fingerprint() -> str:
-    digest = hashlib.sha256(repr((_FLAGS, platform.libc_ver())).encode())
-    for source in sorted(_SOURCES.iterdir()):
+def _fingerprint(flags: Sequence[str]) -> str:
+    digest = hashlib.sha256(repr((flags, platform.libc_ver())).encode())
+    for source in sorted(_SOURCES.rglob("*.[ch]")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _compile(path: Path) -> None:
+def _compile(path: Path, flags: Sequence[str]) -> None:
     """Compile beside ``path`` and move into place whole; processes may do so at once."""
     compiler = find_compiler()
     if compiler is None:
@@ -96,9 +122,9 @@ def _compile(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
         made = Path(folder) / "forward.so"
-        _call([*compiler, *_FLAGS, str(_SOURCES / "forward.c"), "-lm", "-o", str(made)])
+        _call([*compiler, *flags, str(_SOURCES / "forward.c"), "-lm", "-o", str(made)])
         made.replace(path)
-    _log.info("compiled the kernels, once, to %s", path)
+    _log.info("compiled kernels, once, to %s", path)
 
 
 def _call(command: list[str]) -> None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from worker.engines.native import structs
+from worker.engines.native.library import Library
 from worker.engines.native.logits import LogitsBuffer
 from worker.engines.native.pages import PagedCache
 from worker.engines.native.weights import PANEL, NativeModel
@@ -21,12 +22,13 @@ class NativeRunner:
     """A row's results depend on its own tokens alone, bit for bit: not on its company, nor on how
     its tokens are divided between prefill and decode, nor on the number of threads."""
 
-    def __init__(self, model: NativeModel, library: ctypes.CDLL, cache: PagedCache) -> None:
+    def __init__(self, model: NativeModel, library: Library, cache: PagedCache) -> None:
         self._model = model
         self._cache = cache
-        self._forward = library.millpond_forward
+        self._forward = library.functions.millpond_forward
         self._forward.argtypes = (ctypes.POINTER(structs.Model), ctypes.POINTER(structs.Batch))
         self._forward.restype = None
+        self._library = library
         self._scratch: dict[str, npt.NDArray[Any]] = {}
         self._logits = LogitsBuffer(model.vocab_size)
 
@@ -105,10 +107,10 @@ class NativeRunner:
         rows = max(tokens, outputs)
         sizes: dict[str, tuple[int, type]] = {
             "residual": (tokens * m.hidden_size, np.float32),
-            "input": (rows * widest, np.uint16),
-            "queries": (rows * widest, np.uint16),
+            "input": (rows * widest, self._library.active_type),
+            "queries": (rows * widest, self._library.active_type),
             "wide": (tokens * (attention + 2 * m.num_kv_heads * m.head_dim), np.float32),
-            "quantized": (rows * widest, np.uint8),
+            "quantized": (rows * widest, self._library.quant_type),
             "quant_scale": (rows, np.float32),
             "best_value": (outputs * panels, np.float32),
             "best_index": (outputs * panels, np.int32),

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from worker.engines.native import structs
+from worker.engines.native.library import Library
 from worker.engines.sampling.sampling import exponent_scale, uniforms
 from worker.engines.scheduling.row import Row
 
@@ -14,8 +15,8 @@ from worker.engines.scheduling.row import Row
 class NativeSampler:
     """A `Sampler` for float32 logits on the CPU: one pass, in which each thread takes some rows."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._sample = library.millpond_sample
+    def __init__(self, library: Library) -> None:
+        self._sample = library.functions.millpond_sample
         self._sample.argtypes = (ctypes.POINTER(structs.DrawBatch),)
         self._sample.restype = None
         self._scratch = np.empty(0, dtype=np.float32)

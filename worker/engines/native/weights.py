@@ -9,7 +9,7 @@ import torch
 from worker.engines.native import structs
 from worker.engines.native.smoothing import ChannelPeaks
 
-Weights = Literal["bfloat16", "int8"]
+Weights = Literal["float32", "bfloat16", "int8"]
 
 PANEL = 64
 _GATES = 32
@@ -22,12 +22,14 @@ class NotNativeError(Exception):
     """The kernels do not compute this model, and the message says why."""
 
 
-def check_native(config: Any, windows: Sequence[int | None]) -> None:
+def check_native(config: Any) -> None:
     """Raise NotNativeError for a model that the kernels do not compute."""
     if config.model_type not in _FAMILIES:
         raise NotNativeError(f"no kernels for models of type {config.model_type}")
     if config.hidden_act not in ("silu", "swish"):
         raise NotNativeError(f"no kernels for the activation {config.hidden_act}")
+    if getattr(config, "mlp_bias", False):
+        raise NotNativeError("no kernels for biases in the MLP")
     head_dim = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
     )
@@ -55,9 +57,8 @@ class NativeModel:
         calibration: Sequence[int] = (),
     ) -> None:
         config = model.config
-        check_native(config, windows)
         self._kept: list[torch.Tensor] = []
-        self._weights = weights
+        self._stored = torch.float32 if weights == "float32" else torch.bfloat16
         self._peaks = ChannelPeaks(model, calibration) if weights == "int8" else None
         base = model.model
         self.vocab_size = int(config.vocab_size)
@@ -86,7 +87,7 @@ class NativeModel:
             rotary_dim=2 * cosine.shape[1],
             epsilon=config.rms_norm_eps,
             scale=base.layers[0].self_attn.scaling * math.log2(math.e),
-            embedding=self._keep(base.embed_tokens.weight.detach().to(torch.bfloat16)),
+            embedding=self._keep(base.embed_tokens.weight.detach().to(self._stored)),
             final_norm=self._floats(final_norm),
             cosine=self._keep(cosine),
             sine=self._keep(sine),
@@ -107,8 +108,7 @@ class NativeModel:
             biases = [p.bias for p in parts if p.bias is not None]
             qkv_bias = torch.cat(biases) if len(biases) == len(parts) else None
             gate, up = mlp.gate_proj.weight, mlp.up_proj.weight
-            if mlp.gate_proj.bias is not None:
-                raise NotNativeError("no kernels for biases in the MLP")
+            assert mlp.gate_proj.bias is None
         norm, mlp_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         if self._peaks is not None:
             by = self._peaks.factors(reads_norm, qkv)
@@ -121,7 +121,7 @@ class NativeModel:
         target.out = self._linear(attention.o_proj.weight, attention.o_proj.bias)
         target.gate_up = self._linear(torch.cat(pairs, dim=1).flatten(0, 1), None)
         # What it reads is too uneven for a byte, even in int8.
-        target.down = self._linear(mlp.down_proj.weight, mlp.down_proj.bias, "bfloat16")
+        target.down = self._linear(mlp.down_proj.weight, mlp.down_proj.bias, rounded=False)
         target.attention_norm = self._floats(norm)
         target.mlp_norm = self._floats(mlp_norm)
         if hasattr(attention, "q_norm"):
@@ -130,21 +130,23 @@ class NativeModel:
         target.window = window or 0
 
     def _linear(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, kind: Weights | None = None
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, rounded: bool = True
     ) -> structs.Linear:
+        """With ``rounded`` in bytes, if the weights are to be int8."""
         weight = weight.detach()
         n, k = weight.shape
         linear = structs.Linear(n=n, k=k)
         if bias is not None:
             linear.bias = self._floats(bias)
-        if (kind or self._weights) == "int8":
+        if rounded and self._peaks is not None:
             scale = weight.float().abs().amax(dim=1).clamp_(min=1e-12) / 127
             whole = (weight.float() / scale[:, None]).round_().to(torch.int8)
             linear.scale = self._keep(_pad(scale))
             linear.sum = self._keep(_pad(whole.sum(dim=1, dtype=torch.int32)))
             linear.weight = self._keep(_panels(whole, 4))
         else:
-            linear.weight = self._keep(_panels(weight.to(torch.bfloat16), 2))
+            together = 4 // self._stored.itemsize
+            linear.weight = self._keep(_panels(weight.to(self._stored), together))
         return linear
 
     def _floats(self, tensor: torch.Tensor) -> int:

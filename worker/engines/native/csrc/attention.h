@@ -1,5 +1,5 @@
-/* Attention over pages. A page of one layer and head holds 64 keys as [head_dim/2][64][2] and their
- * values as [32][head_dim][2], the layouts that the matrix kernel reads; each row reads its own
+/* Attention over pages. A page of one layer and head holds 64 keys as [head_dim/T][64][T] and their
+ * values as [64/T][head_dim][T], for T = TOGETHER: the layouts that the matrix kernel reads; each row reads its own
  * pages once. Prefill and decode go the same way, so a token's result is the same in both. */
 #ifndef MILLPOND_ATTENTION_H
 #define MILLPOND_ATTENTION_H
@@ -8,7 +8,7 @@
 enum { BLOCK = 4 * TILE }; /* query rows of a task */
 enum { MAX_HEAD = 256 };
 
-INLINE bf16 *page_of(const struct model *m, const struct batch *b, int32_t page, int64_t layer,
+INLINE stored *page_of(const struct model *m, const struct batch *b, int32_t page, int64_t layer,
                      int64_t head) {
     int64_t each = 2 * PAGE * m->head_dim;
     return b->pool + (((int64_t)page * m->layers + layer) * m->kv_heads + head) * each;
@@ -29,10 +29,6 @@ INLINE void rotate(float *x, int64_t half, const float *cosine, const float *sin
     }
 }
 
-INLINE void to_bf16(bf16 *out, const float *x, int64_t size) {
-    for (int64_t i = 0; i < size; i += 16) store_bf16(out + i, _mm512_loadu_ps(x + i));
-}
-
 /* Rotate a token's queries and keys, and put its keys and values into its page. */
 static void place_token(const struct model *m, const struct batch *b, int64_t layer, int64_t token) {
     const struct layer *l = m->layer + layer;
@@ -42,7 +38,8 @@ static void place_token(const struct model *m, const struct batch *b, int64_t la
     for (int64_t h = 0; h < m->heads; h++, x += dim) {
         if (l->query_norm) norm_head(x, dim, l->query_norm, m->epsilon);
         rotate(x, half, cosine, sine);
-        to_bf16(b->queries + (token * m->heads + h) * dim, x, dim);
+        active *query = b->queries + (token * m->heads + h) * dim;
+        for (int64_t i = 0; i < dim; i += LANES) f_store_active(query + i, f_load(x + i));
     }
     int32_t page = b->pages[b->segment_of[token]][position / PAGE];
     int64_t slot = position % PAGE;
@@ -50,40 +47,43 @@ static void place_token(const struct model *m, const struct batch *b, int64_t la
     for (int64_t h = 0; h < m->kv_heads; h++, x += dim, value += dim) {
         if (l->key_norm) norm_head(x, dim, l->key_norm, m->epsilon);
         rotate(x, half, cosine, sine);
-        bf16 k[MAX_HEAD], v[MAX_HEAD];
-        to_bf16(k, x, dim);
-        to_bf16(v, value, dim);
-        bf16 *keys = page_of(m, b, page, layer, h), *values = keys + PAGE * dim;
-        for (int64_t i = 0; i < dim; i += 2) memcpy(keys + i * PAGE + slot * 2, k + i, 4);
-        for (int64_t i = 0; i < dim; i++) values[slot / 2 * dim * 2 + i * 2 + slot % 2] = v[i];
+        stored k[MAX_HEAD], v[MAX_HEAD];
+        for (int64_t i = 0; i < dim; i += LANES) {
+            f_store_stored(k + i, f_load(x + i));
+            f_store_stored(v + i, f_load(value + i));
+        }
+        stored *keys = page_of(m, b, page, layer, h), *values = keys + PAGE * dim;
+        values += slot / TOGETHER * dim * TOGETHER + slot % TOGETHER;
+        for (int64_t i = 0; i < dim; i += TOGETHER)
+            memcpy(keys + i * PAGE + slot * TOGETHER, k + i, sizeof(stored) * TOGETHER);
+        for (int64_t i = 0; i < dim; i++) values[i * TOGETHER] = v[i];
     }
 }
 
-/* Turn a row's scores of one page into bf16 weights; returns what the older sums are multiplied by. */
+/* Turn a row's scores of one page into weights; returns what the older sums are multiplied by. */
 INLINE float weigh(const float *scores, int64_t from, int64_t to, float scale, float *top,
-                   float *total, bf16 *weights) {
-    __m512 x[4], greatest = _mm512_set1_ps(-INFINITY);
-    __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+                   float *total, active *weights) {
+    static const float place[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    floats x[4], none = f_set1(-INFINITY), greatest = none;
     for (int j = 0; j < 4; j++) {
-        __m512i at = _mm512_add_epi32(place, _mm512_set1_epi32(16 * j));
-        __mmask16 seen = _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32((int)from)) &
-                         _mm512_cmplt_epi32_mask(at, _mm512_set1_epi32((int)to));
-        x[j] = _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), seen, _mm512_loadu_ps(scores + 16 * j),
-                                  _mm512_set1_ps(scale));
-        greatest = _mm512_max_ps(greatest, x[j]);
+        floats at = f_add(f_load(place), f_set1((float)(LANES * j)));
+        x[j] = f_mul(f_load(scores + LANES * j), f_set1(scale));
+        x[j] = f_choose(f_ge(at, f_set1((float)from)), x[j], none);
+        x[j] = f_choose(f_gt(f_set1((float)to), at), x[j], none);
+        greatest = f_max(greatest, x[j]);
     }
-    float new_top = _mm512_reduce_max_ps(greatest), shrink = 1.0f;
+    float new_top = f_greatest(greatest), shrink = 1.0f;
     if (!(new_top > *top)) new_top = *top;
-    else if (*total > 0) shrink = _mm512_cvtss_f32(exp2_ps(_mm512_set1_ps(*top - new_top)));
+    else if (*total > 0) shrink = f_first(f_exp2(f_set1(*top - new_top)));
     *top = new_top;
-    __m512 sum = _mm512_setzero_ps();
+    floats sum = f_set1(0.0f);
     for (int j = 0; j < 4; j++) {
-        __mmask16 seen = _mm512_cmp_ps_mask(x[j], _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ);
-        __m512 p = _mm512_maskz_mov_ps(seen, exp2_ps(_mm512_sub_ps(x[j], _mm512_set1_ps(new_top))));
-        sum = _mm512_add_ps(sum, p);
-        store_bf16(weights + 16 * j, p);
+        floats p = f_exp2(f_sub(x[j], f_set1(new_top)));
+        p = f_choose(f_eq(x[j], none), f_set1(0.0f), p);
+        sum = f_add(sum, p);
+        f_store_active(weights + LANES * j, p);
     }
-    *total = *total * shrink + _mm512_reduce_add_ps(sum);
+    *total = *total * shrink + f_sum(sum);
     return shrink;
 }
 
@@ -94,24 +94,23 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
     int64_t start = b->segment_start[segment];
     float out[BLOCK * MAX_HEAD] __attribute__((aligned(64)));
     float scores[BLOCK * PAGE] __attribute__((aligned(64)));
-    bf16 weights[BLOCK * PAGE] __attribute__((aligned(64)));
+    active weights[BLOCK * PAGE] __attribute__((aligned(64)));
     float top[BLOCK], total[BLOCK];
-    const uint32_t *query[BLOCK], *weight[BLOCK];
+    const active *query[BLOCK], *weight[BLOCK];
     int64_t position[BLOCK];
     for (int64_t r = 0; r < count; r++) {
         int64_t token = start + (first + r) / group;
         position[r] = b->positions[token];
-        query[r] = (const uint32_t *)(b->queries +
-                   (token * m->heads + head * group + (first + r) % group) * dim);
-        weight[r] = (const uint32_t *)(weights + r * PAGE);
+        query[r] = b->queries + (token * m->heads + head * group + (first + r) % group) * dim;
+        weight[r] = weights + r * PAGE;
         top[r] = -INFINITY;
         total[r] = 0;
     }
     memset(out, 0, sizeof(float) * (size_t)(count * dim));
     int64_t oldest = window && position[0] >= window ? position[0] - window + 1 : 0;
     for (int64_t page = oldest / PAGE; page <= position[count - 1] / PAGE; page++) {
-        const bf16 *keys = page_of(m, b, b->pages[segment][page], layer, head);
-        const bf16 *values = keys + PAGE * dim;
+        const stored *keys = page_of(m, b, b->pages[segment][page], layer, head);
+        const stored *values = keys + PAGE * dim;
         const uint32_t *next = (const uint32_t *)values;
         if (page < position[count - 1] / PAGE)
             next = (const uint32_t *)page_of(m, b, b->pages[segment][page + 1], layer, head);
@@ -120,7 +119,7 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
         for (int64_t r = 0; r < count; r += TILE) {
             int rows = count - r < TILE ? (int)(count - r) : TILE;
             if (position[r + rows - 1] < page * PAGE) continue;
-            multiply(rows, (int)(held + 15) / 16, 0, dim / 2, query + r, (const uint32_t *)keys, PAGE,
+            multiply(rows, (int)(held + 15) / LANES * LANES, 0, dim / TOGETHER, query + r, (const uint32_t *)keys, PAGE,
                      (const uint32_t *)values, scores + r * PAGE, PAGE);
             for (int64_t i = r; i < r + rows; i++) {
                 int64_t to = position[i] - page * PAGE + 1;
@@ -128,24 +127,24 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
                 float shrink = weigh(scores + i * PAGE, from, to < held ? to : held, m->scale,
                                      top + i, total + i, weights + i * PAGE);
                 if (shrink != 1.0f)
-                    for (int64_t d = 0; d < dim; d += 16) {
+                    for (int64_t d = 0; d < dim; d += LANES) {
                         float *o = out + i * dim + d;
-                        _mm512_storeu_ps(o, _mm512_mul_ps(_mm512_loadu_ps(o), _mm512_set1_ps(shrink)));
+                        f_store(o, f_mul(f_load(o), f_set1(shrink)));
                     }
             }
             for (int64_t d = 0; d < dim; d += 64) {
-                int cols = dim - d >= 64 ? 4 : (int)(dim - d) / 16;
-                multiply(rows, cols, 1, (held + 1) / 2, weight + r, (const uint32_t *)values + d, dim,
+                int columns = dim - d >= 64 ? 64 : (int)(dim - d);
+                multiply(rows, columns, 1, (held + TOGETHER - 1) / TOGETHER, weight + r, (const uint32_t *)values + d, dim,
                          next, out + r * dim + d, dim);
             }
         }
     }
     for (int64_t r = 0; r < count; r++) {
         int64_t token = start + (first + r) / group;
-        bf16 *to = b->input + (token * m->heads + head * group + (first + r) % group) * dim;
-        __m512 by = _mm512_set1_ps(1.0f / total[r]);
-        for (int64_t d = 0; d < dim; d += 16)
-            store_bf16(to + d, _mm512_mul_ps(_mm512_loadu_ps(out + r * dim + d), by));
+        active *to = b->input + (token * m->heads + head * group + (first + r) % group) * dim;
+        floats by = f_set1(1.0f / total[r]);
+        for (int64_t d = 0; d < dim; d += LANES)
+            f_store_active(to + d, f_mul(f_load(out + r * dim + d), by));
     }
 }
 

@@ -1,33 +1,28 @@
-/* A Llama-like model's forward pass over segments of tokens, in bfloat16 or int8 weights. */
+/* A Llama-like model's forward pass over segments of tokens, with weights in float32, bfloat16 or
+ * int8. */
 #include "attention.h"
 #include "sampling.h"
 
-INLINE void norm(const struct model *m, const float *x, const float *weight, bf16 *out) {
-    __m512 squares = _mm512_setzero_ps();
-    for (int64_t i = 0; i < m->hidden; i += 16) {
-        __m512 v = _mm512_loadu_ps(x + i);
-        squares = _mm512_fmadd_ps(v, v, squares);
+INLINE void norm(const struct model *m, const float *x, const float *weight, active *out) {
+    floats squares = f_set1(0.0f);
+    for (int64_t i = 0; i < m->hidden; i += LANES) {
+        floats v = f_load(x + i);
+        squares = f_fma(v, v, squares);
     }
-    float mean = _mm512_reduce_add_ps(squares) / (float)m->hidden;
-    __m512 by = _mm512_set1_ps(1.0f / sqrtf(mean + m->epsilon));
-    for (int64_t i = 0; i < m->hidden; i += 16) {
-        __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + i), by);
-        store_bf16(out + i, _mm512_mul_ps(v, _mm512_loadu_ps(weight + i)));
-    }
+    float mean = f_sum(squares) / (float)m->hidden;
+    floats by = f_set1(1.0f / sqrtf(mean + m->epsilon));
+    for (int64_t i = 0; i < m->hidden; i += LANES)
+        f_store_active(out + i, f_mul(f_mul(f_load(x + i), by), f_load(weight + i)));
 }
 
-/* A row of bf16 to unsigned bytes around 128, and what they are multiplied by. */
-INLINE void quantize_row(const struct batch *b, const bf16 *x, int64_t row, int64_t size) {
-    __m512 greatest = _mm512_setzero_ps();
-    for (int64_t i = 0; i < size; i += 16)
-        greatest = _mm512_max_ps(_mm512_abs_ps(load_bf16(x + i)), greatest);
-    float top = _mm512_reduce_max_ps(greatest);
-    __m512 by = _mm512_set1_ps(top > 0 ? 127.0f / top : 0.0f);
-    for (int64_t i = 0; i < size; i += 16) {
-        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x + i), by));
-        q = _mm512_add_epi32(q, _mm512_set1_epi32(128));
-        _mm_storeu_si128((__m128i *)(b->quantized + row * size + i), _mm512_cvtusepi32_epi8(q));
-    }
+/* A row of activations to bytes around QUANT_BIAS, and what they are multiplied by. */
+INLINE void quantize_row(const struct batch *b, const active *x, int64_t row, int64_t size) {
+    floats greatest = f_set1(0.0f);
+    for (int64_t i = 0; i < size; i += LANES) greatest = f_max(f_abs(f_load_active(x + i)), greatest);
+    float top = f_greatest(greatest);
+    floats by = f_set1(top > 0 ? 127.0f / top : 0.0f);
+    for (int64_t i = 0; i < size; i += LANES)
+        store_quants(b->quantized + row * size + i, f_mul(f_load_active(x + i), by).part);
     b->quant_scale[row] = top / 127.0f;
 }
 
@@ -40,7 +35,7 @@ static void quantize(const struct batch *b, const struct linear *l, int64_t rows
 static void norm_rows(const struct model *m, const struct batch *b, const float *weight,
                       const struct linear *next, int64_t rows, const int32_t *picked) {
     FOR_EACH(row, rows) {
-        bf16 *out = b->input + row * m->hidden;
+        active *out = b->input + row * m->hidden;
         norm(m, b->residual + (picked ? picked[row] : row) * m->hidden, weight, out);
         if (next->scale) quantize_row(b, out, row, m->hidden);
     }
@@ -49,9 +44,9 @@ static void norm_rows(const struct model *m, const struct batch *b, const float 
 
 static void embed(const struct model *m, const struct batch *b) {
     FOR_EACH(token, b->tokens) {
-        const bf16 *from = m->embedding + b->token_ids[token] * m->hidden;
+        const stored *from = m->embedding + b->token_ids[token] * m->hidden;
         float *to = b->residual + token * m->hidden;
-        for (int64_t i = 0; i < m->hidden; i += 16) _mm512_storeu_ps(to + i, load_bf16(from + i));
+        for (int64_t i = 0; i < m->hidden; i += LANES) f_store(to + i, f_load_stored(from + i));
     }
     meet();
 }
@@ -106,12 +101,16 @@ static void sample(void *argument) {
     FOR_EACH(row, b->rows) b->tokens[row] = draw_token(b->draw + row, b->vocab, scratch);
 }
 
-__attribute__((visibility("default"))) void millpond_forward(const struct model *model,
-                                                             const struct batch *batch) {
+#define EXPORTED __attribute__((visibility("default")))
+
+/* How activations lie in memory. */
+EXPORTED const int64_t millpond_active_bytes = sizeof(active), millpond_quant_bytes = sizeof(quant);
+
+EXPORTED void millpond_forward(const struct model *model, const struct batch *batch) {
     struct call call = {model, batch};
     run_team(batch->threads, forward, &call);
 }
 
-__attribute__((visibility("default"))) void millpond_sample(struct draw_batch *batch) {
+EXPORTED void millpond_sample(struct draw_batch *batch) {
     run_team(batch->threads, sample, batch);
 }

@@ -40,11 +40,6 @@ struct draw_batch {
     int32_t *tokens;         /* [rows], -1: logits not finite */
 };
 
-/* The mask of a vector's lanes when ``left`` elements are left. */
-INLINE __mmask16 lanes(int64_t left) {
-    return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
-}
-
 static void adjust(const struct draw *d, int64_t vocab) {
     for (int64_t i = 0; i < d->num_biased; i++)
         if (d->biased[i] < vocab) d->logits[d->biased[i]] += d->bias[i];
@@ -62,58 +57,46 @@ static void adjust(const struct draw *d, int64_t vocab) {
 
 /* The greatest of x, NaN if any is NaN. */
 static float greatest(const float *x, int64_t size) {
-    __m512 top = _mm512_set1_ps(-INFINITY);
-    __mmask16 nan = 0;
-    for (int64_t i = 0; i < size; i += 16) {
-        __m512 v = _mm512_mask_loadu_ps(top, lanes(size - i), x + i);
-        nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-        top = _mm512_max_ps(top, v);
+    floats top = f_set1(-INFINITY);
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats v = f_load_some(x + i, size - i, -INFINITY);
+        if (bits_of(f_eq(v, v)) != 0xffff) return NAN;
+        top = f_max(top, v);
     }
-    return nan ? NAN : _mm512_reduce_max_ps(top);
+    return f_greatest(top);
 }
 
 static int32_t first_equal(const float *x, int64_t size, float value) {
-    for (int64_t i = 0; i < size; i += 16) {
-        __mmask16 mask = lanes(size - i);
-        __m512 v = _mm512_maskz_loadu_ps(mask, x + i);
-        unsigned equal = _mm512_mask_cmp_ps_mask(mask, v, _mm512_set1_ps(value), _CMP_EQ_OQ);
+    for (int64_t i = 0; i < size; i += LANES) {
+        unsigned equal = bits_of(f_eq(f_load_some(x + i, size - i, NAN), f_set1(value)));
         if (equal) return (int32_t)i + __builtin_ctz(equal);
     }
     return -1;
 }
 
-/* Sixteen masses added to sums of eight. */
-INLINE __m512i add_masses(__m512i sums, __m512 masses) {
-    sums = _mm512_add_epi64(sums, _mm512_cvttps_epi64(_mm512_castps512_ps256(masses)));
-    return _mm512_add_epi64(sums, _mm512_cvttps_epi64(_mm512_extractf32x8_ps(masses, 1)));
-}
-
 /* Turn logits into masses, in place, and return their total. No fused multiply-add: every operation is
  * rounded, as in torch. */
 static int64_t to_masses(float *x, int64_t size, float top, float scale) {
-    __m512i sums = _mm512_setzero_si512();
-    for (int64_t i = 0; i < size; i += 16) {
-        __mmask16 mask = lanes(size - i);
-        __m512 v = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), mask, x + i);
-        v = _mm512_mul_ps(_mm512_sub_ps(v, _mm512_set1_ps(top)), _mm512_set1_ps(scale));
-        if (!_mm512_cmp_ps_mask(v, _mm512_set1_ps(-1.0f - MASS_BITS), _CMP_GE_OQ)) {
-            _mm512_mask_storeu_ps(x + i, mask, _mm512_setzero_ps()); /* all less than one unit */
+    totals sums = totals_zero();
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats v = f_load_some(x + i, size - i, -INFINITY);
+        v = f_mul(f_sub(v, f_set1(top)), f_set1(scale));
+        if (!bits_of(f_ge(v, f_set1(-1.0f - MASS_BITS)))) {
+            f_store_some(x + i, size - i, f_set1(0.0f)); /* all less than one unit */
             continue;
         }
-        v = _mm512_max_ps(v, _mm512_set1_ps(-64.0f));
-        __m512 whole = _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        __m512 f = _mm512_sub_ps(v, whole), y = _mm512_set1_ps(EXP2_5);
-        y = _mm512_add_ps(_mm512_mul_ps(y, f), _mm512_set1_ps(EXP2_4));
-        y = _mm512_add_ps(_mm512_mul_ps(y, f), _mm512_set1_ps(EXP2_3));
-        y = _mm512_add_ps(_mm512_mul_ps(y, f), _mm512_set1_ps(EXP2_2));
-        y = _mm512_add_ps(_mm512_mul_ps(y, f), _mm512_set1_ps(EXP2_1));
-        y = _mm512_add_ps(_mm512_mul_ps(y, f), _mm512_set1_ps(1.0f));
-        y = _mm512_scalef_ps(y, _mm512_add_ps(whole, _mm512_set1_ps(MASS_BITS)));
-        y = _mm512_roundscale_ps(y, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-        _mm512_mask_storeu_ps(x + i, mask, y);
+        v = f_max(v, f_set1(-64.0f));
+        floats whole = f_round(v), f = f_sub(v, whole), y = f_set1(EXP2_5);
+        y = f_add(f_mul(y, f), f_set1(EXP2_4));
+        y = f_add(f_mul(y, f), f_set1(EXP2_3));
+        y = f_add(f_mul(y, f), f_set1(EXP2_2));
+        y = f_add(f_mul(y, f), f_set1(EXP2_1));
+        y = f_add(f_mul(y, f), f_set1(1.0f));
+        y = f_trunc(f_scale(y, f_add(whole, f_set1(MASS_BITS))));
+        f_store_some(x + i, size - i, y);
         sums = add_masses(sums, y);
     }
-    return _mm512_reduce_add_epi64(sums);
+    return totals_sum(sums);
 }
 
 /* Some of a row's masses in any order, with their least and greatest. */
@@ -126,36 +109,34 @@ struct candidates {
 /* Copy the masses from ``low`` to ``high`` to c->mass, which may be where they are. */
 static void keep_between(struct candidates *c, const float *masses, int64_t size, float low,
                          float high) {
-    __m512 least = _mm512_set1_ps(INFINITY), most = _mm512_setzero_ps();
+    floats least = f_set1(INFINITY), most = f_set1(0.0f);
     int64_t kept = 0;
-    for (int64_t i = 0; i < size; i += 16) {
-        __m512 v = _mm512_maskz_loadu_ps(lanes(size - i), masses + i);
-        __mmask16 mask = _mm512_cmp_ps_mask(v, _mm512_set1_ps(low), _CMP_GE_OQ) &
-                         _mm512_cmp_ps_mask(v, _mm512_set1_ps(high), _CMP_LE_OQ);
-        if (!mask) continue;
-        int count = __builtin_popcount(mask);
-        _mm512_mask_storeu_ps(c->mass + kept, lanes(count), _mm512_maskz_compress_ps(mask, v));
-        kept += count;
-        least = _mm512_mask_min_ps(least, mask, least, v);
-        most = _mm512_mask_max_ps(most, mask, most, v);
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats v = f_load_some(masses + i, size - i, 0.0f);
+        mask from = f_ge(v, f_set1(low)), within = f_ge(f_set1(high), f_choose(from, v, f_set1(NAN)));
+        if (!bits_of(within)) continue;
+        kept += f_store_chosen(c->mass + kept, within, v);
+        least = f_min(least, f_choose(within, v, f_set1(INFINITY)));
+        most = f_max(most, f_choose(within, v, f_set1(0.0f)));
     }
     c->size = kept;
-    c->least = _mm512_reduce_min_ps(least);
-    c->most = _mm512_reduce_max_ps(most);
+    c->least = f_least(least);
+    c->most = f_greatest(most);
 }
 
 /* The number of masses above ``pivot``, or their total. */
 static int64_t above(const float *masses, int64_t size, float pivot, int counting) {
-    __m512i sums = _mm512_setzero_si512();
+    totals sums = totals_zero();
     int64_t count = 0;
-    for (int64_t i = 0; i < size; i += 16) {
-        __m512 v = _mm512_maskz_loadu_ps(lanes(size - i), masses + i);
-        __mmask16 mask = _mm512_cmp_ps_mask(v, _mm512_set1_ps(pivot), _CMP_GT_OQ);
-        if (!mask) continue;
-        if (counting) count += __builtin_popcount(mask);
-        else sums = add_masses(sums, _mm512_maskz_mov_ps(mask, v));
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats v = f_load_some(masses + i, size - i, 0.0f);
+        mask more = f_gt(v, f_set1(pivot));
+        unsigned bits = bits_of(more);
+        if (!bits) continue;
+        if (counting) count += __builtin_popcount(bits);
+        else sums = add_masses(sums, f_choose(more, v, f_set1(0.0f)));
     }
-    return counting ? count : _mm512_reduce_add_epi64(sums);
+    return counting ? count : totals_sum(sums);
 }
 
 /* The least of the candidates above which there are fewer than ``bound``, or less than it in total.

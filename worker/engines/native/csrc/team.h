@@ -2,7 +2,6 @@
  * yield, so that on a busy machine nobody burns the time of the one they wait for. */
 #ifndef MILLPOND_TEAM_H
 #define MILLPOND_TEAM_H
-#include <immintrin.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -32,6 +31,15 @@ static struct {
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .called = PTHREAD_COND_INITIALIZER};
 
+/* Tell the processor that this thread only waits. */
+static inline void relax(void) {
+#ifdef __aarch64__
+    __asm__ volatile("yield");
+#else
+    __builtin_ia32_pause();
+#endif
+}
+
 /* This thread's number in the call under way. */
 static _Thread_local int64_t thread_number;
 
@@ -56,7 +64,7 @@ static void meet(void) {
         return;
     }
     for (int spins = 0; atomic_load_explicit(&team.epoch, memory_order_acquire) == epoch; spins++) {
-        if (spins < SPINS) _mm_pause();
+        if (spins < SPINS) relax();
         else sched_yield();
     }
 }

@@ -1,0 +1,93 @@
+"""Every kernel set that this processor runs: right, and in float32 the same to the last bit."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from millpond.models.tokenization import ByteTokenizer
+from tests.integration import test_native as tiny
+from worker.engines.base import EngineConfig
+from worker.engines.model import loading, self_check
+from worker.engines.model.backend import prefill
+from worker.engines.native.kernel_sets import KERNEL_SETS, cpu_features, machine, usable_sets
+from worker.engines.native.pages import PagedCache
+from worker.engines.native.runner import NativeRunner
+from worker.engines.scheduling.row import Row
+
+USABLE = [kernels.name for kernels in usable_sets(machine(), cpu_features())]
+PLAIN = [kernels.name for kernels in usable_sets(machine(), cpu_features(), float32=True)]
+ALL = [kernels.name for kernels in KERNEL_SETS if kernels.machine == machine()]
+
+Load = Callable[..., loading.LoadedModel]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """A random model whose sizes leave every kernel a rest, as a kernel set runs it."""
+    folder: Path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(11)
+    sizes = {"sliding_window": 70, "num_attention_heads": 7, "num_key_value_heads": 1}
+    tf.MistralForCausalLM(tf.MistralConfig(**tiny.COMMON | sizes)).save_pretrained(folder)
+
+    def load(isa: Any, **config: Any) -> loading.LoadedModel:
+        if isa not in USABLE:
+            pytest.skip(f"this processor has no {isa}")
+        chosen = EngineConfig("transformers", folder, tiny.preset(), slots=7, cpu_isa=isa, **config)
+        loaded = loading.load(chosen, ByteTokenizer())
+        assert loaded.backend == f"native {isa}"
+        return loaded
+
+    return load
+
+
+def logits_of(loaded: loading.LoadedModel) -> torch.Tensor:
+    """After prefills of many lengths, alone and together, and decode steps behind them."""
+    rng = random.Random(2)
+    prompts = [[rng.randrange(256) for _ in range(n)] for n in (1, 2, 3, 16, 63, 65, 150)]
+    rows = [Row(tiny.request(f"{i}", p, 9), ByteTokenizer()) for i, p in enumerate(prompts)]
+    assert loaded.native is not None
+    pages = PagedCache(loaded.native.page_bytes, kv_tokens=1000, slots=len(rows))
+    pages.allocate(rows)
+    runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
+    found = [prefill(runner, rows, logits=True, chunk_tokens=40).copy().logits]
+    for token in range(5):
+        for row in rows:
+            row.append(token)
+        pages.make_room()
+        found.append(runner.decode(rows, logits=True)[1].copy().logits)
+    return torch.cat([logits for logits in found if logits is not None])
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+@pytest.mark.parametrize("isa", ALL)
+def test_each_agrees_with_transformers(isa: str, weights: str, load: Load) -> None:
+    loaded = load(isa, weights=weights)
+    self_check.check(loaded, tiny.preset(), ByteTokenizer())
+
+
+@pytest.mark.parametrize("isa", ALL)
+def test_in_float32_each_agrees_with_transformers_closely(isa: str, load: Load) -> None:
+    if isa not in PLAIN:
+        pytest.skip("float32 does without this set's products")
+    loaded = load(isa, dtype="float32")
+    self_check.check(loaded, tiny.preset(), ByteTokenizer())
+    assert loaded.dtype_name == "float32"
+
+
+def test_float32_has_the_same_bits_on_each(load: Load) -> None:
+    found = [logits_of(load(isa, dtype="float32")) for isa in PLAIN]
+    assert all(torch.equal(logits, found[0]) for logits in found)
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+def test_widened_weights_have_the_same_bits_on_each(weights: str, load: Load) -> None:
+    """Sums of bytes are exact, and bfloat16 is widened to float32; only processors that multiply
+    bfloat16 round otherwise."""
+    isas = [isa for isa in USABLE if not isa.endswith("bf16")]
+    found = [logits_of(load(isa, weights=weights)) for isa in isas]
+    assert all(torch.equal(logits, found[0]) for logits in found)

@@ -1,0 +1,105 @@
+/* The inner kernels: a few rows of activations times some columns of a packed matrix. Each output is
+ * summed over k in one order, whatever the number of rows, so a row's result never depends on its
+ * company. Rows and columns are constants wherever a kernel is called, so the sums live in registers. */
+#ifndef MILLPOND_TILES_H
+#define MILLPOND_TILES_H
+#include "model.h"
+
+#define FOR_ROWS(CASE, vecs) CASE(1, vecs) CASE(2, vecs) CASE(3, vecs) CASE(4, vecs) \
+    CASE(5, vecs) CASE(6, vecs)
+
+enum { LINE = 16 }; /* words of a cache line */
+
+/* Fetch a line of the panel that this thread comes to next. */
+INLINE void fetch(const uint32_t *ahead) { __builtin_prefetch(ahead, 0, 2); }
+
+/* acc[rows][vecs] += a[row][steps] * w[steps][vecs]. */
+INLINE void tile(const int rows, const int vecs, int64_t steps, const active *const *a,
+                 const uint32_t *w, int64_t w_stride, const uint32_t *ahead, int64_t ahead_stride,
+                 vec acc[TILE][MOST_VECS]) {
+    for (int64_t k = 0; k < steps; k++, w += w_stride, ahead += ahead_stride) {
+        fetch(ahead);
+#ifdef MULTIPLIES_BF16
+        UNROLL for (int i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < vecs; j++)
+                acc[i][j] = vec_multiply(acc[i][j], a[i] + 2 * k, w + VEC * j);
+#else
+        UNROLL for (int half = 0; half < TOGETHER; half++) {
+            vec b[MOST_VECS];
+            UNROLL for (int j = 0; j < vecs; j++)
+                b[j] = TOGETHER == 1 ? vec_load((const float *)w + VEC * j) : vec_half(w + VEC * j, half);
+            UNROLL for (int i = 0; i < rows; i++) {
+                vec x = vec_set1(a[i][TOGETHER * k + half]);
+                UNROLL for (int j = 0; j < vecs; j++) acc[i][j] = vec_fma(x, b[j], acc[i][j]);
+            }
+        }
+#endif
+    }
+}
+
+/* out[rows][vecs] = a * w. With add, out is where the sum starts. */
+INLINE void run_tile(const int rows, const int vecs, int add, int64_t steps, const active *const *a,
+                     const uint32_t *w, int64_t w_stride, const uint32_t *ahead,
+                     int64_t ahead_stride, float *out, int64_t out_stride) {
+    vec acc[TILE][MOST_VECS];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vecs; j++)
+            acc[i][j] = add ? vec_load(out + i * out_stride + VEC * j) : vec_set1(0.0f);
+    tile(rows, vecs, steps, a, w, w_stride, ahead, ahead_stride, acc);
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vecs; j++) vec_store(out + i * out_stride + VEC * j, acc[i][j]);
+}
+
+static __attribute__((noinline)) void multiply(int rows, int columns, int add, int64_t steps,
+                     const active *const *a, const uint32_t *w, int64_t w_stride,
+                     const uint32_t *ahead, float *out, int64_t out_stride) {
+    int64_t ahead_stride = LINE; /* all of it is fetched with the first columns */
+    int left = columns / VEC, most = most_vecs(rows);
+    for (; left > 0; left -= most, w += most * VEC, out += most * VEC, ahead_stride = 0) {
+#define CASE(R, V) case R * 8 + V - 1: \
+    run_tile(R, V, add, steps, a, w, w_stride, ahead, ahead_stride, out, out_stride); break;
+        switch (rows * 8 + (left < most ? left : most) - 1) { FOR_SHAPES(CASE) }
+#undef CASE
+    }
+}
+
+INLINE void run_tile_int8(const int rows, const int vecs, int64_t quads, const quant *const *a,
+                          const float *a_scale, const uint32_t *w, const float *scale,
+                          const int32_t *sum, const uint32_t *ahead, int64_t ahead_stride, float *out) {
+    ints acc[TILE][MOST_VECS];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vecs; j++) acc[i][j] = ints_zero();
+    for (int64_t k = 0; k < quads; k++, w += PANEL, ahead += ahead_stride) {
+        fetch(ahead);
+        bytes b[MOST_VECS];
+        UNROLL for (int j = 0; j < vecs; j++) b[j] = bytes_load(w + VEC * j);
+        UNROLL for (int i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < vecs; j++)
+                acc[i][j] = ints_multiply(acc[i][j], a[i] + 4 * k, b[j]);
+    }
+    UNROLL for (int j = 0; j < vecs; j++) {
+        /* Activations may be stored plus a bias: take its part of the sum off again. */
+        ints offset = ints_load(sum + VEC * j) * QUANT_BIAS;
+        vec by = vec_load(scale + VEC * j);
+        UNROLL for (int i = 0; i < rows; i++) {
+            vec x = ints_to_floats(acc[i][j] - offset);
+            vec_store(out + i * PANEL + VEC * j, vec_mul(x, vec_mul(by, vec_set1(a_scale[i]))));
+        }
+    }
+}
+
+static __attribute__((noinline)) void multiply_int8(int rows, int columns, int64_t quads,
+                     const quant *const *a, const float *a_scale, const uint32_t *w,
+                     const float *scale, const int32_t *sum, const uint32_t *ahead, float *out) {
+    int64_t ahead_stride = LINE;
+    int left = columns / VEC, most = most_vecs_int8(rows);
+    for (; left > 0; left -= most, w += most * VEC, scale += most * VEC, sum += most * VEC,
+                     out += most * VEC, ahead_stride = 0) {
+#define CASE(R, V) case R * 8 + V - 1: \
+    run_tile_int8(R, V, quads, a, a_scale, w, scale, sum, ahead, ahead_stride, out); break;
+        switch (rows * 8 + (left < most ? left : most) - 1) { FOR_SHAPES_INT8(CASE) }
+#undef CASE
+    }
+}
+
+#endif
