@@ -49,7 +49,8 @@ class Upstream:
     """Runs in a thread of its own; a context manager. ``script`` is used up request by request.
 
     ``token_ids`` tells token ids as vLLM does. ``max_open`` answers 429 above it. ``api_key``
-    asks for one. ``token_delay_s`` is the pace of requests beyond the script.
+    asks for one. ``token_delay_s`` is the pace of requests beyond the script. ``model`` is the one
+    that is listed.
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class Upstream:
         max_open: int | None = None,
         api_key: str | None = None,
         token_delay_s: float = 0.0,
+        model: str | None = None,
+        port: int = 0,
     ) -> None:
         self.token_ids = token_ids
+        self.model = model
         self.max_open = max_open
         self.api_key = api_key
         self.token_delay_s = token_delay_s
@@ -69,7 +73,7 @@ class Upstream:
         self.num_open = 0
         self.most_open = 0
         self.num_hung_up = 0
-        self.port = 0
+        self.port = port
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop: asyncio.Event | None = None
@@ -145,11 +149,15 @@ class Upstream:
         self, line: str, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter
     ) -> bool:
         """False: the connection is to be broken."""
+        if line.startswith("GET /health "):
+            _send(writer, 200, {})
+            return True
         if self.api_key is not None and headers.get("authorization") != f"Bearer {self.api_key}":
             _send(writer, 401, {"error": f"not {headers.get('authorization')}"})
             return True
         if line.startswith("GET /v1/models "):
-            served = [{"id": id, "max_model_len": 100_000} for id in ("tiny", "tiny-sql")]
+            ids = ("tiny", "tiny-sql") if self.model is None else (self.model,)
+            served = [{"id": id, "max_model_len": 100_000} for id in ids]
             _send(writer, 200, {"data": served})
             return True
         if not line.startswith(("POST /v1/completions ", "POST /v1/chat/completions ")):

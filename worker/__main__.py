@@ -25,8 +25,10 @@ from millpond.queue.membership import Membership
 from millpond.queue.server_check import check_server
 from millpond.queue.worker_id import new_worker_id
 from millpond.settings import Settings, load_settings
+from millpond.tasks import end_tasks
 from worker.assembly import identity_of, prepare_folder, window_policy, worker_engine
 from worker.metrics import WorkerMetrics
+from worker.vllm_server import VllmServer, running_vllm
 from worker.worker import EngineFailedError, Worker, WorkerOptions
 
 log = structlog.get_logger("millpond.worker")
@@ -38,45 +40,68 @@ T = TypeVar("T")
 
 async def serve(settings: Settings) -> bool:
     """Run one worker until SIGTERM or SIGINT. False: the engine hangs, so exit hard."""
-    loop = asyncio.get_running_loop()
     preset = settings.preset()
     folder = await asyncio.to_thread(prepare_folder, settings, preset)
     identity = await asyncio.to_thread(identity_of, settings, preset, folder)
-    redis = connect(settings.redis_url)
     own = new_worker_id()
-    try:
+    async with contextlib.AsyncExitStack() as ending:
+        redis = connect(settings.redis_url)
+        ending.push_async_callback(redis.aclose)
         state = WorkerState(state=WorkerPhase.LOADING, model=preset.name, model_identity=identity)
         preset = replace(preset, name=await join(redis, settings, own, state))
         await announce(redis, settings, preset)
-        tokenizer, build = await asyncio.to_thread(worker_engine, settings, preset, folder)
-    except BaseException:
-        await redis.aclose()
-        raise
-    metrics = WorkerMetrics(settings.queue, preset.name)
-    worker = Worker(
-        JobQueue(redis, settings.queue, settings.queue_options()),
-        build,
-        tokenizer,
-        preset,
-        WorkerOptions(
-            worker_id=own,
-            model_identity=identity,
-            window=window_policy(settings),
-            group_padded_tokens=settings.group_padded_tokens,
-            heartbeat_s=settings.heartbeat_s,
-            grace_s=settings.grace_s,
-            delta_interval_s=settings.delta_interval_ms / 1000,
-            turn_limit_s=settings.turn_limit_s,
-        ),
-        metrics,
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, worker.stop)
-    try:
+        vllm = None
+        if settings.engine == "vllm":
+            assert folder is not None
+            vllm = await ending.enter_async_context(running_vllm(settings, preset, folder))
+        tokenizer, build = await asyncio.to_thread(
+            worker_engine,
+            settings,
+            preset,
+            folder,
+            upstream=None if vllm is None else vllm.upstream,
+        )
+        metrics = WorkerMetrics(settings.queue, preset.name)
+        worker = Worker(
+            JobQueue(redis, settings.queue, settings.queue_options()),
+            build,
+            tokenizer,
+            preset,
+            WorkerOptions(
+                worker_id=own,
+                model_identity=identity,
+                window=window_policy(settings),
+                group_padded_tokens=settings.group_padded_tokens,
+                heartbeat_s=settings.heartbeat_s,
+                grace_s=settings.grace_s,
+                delta_interval_s=settings.delta_interval_ms / 1000,
+                turn_limit_s=settings.turn_limit_s,
+            ),
+            metrics,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, worker.stop)
         with exported(metrics, settings):
-            return await worker.run()
+            if vllm is None:
+                return await worker.run()
+            return await _run_while_it_lives(worker, vllm)
+
+
+async def _run_while_it_lives(worker: Worker, vllm: VllmServer) -> bool:
+    """Run the worker; its jobs go back to the queue if vLLM does not stay up. Raises VllmFailedError."""
+    failing = asyncio.create_task(vllm.failed(), name="vllm-failed")
+    running = asyncio.create_task(worker.run(), name="worker")
+    try:
+        await asyncio.wait({running, failing}, return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            worker.stop()
+            worker.stop()  # no row will end
+            await running
+            raise failing.result()
+        return await running
     finally:
-        await redis.aclose()
+        await end_tasks(failing)
 
 
 @contextlib.contextmanager

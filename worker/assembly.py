@@ -51,16 +51,20 @@ def identity_of(settings: Settings, preset: Preset, folder: Path | None) -> str:
 
 
 def worker_engine(
-    settings: Settings, preset: Preset, folder: Path | None
+    settings: Settings,
+    preset: Preset,
+    folder: Path | None,
+    *,
+    upstream: RemoteConfig | None = None,
 ) -> tuple[Tokenizer, Callable[[], Engine]]:
     """The tokenizer, and a function that builds the engine on its thread. Raises ModelLoadError.
 
-    ``folder`` is that of `prepare_folder`.
+    ``folder`` is that of `prepare_folder`; ``upstream`` is the server of the vllm engine.
     """
     tokenizer = ByteTokenizer() if folder is None else FolderTokenizer(folder)
     config = EngineConfig(
         engine=settings.engine,
-        model_folder=None if settings.engine == "remote" else folder,
+        model_folder=None if settings.engine in ("remote", "vllm") else folder,
         preset=preset,
         dtype=settings.dtype,
         device=settings.device,
@@ -74,7 +78,7 @@ def worker_engine(
         adapters=settings.adapters,
     )
     simulated = simulated_config(settings.simulated)
-    remote = remote_config(settings) if settings.engine == "remote" else None
+    remote = remote_config(settings) if settings.engine == "remote" else upstream
     return tokenizer, lambda: build_engine(config, tokenizer, simulated=simulated, remote=remote)
 
 

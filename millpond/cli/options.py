@@ -20,7 +20,7 @@ ModelFlag = Annotated[
     str | None, typer.Option("--model", help="A preset, a model folder, a GGUF file or a hub name.")
 ]
 EngineFlag = Annotated[
-    str | None, typer.Option("--engine", help="transformers, simulated or remote.")
+    str | None, typer.Option("--engine", help="transformers, vllm, remote or simulated.")
 ]
 DtypeFlag = Annotated[
     str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGKILL, SIGTERM, Signals
+from typing import Any
 
 from millpond.local.last_words import last_words
 from millpond.local.stack_events import Level, Say, StackEvent
@@ -17,7 +18,6 @@ RESTART_DELAY_S = 0.2
 RESTART_DELAY_MAX_S = 10.0
 # Time left to a process that was told twice to stop.
 HURRY_S = 3.0
-INHERITED_UMASK = -1  # as the subprocess module has it
 PR_SET_PDEATHSIG = 1
 
 
@@ -42,7 +42,7 @@ class Child:
         stop_s: float,
         say: Say,
         log: Path | None = None,
-        umask: int = INHERITED_UMASK,
+        umask: int | None = None,
     ) -> None:
         self.name = name
         self._umask = umask
@@ -79,6 +79,8 @@ class Child:
 
     async def _spawn(self) -> None:
         self._started_s = time.monotonic()
+        # Only where it is wanted: uvloop does not know the argument.
+        umask: dict[str, Any] = {} if self._umask is None else {"umask": self._umask}
         with contextlib.ExitStack() as files:
             sink = None
             if self._log is not None:
@@ -92,14 +94,16 @@ class Child:
                 stderr=sink,
                 # Its own session: a Ctrl-C in the terminal reaches the stack alone, which stops in order.
                 start_new_session=True,
-                umask=self._umask,
                 preexec_fn=end_with_parent,
+                **umask,
             )
 
     async def _watch(self) -> None:
         while True:
             assert self._process is not None
-            self._on_death(await self._process.wait())
+            status = await self._process.wait()
+            self._end_session()
+            self._on_death(status)
             while True:
                 await asyncio.sleep(restart_delay_s(self.fruitless_deaths))
                 try:
@@ -107,6 +111,12 @@ class Child:
                     break
                 except OSError as error:
                     self._count_death(f"cannot be started: {error}")
+
+    def _end_session(self) -> None:
+        """End what the dead process has started and left behind: it would hold memory and ports."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, SIGKILL)
 
     def _on_death(self, status: int) -> None:
         if status < 0:
@@ -156,6 +166,7 @@ class Child:
             self._say("did not stop in its time; killing it", "warning")
             self._signal_if_running(SIGKILL)
             await process.wait()
+        self._end_session()
 
     def hurry(self) -> None:
         """Tell it once more to stop, now or when its turn to stop comes: it drops what it still does."""

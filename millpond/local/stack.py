@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from millpond.errors import MillpondError, QueueUnavailableError
-from millpond.local.child import INHERITED_UMASK, Child
+from millpond.local.child import Child
 from millpond.local.server import PRIVATE_UMASK, ServerOptions, find_server, free_port, is_free
 from millpond.local.services import service_argv, service_environment
 from millpond.local.stack_events import Say, StackEvent
@@ -64,7 +64,7 @@ class Stack:
         return self.settings.api_url
 
     async def start(
-        self, name: str, argv: list[str], *, stop_s: float, umask: int = INHERITED_UMASK
+        self, name: str, argv: list[str], *, stop_s: float, umask: int | None = None
     ) -> None:
         log = self.settings.data_dir.resolve() / f"{name}.log"
         own = self.workers.get(name, self.settings)

@@ -1,6 +1,7 @@
 """Which model is served, and by what."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ DEFAULT_MODEL = "smollm2-135m"
 
 _SERVES = {
     *("engine", "dtype", "device", "weights", "cpu_isa", "adapters", "simulated"),
-    *("remote_url", "remote_model", "remote_route"),
+    *("remote_url", "remote_model", "remote_route", "vllm_args"),
 }
 
 
@@ -26,7 +27,7 @@ class ModelSettings(BaseModel):
     model: str | None = Field(
         default=None, description="A preset, a folder, a GGUF file or a hub name."
     )
-    engine: Literal["transformers", "simulated", "remote"] = "transformers"
+    engine: Literal["transformers", "simulated", "remote", "vllm"] = "transformers"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     weights: Literal["auto", "int8"] = Field(
@@ -69,6 +70,32 @@ class ModelSettings(BaseModel):
         description="completions: token ids and our template; chat: messages and the server's own.",
     )
     remote_timeout_s: Seconds = Field(default=300.0, description="Longest silence of a stream.")
+
+    # The server that the vllm engine starts
+    vllm_command: str = Field(
+        default="vllm",
+        description="The command vllm, also of another virtual environment: /opt/vllm/bin/vllm.",
+    )
+    vllm_args: str = Field(
+        default="",
+        description="Further arguments of vllm serve, as --tensor-parallel-size 2.",
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _of_our_kernels(cls, weights: str, info: ValidationInfo) -> str:
+        if weights != "auto" and info.data.get("engine") == "vllm":
+            raise ValueError("vLLM quantizes by its own options: give --quantization in vllm_args")
+        return weights
+
+    @field_validator("vllm_args")
+    @classmethod
+    def _can_be_split(cls, given: str) -> str:
+        try:
+            shlex.split(given)
+        except ValueError as error:
+            raise ValueError(f"is no command line: {error}") from None
+        return given
 
     @field_validator("adapters", "simulated", mode="before")
     @classmethod

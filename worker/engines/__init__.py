@@ -6,7 +6,7 @@ from worker.engines.base import Engine, EngineConfig
 from worker.engines.remote.config import RemoteConfig
 from worker.engines.simulated import SimulatedConfig, SimulatedEngine
 
-ENGINES = ("transformers", "simulated", "remote")
+ENGINES = ("transformers", "vllm", "remote", "simulated")
 
 
 def build_engine(
@@ -18,12 +18,12 @@ def build_engine(
 ) -> Engine:
     """Build the engine that ``config.engine`` names; the torch engine loads its model here.
 
-    The remote engine needs ``remote``. Raises ModelLoadError when there is no such engine or its
-    model cannot be served, and EngineNotReadyError when that may change by itself.
+    ``remote`` is the server of the engines `remote` and `vllm`. Raises ModelLoadError when there is no
+    such engine or its model cannot be served, and EngineNotReadyError when that may change by itself.
     """
     if config.engine == "simulated":
         return SimulatedEngine(config, tokenizer, simulated)
-    if config.engine == "remote":
+    if config.engine in ("remote", "vllm"):
         from worker.engines.remote.engine import RemoteEngine
 
         assert remote is not None

@@ -99,7 +99,7 @@ class RemoteEngine:
         self._away = False
         self._broken: Exception | None = None
         self._info = EngineInfo(
-            engine="remote",
+            engine=config.engine,
             backend="remote",
             model=config.preset.name,
             dtype="unknown",
