@@ -47,7 +47,12 @@ async def serve(settings: Settings) -> bool:
     async with contextlib.AsyncExitStack() as ending:
         redis = connect(settings.redis_url)
         ending.push_async_callback(redis.aclose)
-        state = WorkerState(state=WorkerPhase.LOADING, model=preset.name, model_identity=identity)
+        state = WorkerState(
+            state=WorkerPhase.LOADING,
+            model=preset.name,
+            model_identity=identity,
+            visible_devices=settings.visible_devices,
+        )
         preset = replace(preset, name=await join(redis, settings, own, state))
         await announce(redis, settings, preset)
         vllm = None
@@ -76,6 +81,7 @@ async def serve(settings: Settings) -> bool:
                 grace_s=settings.grace_s,
                 delta_interval_s=settings.delta_interval_ms / 1000,
                 turn_limit_s=settings.turn_limit_s,
+                visible_devices=settings.visible_devices,
             ),
             metrics,
         )
@@ -155,6 +161,9 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logs(settings.log_level, process="worker")
+        if settings.visible_devices is not None:
+            # Read by CUDA when torch, or vLLM, looks for cards first.
+            os.environ["CUDA_VISIBLE_DEVICES"] = settings.visible_devices
         clean = uvloop.run(serve(settings))
     except (MillpondError, EngineFailedError) as error:
         print(f"millpond worker: {error}", file=sys.stderr)

@@ -55,6 +55,7 @@ class WorkerOptions:
     delta_interval_s: float = 0.05
     turn_limit_s: float = 30.0
     model_identity: str | None = None
+    visible_devices: str | None = None
 
 
 class EngineFailedError(Exception):
@@ -308,6 +309,7 @@ class Worker:
             self._options.model_identity,
             None if self._phase is WorkerPhase.LOADING else self._loaded,
             self._options.window,
+            visible_devices=self._options.visible_devices,
             rows=self._jobs.num_rows,
             in_flight=len(self._jobs.in_flight),
             rates=self._rates.snapshot(time.monotonic()),

@@ -1,6 +1,7 @@
 """``millpond up``: everything on one machine, until Ctrl-C."""
 
 import asyncio
+import re
 import signal
 from collections.abc import Callable
 from typing import Annotated
@@ -18,14 +19,17 @@ from millpond.cli.options import (
     SetFlag,
     parse_assignments,
 )
-from millpond.local.stack import Stack, running_stack, worker_settings
+from millpond.local.stack import Stack, running_stack
 from millpond.local.stack_events import Level, StackEvent
+from millpond.local.worker_pool import WorkerPool
 from millpond.queue.connection import without_password
 from millpond.settings import Settings, is_loopback, load_settings
 from millpond.tasks import end_tasks
 
 # A first start downloads or converts a model.
 READY_TIMEOUT_S = 1800.0
+# The number of a card, or its UUID.
+CARD = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 def up(
@@ -36,6 +40,13 @@ def up(
             help="A preset, a model folder, a GGUF file or a hub name. "
             "Repeat it to serve several, each by a worker of its own.",
         ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Workers for each model, which share the memory.")
+    ] = 1,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="A worker for each model on each of these cards: 0,1,2."),
     ] = None,
     engine: EngineFlag = None,
     dtype: DtypeFlag = None,
@@ -71,19 +82,32 @@ def up(
     others = [] if model is None else model[1:]
     if others and settings.engine == "remote":
         raise typer.BadParameter("the remote engine serves one model", param_hint="--model")
-    for worker in worker_settings(settings, others).values():
+    pool = WorkerPool(others, workers, _cards(devices, workers))
+    for worker in pool.settings(settings).values():
         worker.preset()  # a wrong model is told before anything starts
     say = EventLines(Console(highlight=False), as_json=json_)
     embedded = "redis_url" not in settings.model_fields_set
-    asyncio.run(_up(settings, others, say, embedded=embedded, fsync=fsync))
+    asyncio.run(_up(settings, pool, say, embedded=embedded, fsync=fsync))
+
+
+def _cards(devices: str | None, workers: int) -> list[str]:
+    """Raises BadParameter."""
+    if devices is None:
+        return []
+    cards = [card.strip() for card in devices.split(",")]
+    if workers > 1:
+        raise typer.BadParameter("names the workers already: one a card", param_hint="--devices")
+    if not all(map(CARD.fullmatch, cards)) or len(set(cards)) < len(cards):
+        raise typer.BadParameter("must be different cards: 0,1,2", param_hint="--devices")
+    return cards
 
 
 async def _up(
-    settings: Settings, others: list[str], say: EventLines, *, embedded: bool, fsync: str
+    settings: Settings, pool: WorkerPool, say: EventLines, *, embedded: bool, fsync: str
 ) -> None:
     stopped = asyncio.Event()
     _on_interrupt(stopped.set)
-    models = ", ".join([settings.model_name, *others])
+    models = ", ".join([settings.model_name, *pool.models])
     _tell(say, f"starting {models} with the {settings.engine} engine")
     async with running_stack(
         settings,
@@ -91,7 +115,7 @@ async def _up(
         api=True,
         say=say,
         append_fsync=fsync,
-        models=others,
+        pool=pool,
     ) as stack:
         ready = asyncio.create_task(stack.wait_ready(READY_TIMEOUT_S))
         waiting = asyncio.create_task(stopped.wait())

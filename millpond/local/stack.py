@@ -8,21 +8,21 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from millpond.errors import MillpondError, QueueUnavailableError
+from millpond.errors import QueueUnavailableError
 from millpond.local.child import Child
 from millpond.local.server import PRIVATE_UMASK, ServerOptions, find_server, free_port, is_free
 from millpond.local.services import service_argv, service_environment
-from millpond.local.stack_events import Say, StackEvent
+from millpond.local.stack_events import Say, StackError, StackEvent
 from millpond.local.stack_file import StackFile
 from millpond.local.stack_watch import StackWatch, watching
+from millpond.local.worker_pool import WorkerPool
 from millpond.messages.worker_state import WorkerState
 from millpond.queue.connection import connect
-from millpond.queue.keys import queue_of_model
 from millpond.queue.membership import check_queue
 from millpond.settings import Settings
 
@@ -34,12 +34,6 @@ LOCK_FILE = "stack.lock"
 STOP_SLACK_S = 8.0
 # For a server that the user gave. If it does not answer in time, the children check it.
 CHECK_TIMEOUT_S = 1.0
-
-
-class StackError(MillpondError):
-    """The stack cannot start: another one has the data folder, or a child does not come up."""
-
-    code = "stack_failed"
 
 
 @dataclass(slots=True)
@@ -144,11 +138,11 @@ async def running_stack(
     api: bool,
     say: Say,
     append_fsync: str = "everysec",
-    models: Sequence[str] = (),
+    pool: WorkerPool | None = None,
 ) -> AsyncIterator[Stack]:
     """Start the stack, hand it over, stop it in order: API, workers, server.
 
-    ``models`` are those served beside the one of the settings, each by a worker and a queue of its own.
+    Without a ``pool`` there is one worker, for the model of the settings.
     Children log into ``data_dir``. Raises StackError when another stack holds the data folder or the
     port that was asked for is taken, and UnsuitableServerError or QueueVersionError for a server of
     the user's that will not do.
@@ -158,7 +152,7 @@ async def running_stack(
     async with contextlib.AsyncExitStack() as ending:
         ending.enter_context(_locked(data_dir))
         own = _own_ports(settings, say, embedded_server=embedded_server, api=api)
-        stack = Stack(own, worker_settings(own, models), say)
+        stack = Stack(own, (pool or WorkerPool()).settings(own), say)
         if embedded_server:
             ending.push_async_callback(stack.stop_server)
             await stack.start_server(append_fsync)
@@ -184,31 +178,6 @@ async def running_stack(
         stack.file(api=api).write(data_dir)
         ending.callback(StackFile.remove, data_dir)
         yield stack
-
-
-def worker_settings(settings: Settings, models: Sequence[str]) -> dict[str, Settings]:
-    """The settings of one worker for each model, by the names of their processes.
-
-    The first is that of the settings themselves. They share the memory alike. Raises StackError for
-    two models that would share a queue.
-    """
-    share = settings.memory_share / (1 + len(models))
-    workers = {"worker": settings.model_copy(update={"memory_share": share})}
-    for number, model in enumerate(models, 1):
-        queue = queue_of_model(model)
-        if queue in (worker.queue for worker in workers.values()):
-            raise StackError(f"{model} would be served by the queue {queue}, as another model is")
-        # Adapters are made for one model.
-        update: dict[str, Any] = {
-            "model": model,
-            "queue": queue,
-            "memory_share": share,
-            "adapters": {},
-        }
-        if settings.metrics_port:
-            update["metrics_port"] = settings.metrics_port + number
-        workers[f"worker-{queue}"] = settings.model_copy(update=update)
-    return workers
 
 
 def _own_ports(settings: Settings, say: Say, *, embedded_server: bool, api: bool) -> Settings:

@@ -1,8 +1,10 @@
-"""Events in a stack's life, worded for the person who runs it."""
+"""Events in a stack's life, and what ends it, worded for the person who runs it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+from millpond.errors import MillpondError
 
 Level = Literal["info", "good", "warning", "error"]
 
@@ -20,3 +22,9 @@ class StackEvent:
 
 
 Say = Callable[[StackEvent], None]
+
+
+class StackError(MillpondError):
+    """The stack cannot start: another one has the data folder, or a child does not come up."""
+
+    code = "stack_failed"

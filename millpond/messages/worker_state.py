@@ -41,7 +41,8 @@ class WorkerState(WorkerRates):
     ``capacity_tokens`` and ``slots`` are what it takes when it runs nothing, ``context_tokens`` is the
     most that one row may have. ``model_identity`` stands for the content of the model, see
     `millpond.models.identity`; ``model`` is only its name. ``backend`` is what computes: ``native`` or
-    ``torch`` with what it runs on, ``remote``, ``simulated``.
+    ``torch`` with what it runs on, ``remote``, ``simulated``. ``visible_devices`` are the cards left to it,
+    as in CUDA_VISIBLE_DEVICES; None: all.
     """
 
     v: int = PROTOCOL_VERSION
@@ -52,6 +53,7 @@ class WorkerState(WorkerRates):
     backend: str | None = None
     dtype: str | None = None
     device: str | None = None
+    visible_devices: str | None = None
     slots: int | None = None
     capacity_tokens: int | None = None
     context_tokens: int | None = None
@@ -65,8 +67,10 @@ class WorkerState(WorkerRates):
 
     @property
     def made_with(self) -> str:
-        """What computes and in which numbers, for people; empty while it is not known."""
-        return " ".join(word for word in (self.backend, self.dtype) if word not in (None, "none"))
+        """What computes, in which numbers and on which card, for people; empty while it is not known."""
+        card = None if self.visible_devices is None else f"card {self.visible_devices}"
+        words = (self.backend, self.dtype, card)
+        return " ".join(word for word in words if word not in (None, "none"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,11 @@ class ModelSettings(BaseModel):
     engine: Literal["transformers", "simulated", "remote", "vllm"] = "transformers"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    visible_devices: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9-]+(,[A-Za-z0-9-]+)*$",
+        description="The cards that a worker may use, as in CUDA_VISIBLE_DEVICES; by default all.",
+    )
     weights: Literal["auto", "int8"] = Field(
         default="auto",
         description="int8: a byte for each weight, where the CPU has kernels for it.",

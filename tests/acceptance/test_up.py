@@ -174,6 +174,25 @@ async def test_two_models_behind_one_api(up: Start) -> None:
     assert await stack.stop(signal.SIGINT) == 0
 
 
+async def test_a_worker_on_each_card(up: Start, tmp_path: Path) -> None:
+    stack = await up(*SIMULATED, "--devices", "0,2")
+    here = ("--data", str(stack.data))
+    code, out, _ = await run_command("queue", *here, cwd=tmp_path, columns=160)
+    assert code == 0
+    assert sorted(
+        line[line.index("card") :][:6] for line in out.splitlines() if "card" in line
+    ) == [
+        "card 0",
+        "card 2",
+    ]
+    for child in stack.children_called("worker"):
+        assert child.environ()["MILLPOND_VISIBLE_DEVICES"] in ("0", "2")
+    for given in ("0,0", "0,1;2", ""):
+        code, _, err = await run_command("up", *SIMULATED, "--devices", given, cwd=tmp_path)
+        assert (code, "different cards" in err) == (2, True), err
+    assert await stack.stop(signal.SIGINT) == 0
+
+
 async def _all_ready(http: httpx.AsyncClient) -> bool:
     listed = (await http.get("/v1/models")).json()["data"]
     return len(listed) == 2 and all(model["ready"] for model in listed)
