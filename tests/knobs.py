@@ -7,10 +7,11 @@ import os
 
 _given = {
     name: os.environ.pop(f"MILLPOND_{name}", None)
-    for name in ("CHAOS", "TIMINGS", "HANGUPS", "FUZZ_EXAMPLES")
+    for name in ("CHAOS", "TIMINGS", "HANGUPS", "FUZZ_EXAMPLES", "VLLM")
 }
 
 FULL_CHAOS = _given["CHAOS"] == "full"
 TIMINGS = int(_given["TIMINGS"] or 300)
 HANGUPS = int(_given["HANGUPS"] or 400)
+VLLM = _given["VLLM"]  # a command vllm, to be tried itself
 FUZZ_EXAMPLES = int(_given["FUZZ_EXAMPLES"] or 5)

@@ -62,7 +62,7 @@ def argv(settings: Settings, preset: Preset, folder: Path, port: int) -> list[st
     if settings.adapters:
         modules = [f"{name}={place}" for name, place in sorted(settings.adapters.items())]
         arguments += ["--enable-lora", "--lora-modules", *modules]
-    return arguments + shlex.split(settings.vllm_args)
+    return arguments + shlex.split(settings.vllm_args or "")
 
 
 @contextlib.asynccontextmanager

@@ -81,8 +81,8 @@ class ModelSettings(BaseModel):
         default="vllm",
         description="The command vllm, also of another virtual environment: /opt/vllm/bin/vllm.",
     )
-    vllm_args: str = Field(
-        default="",
+    vllm_args: str | None = Field(
+        default=None,
         description="Further arguments of vllm serve, as --tensor-parallel-size 2.",
     )
 
@@ -95,9 +95,9 @@ class ModelSettings(BaseModel):
 
     @field_validator("vllm_args")
     @classmethod
-    def _can_be_split(cls, given: str) -> str:
+    def _can_be_split(cls, given: str | None) -> str | None:
         try:
-            shlex.split(given)
+            shlex.split(given or "")
         except ValueError as error:
             raise ValueError(f"is no command line: {error}") from None
         return given

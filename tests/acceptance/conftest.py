@@ -86,7 +86,9 @@ async def up(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Up]]]:
     """Starts ``millpond up`` with these arguments and waits until it is ready."""
     started: list[Up] = []
 
-    async def start(*arguments: str, data: Path | None = None, ready: bool = True) -> Up:
+    async def start(
+        *arguments: str, data: Path | None = None, ready: bool = True, within_s: float = 90.0
+    ) -> Up:
         data = data or tmp_path / "data"
         output = tmp_path / f"up-{len(started)}.txt"
         with output.open("wb") as sink:
@@ -102,7 +104,7 @@ async def up(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Up]]]:
         if ready:
             await until(
                 lambda: "Ctrl-C" in running.printed or process.returncode is not None,
-                90.0,
+                within_s,
                 "millpond up is ready",
             )
             assert process.returncode is None, running.printed

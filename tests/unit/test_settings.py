@@ -145,6 +145,8 @@ def test_every_setting_has_a_variable() -> None:
         remote_api_key_file="f",
         remote_model="m",
         metrics_port=0,
+        visible_devices="0",
+        vllm_args="--enforce-eager",
     ).environment()
     assert {f"MILLPOND_{name.upper()}" for name in names} == given.keys()
 
