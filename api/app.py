@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -14,6 +15,7 @@ from api.http.cors import cors_options
 from api.http.head import HeadMiddleware
 from api.http.hosts import HostMiddleware, Hosts
 from api.http.observer import ObserverMiddleware
+from api.http.tracing import TracingMiddleware
 from api.metrics import Metrics
 from api.routes import (
     bulk,
@@ -33,10 +35,14 @@ from api.services import open_services
 from millpond import __version__
 from millpond.settings import Settings
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
-def create_app(settings: Settings) -> FastAPI:
+
+def create_app(settings: Settings, tracer: "Tracer | None" = None) -> FastAPI:
     """The application on these settings. Its services open and close with its lifespan.
 
+    With a tracer each request has a span, and its jobs are traced.
     Raises ModelLoadError when the settings name a model that does not exist.
     """
     preset = settings.preset()
@@ -78,5 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(CORSMiddleware, **cors_options(settings))
     app.add_middleware(HostMiddleware, hosts=Hosts(settings))
     app.add_middleware(ObserverMiddleware, metrics=counted)
+    if tracer is not None:
+        app.add_middleware(TracingMiddleware, tracer=tracer)
     app.add_middleware(HeadMiddleware)
     return app

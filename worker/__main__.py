@@ -2,20 +2,21 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 import uvloop
 from redis.asyncio import Redis
 
 from millpond.errors import MillpondError, QueueUnavailableError
-from millpond.logs import configure_logs
+from millpond.logs import StructlogHandler, configure_logs
 from millpond.messages.worker_state import WorkerPhase, WorkerState
 from millpond.models.presets import Preset
 from millpond.queue.connection import connect
@@ -25,11 +26,19 @@ from millpond.queue.membership import Membership
 from millpond.queue.server_check import check_server
 from millpond.queue.worker_id import new_worker_id
 from millpond.settings import Settings, load_settings
+<<<<<<< HEAD
 from millpond.tasks import end_tasks
+=======
+from millpond.tracing import tracing
+>>>>>>> 5655086 (Traces from the HTTP request through the queue to the row, by OpenTelemetry's variables)
 from worker.assembly import identity_of, prepare_folder, window_policy, worker_engine
+from worker.jobs.observer import JobObserver
 from worker.metrics import WorkerMetrics
 from worker.vllm_server import VllmServer, running_vllm
 from worker.worker import EngineFailedError, Worker, WorkerOptions
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 log = structlog.get_logger("millpond.worker")
 
@@ -38,7 +47,7 @@ SERVER_RETRY_S = 0.25
 T = TypeVar("T")
 
 
-async def serve(settings: Settings) -> bool:
+async def serve(settings: Settings, tracer: "Tracer | None" = None) -> bool:
     """Run one worker until SIGTERM or SIGINT. False: the engine hangs, so exit hard."""
     preset = settings.preset()
     folder = await asyncio.to_thread(prepare_folder, settings, preset)
@@ -55,6 +64,7 @@ async def serve(settings: Settings) -> bool:
         )
         preset = replace(preset, name=await join(redis, settings, own, state))
         await announce(redis, settings, preset)
+<<<<<<< HEAD
         vllm = None
         if settings.engine == "vllm":
             assert folder is not None
@@ -88,6 +98,34 @@ async def serve(settings: Settings) -> bool:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop)
+=======
+        tokenizer, build = await asyncio.to_thread(worker_engine, settings, preset, folder)
+    except BaseException:
+        await redis.aclose()
+        raise
+    metrics = WorkerMetrics(settings.queue, preset.name)
+    worker = Worker(
+        JobQueue(redis, settings.queue, settings.queue_options()),
+        build,
+        tokenizer,
+        preset,
+        WorkerOptions(
+            worker_id=own,
+            model_identity=identity,
+            window=window_policy(settings),
+            group_padded_tokens=settings.group_padded_tokens,
+            heartbeat_s=settings.heartbeat_s,
+            grace_s=settings.grace_s,
+            delta_interval_s=settings.delta_interval_ms / 1000,
+            turn_limit_s=settings.turn_limit_s,
+        ),
+        metrics,
+        traces(tracer, settings.queue, preset.name, own),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    try:
+>>>>>>> 5655086 (Traces from the HTTP request through the queue to the row, by OpenTelemetry's variables)
         with exported(metrics, settings):
             if vllm is None:
                 return await worker.run()
@@ -108,6 +146,14 @@ async def _run_while_it_lives(worker: Worker, vllm: VllmServer) -> bool:
         return await running
     finally:
         await end_tasks(failing)
+
+
+def traces(tracer: "Tracer | None", queue: str, model: str, own: str) -> list[JobObserver]:
+    if tracer is None:
+        return []
+    from worker.traces import WorkerTraces
+
+    return [WorkerTraces(tracer, queue, model, own)]
 
 
 @contextlib.contextmanager
@@ -161,10 +207,16 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logs(settings.log_level, process="worker")
+<<<<<<< HEAD
         if settings.visible_devices is not None:
             # Read by CUDA when torch, or vLLM, looks for cards first.
             os.environ["CUDA_VISIBLE_DEVICES"] = settings.visible_devices
         clean = uvloop.run(serve(settings))
+=======
+        logging.basicConfig(level=logging.WARNING, handlers=[StructlogHandler()])
+        with tracing("millpond-worker") as tracer:
+            clean = uvloop.run(serve(settings, tracer))
+>>>>>>> 5655086 (Traces from the HTTP request through the queue to the row, by OpenTelemetry's variables)
     except (MillpondError, EngineFailedError) as error:
         print(f"millpond worker: {error}", file=sys.stderr)
         return 1

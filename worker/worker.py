@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import structlog
@@ -26,6 +26,7 @@ from worker.handover import give_back_all, give_back_waiting
 from worker.intake import Intake
 from worker.jobs.job_table import JobTable
 from worker.jobs.lease import LeaseKeeper
+from worker.jobs.observer import JobObserver
 from worker.jobs.preparation import Preparation
 from worker.metrics import WorkerMetrics
 from worker.rates import Rates
@@ -73,6 +74,7 @@ class Worker:
         preset: Preset,
         options: WorkerOptions,
         metrics: WorkerMetrics | None = None,
+        observers: Sequence[JobObserver] = (),
     ) -> None:
         self._queue = queue
         self._tokenizer = tokenizer
@@ -97,7 +99,7 @@ class Worker:
             delta_interval_s=options.delta_interval_s,
             engine_info=lambda: self._info,
             rates=self._rates,
-            observers=[self._metrics],
+            observers=[self._metrics, *observers],
         )
         self._leases = LeaseKeeper(queue, self._jobs, options.heartbeat_s)
         self._turn_times = TurnTimes(options.turn_limit_s)

@@ -13,6 +13,7 @@ from api.access.payment import give_back, pay
 from api.answers.errors import InvalidBodyError
 from api.answers.problems import Fault
 from api.directory import ServedQueue
+from api.http.tracing import traceparent_of
 from api.requests.submissions import new_job
 from api.services import Services
 from millpond.errors import MillpondError, QueueFullError
@@ -62,7 +63,7 @@ async def accept_together(
     served = await api.directory.find(jobs[0].model)
     ids = [None if key is None else _id(caller, key, place) for place in range(len(jobs))]
     new = [
-        new_job(job, await served.tokenizing.prepare(job), id, caller)
+        new_job(job, await served.tokenizing.prepare(job), id, caller, traceparent_of(request))
         for job, id in zip(jobs, ids, strict=True)
     ]
     for id in ids:

@@ -10,7 +10,13 @@ from millpond.queue.submission import NewJob, Submission
 MAX_BATCH_JOBS = 200
 
 
-def new_job(request: JobRequest, prompt: PreparedPrompt, id: str | None, caller: Caller) -> NewJob:
+def new_job(
+    request: JobRequest,
+    prompt: PreparedPrompt,
+    id: str | None,
+    caller: Caller,
+    traceparent: str | None,
+) -> NewJob:
     """The job to queue for a caller, with the counted tokens."""
     return NewJob(
         request,
@@ -20,6 +26,7 @@ def new_job(request: JobRequest, prompt: PreparedPrompt, id: str | None, caller:
         tenant_limit=caller.unfinished_jobs,
         tenant_bytes=caller.stored_bytes,
         prompt_tokens=len(prompt.token_ids),
+        traceparent=traceparent,
     )
 
 

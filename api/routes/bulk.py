@@ -14,6 +14,7 @@ from api.answers.schemas import BulkAnswer, BulkItem
 from api.description import examples
 from api.description.openapi import SUBMIT_PROBLEMS, BulkBody, answer, json_body, problems
 from api.directory import Directory, ServedQueue
+from api.http.tracing import traceparent_of
 from api.requests.accepting import IdempotencyKey, check_key, count_outcome
 from api.requests.bodies import (
     BulkRequest,
@@ -54,8 +55,9 @@ async def submit_bulk(
     """
     key = None if idempotency_key is None else check_key(idempotency_key)
     bulk = await _parse(api, await read_json(request))
+    trace = traceparent_of(request)
     checked = await api.home.tokenizing.in_thread(
-        lambda: _check(api.directory, bulk.jobs, caller, key)
+        lambda: _check(api.directory, bulk.jobs, caller, key, trace)
     )
     new = [job for job in checked if isinstance(job, _Checked)]
     answers = iter(await _submit_paid(request, api, caller, new) if new else [])
@@ -109,7 +111,11 @@ async def _parse(api: Services, body: bytes) -> BulkRequest:
 
 
 def _check(
-    directory: Directory, items: Sequence[Any], caller: Caller, key: str | None
+    directory: Directory,
+    items: Sequence[Any],
+    caller: Caller,
+    key: str | None,
+    trace: str | None,
 ) -> list[_Checked | MillpondError]:
     """Runs on a thread, since it may encode a thousand prompts."""
     checked: list[_Checked | MillpondError] = []
@@ -123,7 +129,7 @@ def _check(
             checked.append(error)
         else:
             id = None if key is None else job_id_from_key(caller.tenant, f"{key}\n{i}")
-            checked.append(_Checked(served, new_job(job, prepared, id, caller)))
+            checked.append(_Checked(served, new_job(job, prepared, id, caller, trace)))
     return checked
 
 

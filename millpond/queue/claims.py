@@ -11,6 +11,7 @@ class ClaimedJob:
     """An in-flight job, held for as long as its lease lasts. ``body`` is a stored JobRequest.
 
     ``predicted_tokens`` is the 90th percentile of such jobs' output; None: nothing is known yet.
+    ``traceparent`` is the trace that it was submitted in, as W3C's header has it.
     """
 
     id: str
@@ -20,6 +21,7 @@ class ClaimedJob:
     queue_wait_ms: int
     body: bytes
     predicted_tokens: int | None = None
+    traceparent: str | None = None
 
     @property
     def row(self) -> str:

@@ -171,9 +171,16 @@ class JobQueue:
         return Claim(
             [
                 ClaimedJob(
-                    id.decode(), fence, attempt, now, max(0, now - int(created)), body, predicted
+                    id.decode(),
+                    fence,
+                    attempt,
+                    now,
+                    max(0, now - int(created)),
+                    body,
+                    predicted,
+                    trace and trace.decode(),
                 )
-                for id, fence, attempt, created, body, predicted in jobs
+                for id, fence, attempt, created, body, predicted, trace in jobs
             ],
             left,
             alone=mode == b"alone",

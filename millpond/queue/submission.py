@@ -13,6 +13,7 @@ from millpond.errors import (
 )
 from millpond.messages import JOB_ID_PATTERN, TENANT_PATTERN, JobRequest, JobStatus
 from millpond.queue.scripts import Arg
+from millpond.tracing import TRACEPARENT_PATTERN
 
 DEFAULT_TENANT = "default"
 # A rough count, for submitters that cannot tokenize; the worker counts exactly before it runs the job.
@@ -37,7 +38,8 @@ class NewJob:
     prompt alone; None: estimated from the body's size.
 
     ``tenant_limit`` is how many unfinished jobs its tenant may have; None: no limit. ``tenant_bytes`` is
-    how much may be stored for it; None: what the queue's options say.
+    how much may be stored for it; None: what the queue's options say. ``traceparent`` is the trace to
+    continue, as W3C's header has it. It is not part of the request: it does not count for idempotency.
     """
 
     request: JobRequest
@@ -47,14 +49,20 @@ class NewJob:
     tenant_limit: int | None = None
     prompt_tokens: int | None = None
     tenant_bytes: int | None = None
+    traceparent: str | None = None
 
 
 def script_fields(id: str, job: NewJob) -> list[Arg]:
-    """The job's arguments for `submit.lua`. Raises InvalidRequestError for a malformed id or tenant."""
+    """The job's arguments for `submit.lua`.
+
+    Raises InvalidRequestError for a malformed id, tenant or traceparent.
+    """
     if not JOB_ID_PATTERN.fullmatch(id):
         raise InvalidRequestError("id", f"must match {JOB_ID_PATTERN.pattern}", limit=64)
     if not TENANT_PATTERN.fullmatch(job.tenant):
         raise InvalidRequestError("tenant", f"must match {TENANT_PATTERN.pattern}", limit=32)
+    if job.traceparent is not None and not TRACEPARENT_PATTERN.fullmatch(job.traceparent):
+        raise InvalidRequestError("traceparent", f"must match {TRACEPARENT_PATTERN.pattern}")
     request = job.request
     body = request.to_json()
     prompt = (
@@ -85,6 +93,7 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
         request.n,
         request.metadata_bytes or "",
         "" if job.tenant_bytes is None else job.tenant_bytes,
+        job.traceparent or "",
     ]
 
 

@@ -5,12 +5,14 @@ from redis.asyncio import Redis
 from millpond.queue.claims import Claim, Commit
 from millpond.queue.job_queue import JobQueue
 from millpond.queue.scripts import load_script
+from millpond.queue.submission import NewJob, Submission
 from tests.contract.jobs import (
     PLENTY,
     failed,
     ids,
     lease_over,
     put,
+    request,
     server_ms,
     success,
     until,
@@ -37,6 +39,19 @@ async def test_the_same_nonce_gives_the_same_jobs(queue: JobQueue) -> None:
     assert [await queue.complete([(j.fence, success(j.id))]) for j in again.jobs] == [
         [Commit.STORED]
     ] * 2
+
+
+async def test_a_claim_hands_out_the_trace_of_the_submit(queue: JobQueue) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await queue.submit_many([NewJob(request(), "a", traceparent=trace), NewJob(request(), "b")])
+    for _ in range(2):
+        jobs = (await claim(queue, "one")).jobs
+        assert {job.id: job.traceparent for job in jobs} == {"a": trace, "b": None}
+    [known] = await queue.submit_many(
+        [NewJob(request(), "a", traceparent=trace.replace("0a", "0b"))]
+    )
+    assert isinstance(known, Submission), "the trace does not count for idempotency"
+    assert not known.created
 
 
 async def test_a_nonce_is_the_workers_own_and_its_last(queue: JobQueue) -> None:

@@ -2,7 +2,7 @@
 -- flags: allow-oom
 -- uses: clock lanes lengths waking stored records missing sizes sweep trials last_claim
 -- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, slots, row_tokens, options
--- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing}, ...}, 'alone' if they are suspects, 'draining' if the worker is to take nothing until it is empty, or '', jobs found missing}
+-- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing, traceparent or nothing}, ...}, 'alone' if they are suspects, 'draining' if the worker is to take nothing until it is empty, or '', jobs found missing}
 -- Takes up to `count` jobs whose prompts and predicted outputs fit the budget: the priority by turns, then the active tenant
 -- with the least counter, then the first job of its lane. A job that claims to need more than the
 -- worker's whole capacity counts as needing all of it: the worker gets to see it when it is empty, and
@@ -131,7 +131,7 @@ end
 local function claim(id, line)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'status', 'tokens', 'deadline', 'attempts', 'created', 'priority',
-    'stream', 'due', 'tenant', 'prompt', 'kind', 'most', 'n')
+    'stream', 'due', 'tenant', 'prompt', 'kind', 'most', 'n', 'trace')
   if not record[1] then
     miss(id)
   end
@@ -172,7 +172,7 @@ local function claim(id, line)
   taken[record[6]] = taken[record[6]] + 1
   leases[#leases + 1] = int(now + lease_ms)
   leases[#leases + 1] = id
-  claimed[#claimed + 1] = { id, fence, attempt, record[5], body, high or false }
+  claimed[#claimed + 1] = { id, fence, attempt, record[5], body, high or false, record[14] }
   return 'claimed'
 end
 

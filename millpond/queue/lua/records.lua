@@ -51,7 +51,7 @@ end
 -- What nobody asks for any more when a job has ended; it is kept for a dead letter.
 local function trim(job, n)
   redis.call('HDEL', job, 'kind', 'prompt', 'tokens', 'most', 'n', 'order', 'worker', 'charge', 'said',
-    'cancel', 'deadline', 'due', 'metadata')
+    'cancel', 'deadline', 'due', 'metadata', 'trace')
   for choice = 0, (n or 0) - 1 do
     redis.call('HDEL', job, 'said:' .. choice)
   end
