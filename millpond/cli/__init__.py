@@ -12,6 +12,7 @@ from millpond import __version__
 from millpond.cli import (
     chat,
     dead,
+    doctor,
     jobs,
     keys,
     models,
@@ -63,6 +64,7 @@ app.command("worker")(services.worker)
 app.command("api")(services.api)
 app.command("background")(services.background)
 app.command("plan")(plan.plan)
+app.command("doctor")(doctor.doctor)
 app.add_typer(dead.app, name="dead")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
