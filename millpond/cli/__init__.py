@@ -21,6 +21,7 @@ from millpond.cli import (
     run_batch,
     services,
     tenants,
+    top,
     up,
     url,
 )
@@ -58,6 +59,7 @@ app.command("watch")(jobs.watch)
 app.command("cancel")(jobs.cancel)
 app.command("chat")(chat.chat)
 app.command("queue")(queue_view.queue)
+app.command("top")(top.top)
 app.command("url")(url.url)
 app.command("run-batch")(run_batch.run_batch)
 app.command("worker")(services.worker)
