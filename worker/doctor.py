@@ -30,29 +30,27 @@ def facts(settings: Settings) -> dict[str, Any]:
     except MillpondError as error:
         return known | {"device_error": str(error)}
     dtype = str(choose_dtype(settings.dtype, device)).removeprefix("torch.")
-    return known | {"device": device.type, "dtype": dtype} | kernel_facts(settings.cache_dir)
+    kernels = kernel_facts(settings, float32=dtype == "float32")
+    return known | {"device": device.type, "dtype": dtype} | kernels
 
 
-def kernel_facts(cache_dir: Path) -> dict[str, Any]:
-    from worker.engines.native.library import (
-        CPU_FLAGS,
-        NoKernelsError,
-        cpu_flags,
-        find_compiler,
-        load_library,
-    )
+def kernel_facts(settings: Settings, *, float32: bool) -> dict[str, Any]:
+    """``kernels`` is the set that would compute; None: ``kernels_error`` says why, and torch does."""
+    from worker.engines.native.kernel_sets import cpu_features, machine, usable_sets
+    from worker.engines.native.library import NoKernelsError, find_compiler, load_library
 
-    lacking = sorted(CPU_FLAGS - cpu_flags())
-    reason = None
-    if not lacking:
-        try:
-            load_library(cache_dir)
-        except NoKernelsError as error:
-            reason = str(error)
+    usable = usable_sets(machine(), cpu_features(), most=settings.cpu_isa, float32=float32)
+    kernels = reason = None
+    try:
+        library = load_library(settings.cache_dir, settings.cpu_isa, float32=float32)
+        kernels = library.kernels.name
+    except NoKernelsError as error:
+        reason = str(error)
     compiler = find_compiler()
     return {
-        "processor_lacks": lacking,
+        "kernels": kernels,
         "kernels_error": reason,
+        "kernels_for_processor": bool(usable),
         "compiler": None if compiler is None else " ".join(compiler),
     }
 

@@ -78,27 +78,28 @@ def judge_engine(facts: dict[str, Any]) -> Iterator[Finding]:
 
 def _kernels(facts: dict[str, Any]) -> Iterator[Finding]:
     compiler = facts["compiler"]
-    if lacking := facts["processor_lacks"]:
+    install = "install gcc, or pip install 'millpond[compiler]'"
+    if facts["kernels"] is not None:
+        yield ok("kernels", f"{facts['kernels']}, compiled for this processor")
+    elif facts["kernels_for_processor"]:
         yield warning(
             "kernels",
-            f"the processor lacks {', '.join(lacking)}: torch computes, several times slower",
-            "a processor with AVX-512 and bfloat16, or a card",
-        )
-    elif reason := facts["kernels_error"]:
-        yield warning(
-            "kernels",
-            f"cannot be compiled, so torch computes, several times slower: {reason}",
-            "install gcc, or pip install 'millpond[compiler]'",
+            f"cannot be compiled, so torch computes, several times slower: {facts['kernels_error']}",
+            install,
         )
     else:
-        yield ok("kernels", "compiled for this processor")
+        yield warning(
+            "kernels",
+            f"{facts['kernels_error']}: torch computes, several times slower",
+            "a processor with AVX2 or AVX-512, a higher cpu_isa, or a card",
+        )
     if compiler is not None:
         yield ok("compiler", compiler)
-    elif facts["kernels_error"] is None and not facts["processor_lacks"]:
+    elif facts["kernels"] is not None:
         yield warning(
             "compiler",
-            "none; the kernels that are in the cache are used until an upgrade",
-            "install gcc, or pip install 'millpond[compiler]'",
+            "none; the kernels in the cache serve until an upgrade changes them",
+            install,
         )
 
 

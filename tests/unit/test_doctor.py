@@ -26,8 +26,9 @@ CPU: dict[str, Any] = {
     "device": "cpu",
     "dtype": "bfloat16",
     "card_here": False,
-    "processor_lacks": [],
+    "kernels": "avx512_bf16",
     "kernels_error": None,
+    "kernels_for_processor": True,
     "compiler": "/usr/bin/gcc",
 }
 
@@ -75,8 +76,8 @@ def test_eviction_that_is_allowed_is_a_warning() -> None:
     [
         ({}, {}),
         ({"card_here": True}, {"device": "warning"}),
-        ({"processor_lacks": ["avx512_bf16"]}, {"kernels": "warning"}),
-        ({"kernels_error": "no compiler", "compiler": None}, {"kernels": "warning"}),
+        ({"kernels": None, "kernels_for_processor": False}, {"kernels": "warning"}),
+        ({"kernels": None, "compiler": None}, {"kernels": "warning"}),
         ({"compiler": None}, {"compiler": "warning"}),
         ({"device": "cuda", "compiler": None, "card_here": True}, {}),
         ({"device_error": "torch sees no CUDA device"}, {"device": "error"}),

@@ -60,7 +60,7 @@ def test_a_screen_shows_queues_workers_and_endings_and_fits() -> None:
         assert "████████████████" in text
         assert "silent 30 s" in text
         assert "xu4dpc7zu4frbbjroyf6go7u" in text, "an id is never cut"
-        assert ("first token 150 ms / 150 ms" in text)
+        assert "first token 150 ms / 150 ms" in text
         assert ("p99" in text) is (width == 140)
 
 
