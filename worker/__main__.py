@@ -26,11 +26,8 @@ from millpond.queue.membership import Membership
 from millpond.queue.server_check import check_server
 from millpond.queue.worker_id import new_worker_id
 from millpond.settings import Settings, load_settings
-<<<<<<< HEAD
 from millpond.tasks import end_tasks
-=======
 from millpond.tracing import tracing
->>>>>>> 5655086 (Traces from the HTTP request through the queue to the row, by OpenTelemetry's variables)
 from worker.assembly import identity_of, prepare_folder, window_policy, worker_engine
 from worker.jobs.observer import JobObserver
 from worker.metrics import WorkerMetrics
@@ -64,7 +61,6 @@ async def serve(settings: Settings, tracer: "Tracer | None" = None) -> bool:
         )
         preset = replace(preset, name=await join(redis, settings, own, state))
         await announce(redis, settings, preset)
-<<<<<<< HEAD
         vllm = None
         if settings.engine == "vllm":
             assert folder is not None
@@ -94,38 +90,11 @@ async def serve(settings: Settings, tracer: "Tracer | None" = None) -> bool:
                 visible_devices=settings.visible_devices,
             ),
             metrics,
+            traces(tracer, settings.queue, preset.name, own),
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop)
-=======
-        tokenizer, build = await asyncio.to_thread(worker_engine, settings, preset, folder)
-    except BaseException:
-        await redis.aclose()
-        raise
-    metrics = WorkerMetrics(settings.queue, preset.name)
-    worker = Worker(
-        JobQueue(redis, settings.queue, settings.queue_options()),
-        build,
-        tokenizer,
-        preset,
-        WorkerOptions(
-            worker_id=own,
-            model_identity=identity,
-            window=window_policy(settings),
-            group_padded_tokens=settings.group_padded_tokens,
-            heartbeat_s=settings.heartbeat_s,
-            grace_s=settings.grace_s,
-            delta_interval_s=settings.delta_interval_ms / 1000,
-            turn_limit_s=settings.turn_limit_s,
-        ),
-        metrics,
-        traces(tracer, settings.queue, preset.name, own),
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, worker.stop)
-    try:
->>>>>>> 5655086 (Traces from the HTTP request through the queue to the row, by OpenTelemetry's variables)
         with exported(metrics, settings):
             if vllm is None:
                 return await worker.run()
@@ -207,16 +176,12 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logs(settings.log_level, process="worker")
-<<<<<<< HEAD
+        logging.basicConfig(level=logging.WARNING, handlers=[StructlogHandler()])
         if settings.visible_devices is not None:
             # Read by CUDA when torch, or vLLM, looks for cards first.
             os.environ["CUDA_VISIBLE_DEVICES"] = settings.visible_devices
-        clean = uvloop.run(serve(settings))
-=======
-        logging.basicConfig(level=logging.WARNING, handlers=[StructlogHandler()])
         with tracing("millpond-worker") as tracer:
             clean = uvloop.run(serve(settings, tracer))
->>>>>>> 5655086 (Traces from the HTTP request through the queue to the row, by OpenTelemetry's variables)
     except (MillpondError, EngineFailedError) as error:
         print(f"millpond worker: {error}", file=sys.stderr)
         return 1

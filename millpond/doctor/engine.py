@@ -5,6 +5,7 @@ Only the worker knows torch, so it is asked in a process of its own (`worker/doc
 
 import asyncio
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ async def examine_engine(settings: Settings) -> list[Finding]:
         return [ok("engine", "simulated: text without a model, for tests")]
     if settings.engine == "remote":
         return [await examine_upstream(settings)]
+    if settings.engine == "vllm":
+        return [judge_vllm(settings.vllm_command, shutil.which(settings.vllm_command))]
     facts = await _worker_facts(settings)
     return [facts] if isinstance(facts, Finding) else list(judge_engine(facts))
 
@@ -101,6 +104,16 @@ def _kernels(facts: dict[str, Any]) -> Iterator[Finding]:
             "none; the kernels in the cache serve until an upgrade changes them",
             install,
         )
+
+
+def judge_vllm(command: str, path: str | None) -> Finding:
+    if path is None:
+        return error(
+            "vllm",
+            f"there is no command {command}",
+            "install vLLM, or --set vllm_command=/opt/vllm/bin/vllm",
+        )
+    return ok("vllm", path)
 
 
 async def examine_upstream(settings: Settings) -> Finding:

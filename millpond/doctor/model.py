@@ -19,7 +19,7 @@ def examine_model(settings: Settings) -> Iterator[Finding]:
     except MillpondError as failed:
         yield error("model", str(failed), "a preset, a folder, a GGUF file or a hub name: --model")
         return
-    if settings.engine != "transformers":
+    if settings.engine in ("simulated", "remote"):
         yield ok("model", f"{preset.name}, served by the {settings.engine} engine")
         return
     here = (model_folder(preset, settings.cache_dir) / "tokenizer.json").is_file()

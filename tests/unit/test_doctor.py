@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from millpond.doctor.engine import judge_engine
+from millpond.doctor.engine import judge_engine, judge_vllm
 from millpond.doctor.findings import Finding
 from millpond.doctor.machine import judge_files, judge_kernel, judge_room
 from millpond.doctor.model import available_bytes, judge_weights
@@ -86,6 +86,11 @@ def test_eviction_that_is_allowed_is_a_warning() -> None:
 )
 def test_engines(changes: dict[str, Any], expected: dict[str, str]) -> None:
     assert troubles(list(judge_engine(CPU | changes))) == expected
+
+
+def test_vllm() -> None:
+    assert troubles([judge_vllm("vllm", None)]) == {"vllm": "error"}
+    assert troubles([judge_vllm("vllm", "/opt/vllm/bin/vllm")]) == {}
 
 
 def test_machines(tmp_path: Path) -> None:
