@@ -69,7 +69,7 @@ def test_images_install_with_the_makefile_and_the_api_has_no_torch() -> None:
     assert "install-api" in api_stage
     assert "install-worker" not in api_stage
     api_rule = makefile.split("$(VENV)/.api:")[1].split("\n\n")[0]
-    assert "'.[api,background]'" in api_rule
+    assert "'.[api,background,tracing]'" in api_rule
 
 
 def test_copied_paths_exist() -> None:
