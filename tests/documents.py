@@ -21,6 +21,7 @@ from millpond.messages import (
     JobResult,
     JobStatus,
     Receipt,
+    constraints,
     requests,
     sampling_params,
 )
@@ -77,6 +78,10 @@ def limits(texts: Texts) -> Iterator[str]:
         "`n`": (sampling_params.MAX_CHOICES,),
         "`logit_bias`": (sampling_params.MAX_LOGIT_BIASES,),
         "`logprobs`": (sampling_params.MAX_LOGPROBS, model_limits.MAX_LOGPROB_ENTRIES),
+        "`response_format`, `guided_*`": (
+            constraints.MAX_CONSTRAINT_BYTES,
+            constraints.MAX_CHOICE_TEXTS,
+        ),
         "`metadata`": (requests.MAX_METADATA_ITEMS, requests.MAX_METADATA_VALUE_CHARS),
         "bulk submit": (MAX_BULK_JOBS,),
         "`deadline_s`": (requests.MAX_DEADLINE_S / 86_400,),

@@ -230,7 +230,7 @@ class Intake:
             self._work.set()
         for portion, num_bytes in _portions(jobs):
             claimed = [job.claimed for job in portion]
-            if num_bytes > INLINE_BYTES:
+            if num_bytes > INLINE_BYTES or self._preparation.may_be_slow(claimed):
                 prepared = await asyncio.to_thread(self._preparation.prepare_all, claimed)
             else:
                 prepared = self._preparation.prepare_all(claimed)

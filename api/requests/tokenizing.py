@@ -1,4 +1,7 @@
-"""The API's tokenizer: loaded when the model's files are there, run off the event loop."""
+"""The API's tokenizer: loaded when the model's files are there, run off the event loop.
+
+Constraints are compiled, too, to refuse those that cannot be.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -12,6 +15,7 @@ import structlog
 from api.answers.errors import ModelNotReadyError
 from millpond.errors import ModelLoadError
 from millpond.messages import JobRequest
+from millpond.models.grammars import GrammarCompiler
 from millpond.models.presets import Preset, model_folder
 from millpond.models.prompts import PreparedPrompt, prepare_prompt
 from millpond.models.tokenization import ByteTokenizer, FolderTokenizer, Tokenizer
@@ -35,7 +39,10 @@ class Tokenizing:
         """``name``: what the model is called in requests, if not as its preset is."""
         self.preset = preset if name is None else replace(preset, name=name)
         self._folder = model_folder(preset, settings.cache_dir)
-        self._tokenizer: Tokenizer | None = ByteTokenizer() if settings.counts_bytes else None
+        self._tokenizer: Tokenizer | None = None
+        self._compiler: GrammarCompiler | None = None
+        if settings.counts_bytes:
+            self._use(ByteTokenizer())
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizing")
 
     @property
@@ -49,27 +56,34 @@ class Tokenizing:
                 await asyncio.sleep(LOOK_AGAIN_S)
                 continue
             try:
-                self._tokenizer = await asyncio.to_thread(FolderTokenizer, self._folder)
+                self._use(await asyncio.to_thread(FolderTokenizer, self._folder))
                 log.info("tokenizer_loaded", model=self.preset.name)
             except (ModelLoadError, OSError, ValueError) as error:
                 log.error("tokenizer_failed", model=self.preset.name, cause=str(error))
                 await asyncio.sleep(LOAD_AGAIN_S)
 
     async def prepare(self, request: JobRequest) -> PreparedPrompt:
-        """See `prepare_prompt`. Raises ModelNotReadyError before the tokenizer is loaded."""
-        if _size_chars(request) <= MAX_INLINE_CHARS:
+        """See `prepare_prompt` and `GrammarCompiler`. Raises ModelNotReadyError before the tokenizer is
+        loaded."""
+        if _size_chars(request) <= MAX_INLINE_CHARS and request.constraint is None:
             return self.prepare_now(request)
         return await self.in_thread(lambda: self.prepare_now(request))
 
     def prepare_now(self, request: JobRequest) -> PreparedPrompt:
         """The same on the calling thread."""
-        if self._tokenizer is None:
+        if self._tokenizer is None or self._compiler is None:
             raise ModelNotReadyError
-        return prepare_prompt(request, self.preset, self._tokenizer)
+        prompt = prepare_prompt(request, self.preset, self._tokenizer)
+        if (constraint := request.constraint) is not None:
+            self._compiler.compile(constraint)
+        return prompt
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run it on the small thread pool for long prompts."""
+        """Run it on the small thread pool for long prompts and constraints."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _use(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._compiler = tokenizer, GrammarCompiler(tokenizer)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

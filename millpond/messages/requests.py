@@ -152,6 +152,9 @@ class JobRequest(SamplingParams):
         """
         fields = {"v": PROTOCOL_VERSION, **self.model_dump(mode="json", exclude_defaults=True)}
         metadata = fields.pop("metadata", None)
+        if "response_format" in fields:
+            # The order of a schema's properties is the order in which they are written.
+            fields["response_format"] = orjson.Fragment(orjson.dumps(fields["response_format"]))
         body = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
         if metadata is None:
             return body

@@ -2,8 +2,10 @@
 
 from typing import Annotated, Any, Self
 
+import orjson
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
+from millpond.messages.constraints import Choices, Constraint, ConstraintText, ResponseFormat
 from millpond.messages.fields import CHECKED, Frozen, TokenId
 
 MAX_OUTPUT_TOKENS = 131_072
@@ -16,6 +18,9 @@ MAX_CHOICES = 16
 MAX_SEED = 2**63 - 1
 # As many digits as the largest token id has.
 MAX_KEY_DIGITS = 10
+
+
+_CONSTRAINTS = ("response_format", "guided_choice", "guided_regex", "guided_grammar")
 
 
 def _as_list(value: Any) -> Any:
@@ -91,8 +96,45 @@ class SamplingParams(Frozen):
     adapter: Annotated[str, Field(min_length=1, max_length=64), CHECKED] | None = Field(
         default=None, description="One of the model's adapters; without it the model as it is."
     )
+    response_format: ResponseFormat | None = Field(
+        default=None, description="Any JSON object, or JSON that a schema describes."
+    )
+    guided_choice: Choices | None = Field(
+        default=None, description="The text is one of these; as vLLM names it, like the next two."
+    )
+    guided_regex: ConstraintText | None = Field(
+        default=None, description="The whole text matches this regular expression."
+    )
+    guided_grammar: ConstraintText | None = Field(
+        default=None,
+        description="The text follows this context-free grammar, in Lark's form or GBNF.",
+    )
     return_token_ids: StrictBool = False
     return_prompt_token_ids: StrictBool = False
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the text must look like; None if it is free."""
+        if self.guided_choice is not None:
+            text = orjson.dumps(self.guided_choice).decode()
+            return Constraint("choice", "guided_choice", text)
+        if self.guided_regex is not None:
+            return Constraint("regex", "guided_regex", self.guided_regex)
+        if self.guided_grammar is not None:
+            return Constraint("grammar", "guided_grammar", self.guided_grammar)
+        return None if self.response_format is None else self.response_format.constraint
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        given = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
+        if self.response_format is not None and self.response_format.type == "text":
+            given.remove("response_format")
+        if len(given) > 1:
+            raise ValueError(f"{given[1]}: cannot be combined with {given[0]}")
+        for name, set_ in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens > 0)):
+            if given and set_:
+                raise ValueError(f"{name}: cannot be combined with {given[0]}, which ends the text")
+        return self
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Self:

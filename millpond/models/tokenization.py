@@ -49,6 +49,9 @@ class Tokenizer(Protocol):
 
     def stream(self) -> TextStream: ...
 
+    def definition(self) -> str | None:
+        """The tokenizer as the text of a tokenizer.json; None if its tokens are bytes."""
+
 
 class ByteTokenizer:
     """One token for each UTF-8 byte, and an end token; needs no model."""
@@ -72,6 +75,9 @@ class ByteTokenizer:
 
     def stream(self) -> TextStream:
         return _ByteStream()
+
+    def definition(self) -> str | None:
+        return None
 
 
 class _ByteStream:
@@ -130,6 +136,9 @@ class FolderTokenizer:
 
     def stream(self) -> TextStream:
         return _FolderStream(self._tokenizer)
+
+    def definition(self) -> str | None:
+        return str(self._tokenizer.to_str())
 
     def _find_template(self, folder: Path) -> ChatTemplate | None:
         source = read_chat_template(folder)

@@ -41,7 +41,6 @@ _NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "prompt_cache_key": (),
     "prompt_cache_retention": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),

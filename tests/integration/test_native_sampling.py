@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from millpond.messages.constraints import Constraint
+from millpond.models.grammars import GrammarCompiler
 from millpond.models.presets import Preset
 from millpond.models.tokenization import ByteTokenizer
 from tests.conftest import skip_or_fail
@@ -28,6 +30,7 @@ from worker.engines.sampling.sampling import (
     sample,
     torch_sampler,
 )
+from worker.engines.scheduling.matcher import Matcher
 from worker.engines.scheduling.row import Row
 
 CACHE = Path.home() / ".cache" / "millpond"
@@ -129,6 +132,27 @@ def test_the_same_tokens_as_torch_in_large_vocabularies(
     logits = logits_of(kind, len(rows), vocab_size, seed=1)
     expected = sample(logits.clone(), rows)
     assert native(logits, range(len(rows)), rows) == expected
+
+
+@pytest.mark.parametrize("vocab_size", [1, 15, 16, 17, 33, 2049, 49_152])
+def test_the_same_tokens_as_torch_under_constraints(native: NativeSampler, vocab_size: int) -> None:
+    """Of which each allows few tokens, half of them, or nearly all; and free rows among them."""
+    rng, bits = random.Random(vocab_size), np.random.default_rng(vocab_size)
+    grammar = GrammarCompiler(ByteTokenizer()).compile(Constraint("regex", "", ".*"))
+    rows = [row(rng, vocab_size) for _ in range(24)]
+    logits = logits_of("usual", len(rows), vocab_size, seed=vocab_size)
+    allowed = torch.ones(len(rows), vocab_size, dtype=torch.bool)
+    for i, share in enumerate((0.001, 0.5, 0.999) * 6):
+        chosen = bits.random(vocab_size) < share
+        matcher = Matcher(grammar, vocab_size)
+        packed = np.packbits(chosen, bitorder="little")
+        np.frombuffer(matcher.mask, dtype=np.uint8)[: len(packed)] = packed
+        rows[i].matcher, allowed[i] = matcher, torch.from_numpy(chosen)
+    expected = sample(logits.clone(), rows)
+    assert native(logits, range(len(rows)), rows) == expected
+    for token, tokens in zip(expected, allowed, strict=True):
+        assert token is None or tokens[token]
+    assert expected.count(None) < len(rows)
 
 
 def test_every_parameter_by_itself(native: NativeSampler) -> None:

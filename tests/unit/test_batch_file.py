@@ -81,6 +81,8 @@ def test_the_newer_name_of_max_tokens() -> None:
         (line(url="/v1/completions", prompt="a", logprobs=True), "logprobs"),
         (line(logit_bias={"no": 1}), "logit_bias"),
         (line(max_tokens=0), "max_tokens"),
+        (line(response_format={"type": "yaml"}), "response_format.type"),
+        (line(guided_regex="a" * 100_000), "65536"),
         (line(temperature=-1), "temperature"),
         (line(url="/v1/completions", prompt=""), "prompt"),
         (b'{"a":' * 100_000, "not JSON"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from millpond.messages import FinishReason, JobRequest, JobStatus
+from millpond.messages import FinishReason, JobRequest, JobResult, JobStatus
 from millpond.models.presets import PRESETS
 from millpond.models.tokenization import ByteTokenizer
 from millpond.queue.claims import ClaimedJob
@@ -52,6 +52,22 @@ async def test_a_job_whose_preparation_breaks_ends_alone(
     told = capsys.readouterr().out
     assert type(error).__name__ in told
     assert SECRET not in told
+
+
+def test_the_worker_checks_constraints_again_and_fails_the_job_alone() -> None:
+    preparation = Preparation(PRESETS["simulated"], ByteTokenizer(), SLOTS)
+    bodies = [JobRequest(prompt="x", guided_regex=regex).to_json() for regex in ("(", "a")]
+    bodies.append(JobRequest(prompt="x").to_json())
+    jobs = [ClaimedJob("a", 1, 1, claimed_ms=0, queue_wait_ms=0, body=body) for body in bodies]
+    refused, constrained, free = preparation.prepare_all(jobs)
+    assert isinstance(refused, JobResult)
+    assert refused.error is not None
+    assert refused.error.code == "invalid_request"
+    assert refused.error.message.startswith("guided_regex: cannot be compiled")
+    assert not isinstance(constrained, JobResult)
+    assert not isinstance(free, JobResult)
+    assert (constrained[2] is None, free[2] is None) == (False, True)
+    assert [preparation.may_be_slow([job]) for job in jobs] == [True, True, False]
 
 
 @pytest.mark.parametrize("told_to_end", [KeyboardInterrupt, SystemExit])

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from millpond.errors import ModelLoadError
-from millpond.messages import FinishReason, Message
+from millpond.messages import FinishReason, JobRequest, Message
+from millpond.models.grammars import GrammarCompiler
 from millpond.models.presets import Preset
 from millpond.models.tokenization import ByteTokenizer
 from tests.upstream import NORMAL, Behaviour, Upstream
@@ -342,6 +343,66 @@ def test_a_chat_upstream_takes_conversations_only(upstream: Upstream, connect: C
     assert rejection.message.startswith("logprobs")
     assert drain(engine)["r"].reason is FinishReason.LENGTH
     assert upstream.bodies[0]["messages"] == [{"role": "user", "content": "prompt of r"}]
+
+
+def constrained(fields: dict[str, Any], **sampling: Any) -> GenerationRequest:
+    constraint = JobRequest.model_validate({"prompt": "x", **fields}).constraint
+    assert constraint is not None
+    grammar = GrammarCompiler(TOKENIZER).compile(constraint)
+    return replace(request(**sampling), grammar=grammar)
+
+
+SCHEMA = {"name": "schema", "schema": {"type": "object"}, "strict": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"response_format": {"type": "json_object"}}, None),
+        ({"response_format": {"type": "json_schema", "json_schema": SCHEMA}}, None),
+        ({"guided_choice": ["a", "b"]}, {"structured_outputs": {"choice": ["a", "b"]}}),
+        ({"guided_regex": "[a-z]*"}, {"structured_outputs": {"regex": "[a-z]*"}}),
+        ({"guided_grammar": 'start: "a"'}, {"structured_outputs": {"grammar": 'start: "a"'}}),
+    ],
+)
+def test_a_constraint_is_passed_on_in_the_upstreams_words(
+    upstream: Upstream, connect: Connect, fields: dict[str, Any], sent: dict[str, Any] | None
+) -> None:
+    run(connect(upstream), constrained(fields))
+    [body] = upstream.bodies
+    assert {name: body[name] for name in (sent or fields)} == (sent or fields)
+
+
+def test_a_constraint_begins_again_after_a_cut(upstream: Upstream, connect: Connect) -> None:
+    """The upstream's grammar would begin at the wrong place behind tokens that are there."""
+    engine = connect(upstream)
+    upstream.script += [Behaviour(cut_after=7)]
+    end = run(engine, constrained({"guided_regex": ".*"}))["r"]
+    assert end.reason is FinishReason.LENGTH
+    assert upstream.bodies[0]["prompt"] == upstream.bodies[1]["prompt"]
+
+
+@pytest.mark.parametrize("token_ids", [True, False])
+def test_an_upstream_that_ignores_a_constraint_is_found_out(
+    connect: Connect, token_ids: bool
+) -> None:
+    """Its text ends by itself, and is no JSON; one that is cut at max_tokens might have become some."""
+    fields = {"response_format": {"type": "json_object"}}
+    with Upstream(token_ids=token_ids) as upstream:
+        engine = connect(upstream)
+        wrong = run(engine, constrained(fields, ignore_eos=False, max_tokens=500))["r"]
+        cut = run(engine, constrained(fields))["r"]
+    assert (wrong.reason, wrong.retryable) == (FinishReason.ERROR, False)
+    assert wrong.error is not None
+    assert wrong.error.startswith("response_format: the upstream's text does not follow it")
+    assert cut.reason is FinishReason.LENGTH
+
+
+def test_an_upstream_without_token_ids_is_given_openais_constraints_only(connect: Connect) -> None:
+    with Upstream(token_ids=False) as upstream:
+        [rejection] = connect(upstream).admit([constrained({"guided_regex": "a"})])
+    assert rejection.code is RejectionCode.INVALID
+    assert rejection.message.startswith("guided_regex")
 
 
 def test_an_adapter_is_a_model_of_the_upstreams(upstream: Upstream) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from millpond.messages import FinishReason, Message
+from millpond.models.grammars import Grammar
 from millpond.models.presets import Preset
 from millpond.settings.types import CpuIsa
 
@@ -83,7 +84,7 @@ class GenerationRequest:
     ``predicted_tokens`` is how much output to expect, at least 1, and None for all of
     ``max_tokens``. It decides what is reserved for the row at first, and does not affect its result.
     ``messages`` is the conversation that the prompt was made from, for engines whose model is behind
-    a template of its own; empty if the prompt is something else.
+    a template of its own; empty if the prompt is something else. ``grammar`` is what the text must follow.
     """
 
     id: str
@@ -92,6 +93,7 @@ class GenerationRequest:
     predicted_tokens: int | None = None
     messages: tuple[Message, ...] = ()
     adapter: str | None = None
+    grammar: Grammar | None = None
 
     @property
     def expected_tokens(self) -> int:

@@ -24,6 +24,7 @@ from worker.engines.base import (
     RejectionCode,
     TokenLogprobs,
 )
+from worker.engines.scheduling.matcher import Matcher
 from worker.engines.scheduling.row import Row
 from worker.engines.scheduling.scheduler import Scheduler
 
@@ -90,7 +91,8 @@ class SimulatedEngine:
     """Text of a row is a hash of its prompt tokens, and of its seed when temperature is not 0.
 
     There are no logits: what filters, biases or penalizes them is taken and changes nothing, and
-    each token is certain, its log-probability 0 and no other beside it.
+    each token is certain, its log-probability 0 and no other beside it. Of a constrained row the text
+    is what its grammar allows, and short.
     """
 
     def __init__(
@@ -205,6 +207,12 @@ class SimulatedEngine:
         done = len(row.token_ids)
         for position in range(done, done + count):
             token_id = plan[position] if position < len(plan) else ByteTokenizer.EOS
+            if row.matcher is not None:
+                row.matcher.compute()
+                if row.matcher.error is not None:
+                    row.fail_constraint()
+                    return
+                token_id = _allowed(row.matcher, token_id)
             row.append(token_id, _certain(token_id, row.sampling.logprobs))
             if row.finish_reason is not None:
                 return
@@ -239,6 +247,22 @@ class SimulatedEngine:
 
     def _contains(self, prompt_token_ids: Iterable[int], marker: str) -> bool:
         return marker in self._tokenizer.decode(list(prompt_token_ids))
+
+
+# Whatever ends something goes first, so that the text ends soon.
+_ENDINGS: tuple[int, ...] = (ByteTokenizer.EOS, *b'"}]')
+_BLANKS = frozenset(b" \n\r\t")
+
+
+def _allowed(matcher: Matcher, planned: int) -> int:
+    """An ending if there is one, else the first allowed token from the planned one on."""
+    for token_id in _ENDINGS:
+        if matcher.allows(token_id):
+            return token_id
+    ring = [(planned + i) % ByteTokenizer.vocab_size for i in range(ByteTokenizer.vocab_size)]
+    allowed: list[int] = [token_id for token_id in ring if matcher.allows(token_id)]
+    chosen: int = next((t for t in allowed if t not in _BLANKS), allowed[0])
+    return chosen
 
 
 def _certain(token_id: int, count: int | None) -> TokenLogprobs | None:

@@ -18,6 +18,7 @@ from millpond.messages import (
     choice_seed,
     seed_from_id,
 )
+from millpond.models.grammars import Grammar
 from millpond.models.presets import Preset
 from millpond.models.prompts import PreparedPrompt
 from millpond.models.tokenization import Tokenizer
@@ -84,11 +85,13 @@ class InFlightJob:
     ended_s: float | None = None
     # Why the engine does not take it.
     rejection: Rejection | None = None
-    _prepared: tuple[JobRequest, PreparedPrompt] | None = None
+    _prepared: tuple[JobRequest, PreparedPrompt, Grammar | None] | None = None
 
-    def prepared(self, request: JobRequest, prompt: PreparedPrompt) -> None:
-        """Its request is read and its prompt tokenized: it has rows now."""
-        self._prepared = request, prompt
+    def prepared(
+        self, request: JobRequest, prompt: PreparedPrompt, grammar: Grammar | None = None
+    ) -> None:
+        """Its request is read, its prompt tokenized, its constraint compiled: it has rows now."""
+        self._prepared = request, prompt, grammar
         self.rows = [JobRow(self, index) for index in range(request.n)]
 
     @property
@@ -112,6 +115,12 @@ class InFlightJob:
     def accepted_s(self) -> float:
         """The time of its acceptance, on the same clock as ``claimed_s``."""
         return self.claimed_s - self.claimed.queue_wait_ms / 1000
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What its texts must follow."""
+        assert self._prepared is not None
+        return self._prepared[2]
 
     @property
     def seed(self) -> int:
@@ -175,6 +184,7 @@ class InFlightJob:
                 predicted_tokens=self.claimed.predicted_tokens,
                 messages=self.prompt.messages,
                 adapter=self.request.adapter,
+                grammar=self.grammar,
             )
             for row in self.waiting
         ]

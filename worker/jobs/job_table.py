@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 
 from millpond.messages import JobRequest, JobResult
+from millpond.models.grammars import Grammar
 from millpond.models.presets import Preset
 from millpond.models.prompts import PreparedPrompt
 from millpond.models.tokenization import Tokenizer
@@ -87,9 +88,15 @@ class JobTable:
             observer.claimed(jobs)
         return jobs
 
-    def prepare(self, job: InFlightJob, request: JobRequest, prompt: PreparedPrompt) -> None:
+    def prepare(
+        self,
+        job: InFlightJob,
+        request: JobRequest,
+        prompt: PreparedPrompt,
+        grammar: Grammar | None = None,
+    ) -> None:
         """A claimed job's request has been read: it may go to the engine, if it is still to run."""
-        job.prepared(request, prompt)
+        job.prepared(request, prompt, grammar)
         for observer in self._observers:
             observer.prepared(job)
         if job.stopped:

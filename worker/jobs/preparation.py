@@ -1,4 +1,5 @@
-"""From a stored request to a prompt in tokens, or to the result of a job that cannot have one."""
+"""From a stored request to a prompt in tokens and a compiled constraint, or to the result of a job that
+cannot have them."""
 
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ import structlog
 from millpond.errors import InvalidRequestError
 from millpond.logs import outline
 from millpond.messages import JobRequest, JobResult
+from millpond.models.grammars import Grammar, GrammarCompiler
 from millpond.models.presets import Preset
 from millpond.models.prompts import PreparedPrompt, prepare_prompt
 from millpond.models.tokenization import Tokenizer
@@ -15,7 +17,9 @@ from worker.jobs.in_flight import failure
 
 log = structlog.get_logger("millpond.intake")
 
-Prepared = tuple[JobRequest, PreparedPrompt]
+Prepared = tuple[JobRequest, PreparedPrompt, Grammar | None]
+# In a body that has one of them, there may be a constraint to compile.
+_CONSTRAINED = (b'"response_format"', b'"guided_')
 
 
 class Preparation:
@@ -25,6 +29,11 @@ class Preparation:
         self._preset = preset
         self._tokenizer = tokenizer
         self._slots = slots
+        self._compiler = GrammarCompiler(tokenizer)
+
+    def may_be_slow(self, claimed: Sequence[ClaimedJob]) -> bool:
+        """Whether constraints may have to be compiled."""
+        return any(name in job.body for job in claimed for name in _CONSTRAINED)
 
     def prepare_all(self, claimed: Sequence[ClaimedJob]) -> list[Prepared | JobResult]:
         return [self.prepare(job) for job in claimed]
@@ -36,6 +45,8 @@ class Preparation:
             request = JobRequest.from_json(job.body)
             prompt = prepare_prompt(request, self._preset, self._tokenizer)
             self._check_slots(request)
+            constraint = request.constraint
+            grammar = None if constraint is None else self._compiler.compile(constraint)
         except InvalidRequestError as error:
             return failure(job, error.code, str(error), request)
         except ValueError as error:
@@ -47,7 +58,7 @@ class Preparation:
             log.error("preparation_failed", job=job.id, **outline(error))
             message = f"the request could not be prepared: {type(error).__name__}"
             return failure(job, "preparation_failed", message, request)
-        return request, prompt
+        return request, prompt, grammar
 
     def _check_slots(self, request: JobRequest) -> None:
         if request.n > self._slots:

@@ -194,6 +194,7 @@ async def test_a_job_with_a_key_outlives_its_request(
     assert answer.choices[0].message.content
 
 
+ENDLESS = {"type": "array", "minItems": 1, "items": {"$ref": "#"}}
 BAD: list[tuple[dict[str, Any], type[openai.APIStatusError], str, str]] = [
     ({"model": "gpt-9"}, openai.NotFoundError, "model_not_found", "model"),
     ({"messages": []}, openai.BadRequestError, "invalid_request", "messages"),
@@ -203,6 +204,17 @@ BAD: list[tuple[dict[str, Any], type[openai.APIStatusError], str, str]] = [
     ({"max_tokens": 0}, openai.BadRequestError, "invalid_request", "max_tokens"),
     ({"reasoning_effort": "low"}, openai.BadRequestError, "invalid_request", "reasoning_effort"),
     ({"extra_body": {"frobnicate": 1}}, openai.BadRequestError, "invalid_request", "frobnicate"),
+    (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": ENDLESS},
+            }
+        },
+        openai.BadRequestError,
+        "invalid_request",
+        "response_format",
+    ),
     (
         {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
         openai.BadRequestError,

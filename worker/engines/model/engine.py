@@ -23,6 +23,7 @@ from worker.engines.model import loading, self_check
 from worker.engines.model.backend import build_backend, build_sampler
 from worker.engines.model.passed_checks import PassedCheck
 from worker.engines.sampling.sampling import NextTokens, needs_logits, next_tokens
+from worker.engines.scheduling.mask_thread import MaskThread
 from worker.engines.scheduling.row import Row
 from worker.engines.scheduling.scheduler import Scheduler
 from worker.engines.torch.memory import OutOfMemory, affordable, attempt
@@ -62,6 +63,7 @@ class TransformersEngine:
             prefix=shared_prefix(config.preset, tokenizer),
         )
         self._sampler = build_sampler(loaded)
+        self._masks = MaskThread()
         self._info = EngineInfo(
             engine="transformers",
             backend=loaded.backend,
@@ -125,6 +127,7 @@ class TransformersEngine:
         return scheduler.collect((*ended, *touched))
 
     def close(self) -> None:
+        self._masks.close()
         self._cache.clear()
         del self._runner
         if torch.cuda.is_available():
@@ -157,7 +160,8 @@ class TransformersEngine:
         ended = prefill.ended(chunk)
         rows = [row for alike in ended.values() for row in alike]
         shared = len(rows) > len(ended)
-        output = self._runner.read(chunk, logits=shared and any(map(needs_logits, rows)))
+        with self._masks.beside(rows):
+            output = self._runner.read(chunk, logits=shared and any(map(needs_logits, rows)))
         if not rows:
             return [], NextTokens([], [])
         for source, *others in ended.values():
@@ -198,7 +202,8 @@ class TransformersEngine:
 
     def _decode_step(self) -> tuple[list[Row], NextTokens]:
         self._cache.make_room()
-        rows, output = self._runner.decode(self._scheduler.running)
+        with self._masks.beside(self._scheduler.running):
+            rows, output = self._runner.decode(self._scheduler.running)
         return rows, next_tokens(output, rows, self._sampler)
 
     def _shed_youngest(self, failure: OutOfMemory) -> list[Row]:
@@ -238,7 +243,9 @@ class TransformersEngine:
 
 def _append(rows: list[Row], drawn: NextTokens) -> None:
     for row, token, logprobs in zip(rows, drawn.tokens, drawn.logprobs, strict=True):
-        if token is None:
+        if token is None and row.matcher is not None and row.matcher.error is not None:
+            row.fail_constraint()
+        elif token is None:
             row.end(FinishReason.ERROR, _NOT_FINITE, retryable=True)
         else:
             row.append(token, logprobs)

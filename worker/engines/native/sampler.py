@@ -73,4 +73,6 @@ def _fill(draw: structs.Draw, row: Row, logits: int, uniform: float) -> list[obj
         banned = np.array(list(row.suppressed_token_ids), dtype=np.int32)
         draw.banned, draw.num_banned = banned.ctypes.data, len(banned)
         arrays.append(banned)
+    if row.matcher is not None:
+        draw.allowed, _ = row.matcher.mask.buffer_info()
     return arrays

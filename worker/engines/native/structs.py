@@ -88,6 +88,7 @@ class Draw(ctypes.Structure):
         ("biased", _POINTER),
         ("bias", _POINTER),
         ("banned", _POINTER),
+        ("allowed", _POINTER),
         ("num_seen", _I64),
         ("num_biased", _I64),
         ("num_banned", _I64),

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Self, TypeVar
 
 import structlog
@@ -50,6 +51,7 @@ MAX_STEP_S = 0.05
 # What comes within this of the first news is handed over with it.
 LINGER_S = 0.002
 CLOSE_S = 1.0
+_OPENAI_KINDS = ("json_object", "json_schema")
 
 log = structlog.get_logger("millpond.remote")
 
@@ -154,7 +156,8 @@ class RemoteEngine:
         rejections = [Rejection(i, RejectionCode.INVALID, fault) for i, fault in faults.items()]
         requests = [r for r in requests if r.id not in faults]
         by_id = {r.id: r for r in requests}
-        rejections += self._scheduler.admit(requests)
+        # The upstream keeps to the grammars; its own may write JSON in another way than ours.
+        rejections += self._scheduler.admit(replace(r, grammar=None) for r in requests)
         while group := self._scheduler.next_group():
             for row in group:
                 row.group_rows = len(group)
@@ -173,6 +176,10 @@ class RemoteEngine:
         for field in ("logprobs", "loop_repeats"):
             if getattr(request.sampling, field) is not None and not self._exact:
                 return f"{field}: this model's upstream tells no token ids, which that needs"
+        constraint = None if request.grammar is None else request.grammar.constraint
+        # Only vLLM is known to take the others, and it tells token ids.
+        if constraint is not None and constraint.kind not in _OPENAI_KINDS and not self._exact:
+            return f"{constraint.field}: this model's upstream knows response_format only"
         return None
 
     def cancel(self, ids: Sequence[str]) -> None:

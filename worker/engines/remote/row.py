@@ -2,7 +2,7 @@
 
 from millpond.messages import FinishReason
 from worker.engines.base import GenerationRequest, RowUsage, TokenLogprobs
-from worker.engines.remote.wire import Chunk
+from worker.engines.remote.wire import Chunk, follows
 from worker.engines.scheduling.row import Row
 
 MAX_FAILURES = 5
@@ -22,8 +22,8 @@ class RemoteRow:
 
     Other rows are made of text. A new request begins again, and must repeat what was already given
     out before anything is added; so nothing is emitted twice and nothing left out. Exact rows do so
-    too if they have penalties that count generated tokens alone, since going on behind them would
-    make a prompt of them.
+    too if they have penalties or a constraint, which are of generated tokens alone: going on behind them
+    would make a prompt of them.
     """
 
     def __init__(self, request: GenerationRequest, row: Row, *, exact: bool) -> None:
@@ -34,7 +34,7 @@ class RemoteRow:
         self._exact = exact
         sampling = request.sampling
         self._begins_again = not exact or bool(
-            sampling.presence_penalty or sampling.frequency_penalty
+            sampling.presence_penalty or sampling.frequency_penalty or request.grammar is not None
         )
         self._failures = 0
         self._text = ""  # as received, over all requests; of rows of text
@@ -72,6 +72,7 @@ class RemoteRow:
             if self._end is not None and not self.ended:
                 self._check_repeated(len(self.row.token_ids))
                 self.row.end(self._end)
+            self._check_constraint()
         elif chunk.text:
             self._num_chunks += 1
             self._take_text(chunk.text)
@@ -89,6 +90,7 @@ class RemoteRow:
             len(self.request.prompt_token_ids), self._num_chunks
         )
         self.row.end(self._end)
+        self._check_constraint()
 
     def cancel(self) -> None:
         """Tell what is known of the tokens of a row of text that ends early."""
@@ -151,6 +153,17 @@ class RemoteRow:
             self._text += new
             self._num_repeated += len(new)
             self.row.append_text(new)
+
+    def _check_constraint(self) -> None:
+        """A text that has ended by itself must be what was asked for."""
+        grammar = self.request.grammar
+        if grammar is None or self.row.finish_reason is not FinishReason.STOP:
+            return
+        if not self.request.sampling.stop and not follows(grammar.constraint, self.row.text):
+            field = grammar.constraint.field
+            self.row.reject(
+                f"{field}: the upstream's text does not follow it; it may not support that"
+            )
 
     def _check_repeated(self, length: int) -> None:
         if self._num_repeated < length:

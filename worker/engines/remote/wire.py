@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from millpond.messages import FinishReason
+from millpond.messages.constraints import Constraint
 from millpond.messages.sampling_params import MAX_SEED
 from worker.engines.base import GenerationRequest, RowUsage, Sampling, TokenLogprobs
 from worker.engines.remote.config import Route
@@ -60,6 +63,8 @@ def body(
         fields["prompt"] = [*request.prompt_token_ids, *done]
     else:
         fields["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
+    if request.grammar is not None:
+        fields |= _constraint(request.grammar.constraint)
     if exact:
         ends = () if sampling.ignore_eos else end_token_ids
         if sampling.logprobs is not None:
@@ -78,6 +83,36 @@ def body(
             "stop_token_ids": sorted({*ends, *sampling.stop_token_ids}),
         }
     return fields | {"stream_options": {"include_usage": True}} | _unusual(sampling)
+
+
+def _constraint(constraint: Constraint) -> dict[str, Any]:
+    """In OpenAI's words where it has some, else in those of vLLM."""
+    match constraint.kind:
+        case "json_object":
+            return {"response_format": {"type": "json_object"}}
+        case "json_schema":
+            schema = {"name": "schema", "schema": orjson.loads(constraint.text), "strict": True}
+            return {"response_format": {"type": "json_schema", "json_schema": schema}}
+        case "choice":
+            return {"structured_outputs": {"choice": orjson.loads(constraint.text)}}
+        case _:
+            return {"structured_outputs": {constraint.kind: constraint.text}}
+
+
+def follows(constraint: Constraint, text: str) -> bool:
+    """Whether a whole text is what was asked for, as far as is easily seen: an upstream may ignore a field
+    that it does not know."""
+    match constraint.kind:
+        case "json_object" | "json_schema":
+            try:
+                value = orjson.loads(text)
+            except ValueError:
+                return False
+            return constraint.kind == "json_schema" or isinstance(value, dict)
+        case "choice":
+            return text in orjson.loads(constraint.text)
+        case "regex" | "grammar":
+            return True
 
 
 def _unusual(sampling: Sampling) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 The algorithm is defined here, in torch; `native/csrc/sampling.h` implements it in C. Both choose the
 same token from the same float32 logits and seed, on every device and in any company:
 
-1. Biases and penalties are applied (see `penalties`). Below min_tokens, the logits of the row's end
-   tokens become -inf.
+1. Biases and penalties are applied (see `penalties`). The logits of tokens that the row's constraint
+   forbids become -inf, and below min_tokens those of its end tokens.
 2. A greedy row takes the first of its greatest logits. In a sampled row each token gets a probability
    mass of 2^44 * exp((logit - greatest logit) / temperature), computed in float32 exactly as in
    `_masses` and rounded down to an integer. So sums of masses do not depend on their order.
@@ -28,6 +28,7 @@ import torch
 from millpond.models.memory_plan import DRAW_ROWS
 from worker.engines.base import Sampling, TokenLogprobs
 from worker.engines.sampling.logprobs import RawLogprobs
+from worker.engines.sampling.masking import forbid
 from worker.engines.sampling.penalties import adjust
 from worker.engines.sampling.transfer import to_device
 from worker.engines.scheduling.row import Row
@@ -103,6 +104,7 @@ def needs_logits(row: Row) -> bool:
         or row.adjusts_logits
         or row.suppressed_token_ids
         or row.sampling.logprobs is not None
+        or row.matcher is not None
     )
 
 
@@ -136,6 +138,7 @@ def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]:
     as many, for a whole vocabulary takes a hundred times as long to sort.
     """
     logits = adjust(logits, rows)
+    forbid(logits, rows)
     _suppress_ends(logits, rows)
     top, tokens = logits.max(dim=-1)
     finite, undecided = torch.isfinite(top), torch.zeros_like(tokens)

@@ -14,6 +14,7 @@ from worker.engines.base import (
 )
 from worker.engines.scheduling.kv_budget import GROWTH_TOKENS
 from worker.engines.scheduling.loop_finder import LoopFinder
+from worker.engines.scheduling.matcher import Matcher
 from worker.engines.scheduling.row_text import RowText
 from worker.engines.scheduling.token_counts import TokenCounts
 
@@ -23,8 +24,9 @@ class Row:
 
     Tokens go in by `append` until `finish_reason` is set, by a token or by `end`; after every step
     `take_delta` gives what is new. ``decode_steps`` and ``decode_rows`` count the steps that this
-    row took part in and the rows of all those steps. ``counts`` is kept for rows with penalties;
-    ``arrival`` is the row's place in the order of admission, which the scheduler gives it.
+    row took part in and the rows of all those steps. ``counts`` is kept for rows with penalties,
+    ``matcher`` for constrained ones; ``arrival`` is the row's place in the order of admission, which the
+    scheduler gives it.
     ``read_tokens`` are in the KV cache: some of them while the row is prefilled, then all but the newest.
     """
 
@@ -46,6 +48,7 @@ class Row:
         "group_rows",
         "id",
         "logprobs",
+        "matcher",
         "prompt_token_ids",
         "read_tokens",
         "retryable",
@@ -73,6 +76,8 @@ class Row:
         self.decode_rows = 0
         self.counts = _counts(request)
         self.adjusts_logits = self.counts is not None or bool(sampling.logit_bias)
+        grammar = request.grammar
+        self.matcher = None if grammar is None else Matcher(grammar, tokenizer.vocab_size)
         self.usage: RowUsage | None = None
         end_ids: Collection[int] = () if sampling.ignore_eos else tokenizer.eos_token_ids
         self._end_token_ids = frozenset((*end_ids, *sampling.stop_token_ids))
@@ -132,15 +137,29 @@ class Row:
         if token_id in self._end_token_ids and num_generated >= self.sampling.min_tokens:
             self.end(FinishReason.STOP)
             return
+        if self.matcher is not None and not self.matcher.accept(token_id):
+            self.fail_constraint()
+            return
         text = self._row_text.push(token_id)
         if text:
             self._new_text.append(text)
-        if self._row_text.stopped:
+        if self._row_text.stopped or (self.matcher is not None and self.matcher.finished):
             self.end(FinishReason.STOP)
         elif num_generated >= self.sampling.max_tokens:
             self.end(FinishReason.LENGTH)
         elif looping and num_generated >= self.sampling.min_tokens:
             self.end(FinishReason.LOOP)
+
+    def fail_constraint(self) -> None:
+        """End the row, whose constraint has become too complex."""
+        assert self.matcher is not None
+        cause = self.matcher.error or "the token is not allowed"
+        self.end(FinishReason.ERROR, f"the constraint cannot be followed any further: {cause}")
+
+    def reject(self, error: str) -> None:
+        """The row has ended by itself, but its text is wrong."""
+        assert self.finish_reason is FinishReason.STOP
+        self.finish_reason, self.error = FinishReason.ERROR, error
 
     def append_text(self, text: str) -> None:
         """Take text of which the tokens are not known; sets `finish_reason` at a stop string.
@@ -168,6 +187,11 @@ class Row:
         self.finish_reason = reason
         self.error = error
         self.retryable = retryable
+
+    @property
+    def text(self) -> str:
+        """All text so far that is certain."""
+        return self._row_text.text
 
     def take_delta(self) -> Delta | None:
         """Tokens and text since the last call, None if there are none."""

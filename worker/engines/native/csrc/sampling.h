@@ -24,6 +24,7 @@ struct draw {
     const int32_t *biased; /* [num_biased] tokens */
     const float *bias;     /* [num_biased] what is added to their logits */
     const int32_t *banned; /* [num_banned] tokens that must not be chosen */
+    const uint16_t *allowed; /* a bit for each token, the lowest for the first; NULL: all */
     int64_t num_seen, num_biased, num_banned;
     int64_t top_k;   /* 0: off */
     double top_p;    /* 1: off */
@@ -53,6 +54,10 @@ static void adjust(const struct draw *d, int64_t vocab) {
     }
     for (int64_t i = 0; i < d->num_banned; i++)
         if (d->banned[i] < vocab) d->logits[d->banned[i]] = -INFINITY;
+    if (!d->allowed) return;
+    __m512 never = _mm512_set1_ps(-INFINITY);
+    for (int64_t i = 0; i < vocab; i += 16)
+        _mm512_mask_storeu_ps(d->logits + i, lanes(vocab - i) & ~d->allowed[i / 16], never);
 }
 
 /* The greatest of x, NaN if any is NaN. */
