@@ -10,19 +10,21 @@ from fastapi.middleware.cors import CORSMiddleware
 from api.access.rate_headers import RateHeadersMiddleware
 from api.answers.errors import install_error_handlers
 from api.description.openapi import DESCRIPTION, KEY_PROBLEMS, TITLE, install_openapi, problems
-from api.http.body_limit import BodyLimitMiddleware
+from api.http.body_limit import BodyLimit, BodyLimitMiddleware
 from api.http.cors import cors_options
 from api.http.head import HeadMiddleware
 from api.http.hosts import HostMiddleware, Hosts
 from api.http.observer import ObserverMiddleware
 from api.http.tracing import TracingMiddleware
 from api.metrics import Metrics
+from api.requests.uploads import ENVELOPE_BYTES
 from api.routes import (
     bulk,
     completions,
     dead,
     docs,
     events,
+    files,
     health,
     jobs,
     lists,
@@ -68,16 +70,19 @@ def create_app(settings: Settings, tracer: "Tracer | None" = None) -> FastAPI:
     keyed = (bulk, lists, jobs, events, dead, queue, models, metrics)
     for module in keyed:
         app.include_router(module.router, responses=problems(*KEY_PROBLEMS))
-    for module in (completions, health, docs, page):
+    for module in (completions, files, health, docs, page):
         app.include_router(module.router)
-    every = (*keyed, completions, health, docs, page)
+    every = (*keyed, completions, files, health, docs, page)
     app.state.routes = [route for module in every for route in module.router.routes]
     install_error_handlers(app)
     install_openapi(app, settings.max_wait_s)
     app.add_middleware(
         BodyLimitMiddleware,
-        limit=settings.max_body_bytes,
-        limits={bulk.BULK_PATH: max(bulk.MAX_BULK_BYTES, settings.max_body_bytes)},
+        limit=BodyLimit(settings.max_body_bytes),
+        limits={
+            bulk.BULK_PATH: BodyLimit(max(bulk.MAX_BULK_BYTES, settings.max_body_bytes)),
+            files.FILES: BodyLimit(settings.max_file_bytes, "file", ENVELOPE_BYTES),
+        },
     )
     app.add_middleware(RateHeadersMiddleware)
     if settings.cors_origins:

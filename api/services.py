@@ -18,6 +18,8 @@ from api.page.files import PageFiles
 from api.watch import watch_queue
 from millpond.access.api_keys import ApiKeys
 from millpond.access.rate_limits import RateLimiter
+from millpond.batches.files import Files
+from millpond.batches.storage import Storage
 from millpond.models.presets import Preset
 from millpond.queue.connection import connect
 from millpond.queue.subscriptions import Subscriptions
@@ -43,6 +45,8 @@ class Services:
     open_answers: OpenAnswers
     readiness: ReadinessCheck
     page: PageFiles
+    files: Files
+    storage: Storage
     closing: asyncio.Event
 
     @property
@@ -70,6 +74,8 @@ async def open_services(
         open_answers=OpenAnswers(keys, settings.max_streams_per_key),
         readiness=ReadinessCheck(directory),
         page=PageFiles(),
+        files=Files(redis, settings.queue),
+        storage=Storage(settings.files_place),
         closing=asyncio.Event(),
     )
     background = [

@@ -10,6 +10,12 @@ MillpondError
 │   └── TenantStorageFullError requests and results of the tenant take as much as they may
 ├── LimitExceededError         a key has spent its requests or tokens of this minute
 ├── JobNotFoundError           no job has that id, or its result has expired
+├── UnknownFileError           no uploaded or written file has that id
+├── FileInUseError             the output of a batch that still runs cannot be deleted
+├── FilesFullError             the tenant's uploaded files take as much as they may
+├── UnknownBatchError          no batch has that id
+├── BatchEndedError            a batch that has ended cannot be cancelled
+├── StorageUnavailableError    the storage of batch files cannot be reached
 ├── QueueUnavailableError      Redis is away, loading, read-only or out of memory
 ├── WaitTimeoutError           the job did not finish within the caller's timeout
 ├── ModelLoadError             a model folder or preset cannot be loaded
@@ -120,6 +126,62 @@ class JobNotFoundError(MillpondError):
     def __init__(self, job_id: str) -> None:
         super().__init__(f"no job {job_id!r}: the id is unknown or its result has expired")
         self.job_id = job_id
+
+
+class UnknownFileError(MillpondError):
+    code = "file_not_found"
+    http_status = 404
+
+    def __init__(self, field: str, id: str) -> None:
+        super().__init__(f"{field}: no file {id[:64]!r}: the id is unknown, or it was deleted")
+        self.field = field
+
+
+class FileInUseError(MillpondError):
+    code = "file_in_use"
+    http_status = 409
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"the batch that writes {id} still runs; cancel it first")
+
+
+class FilesFullError(MillpondError):
+    """``stored`` and ``limit`` are bytes of the tenant's uploaded files."""
+
+    code = "tenant_files_full"
+    http_status = 429
+
+    def __init__(self, stored: int, limit: int) -> None:
+        super().__init__(
+            f"file: {stored:,} bytes of uploaded files are stored for the tenant, and its limit is "
+            f"{limit:,}; delete some"
+        )
+        self.limit = limit
+
+
+class UnknownBatchError(MillpondError):
+    code = "batch_not_found"
+    http_status = 404
+
+    def __init__(self, field: str, id: str) -> None:
+        super().__init__(f"{field}: no batch {id[:64]!r}: the id is unknown, or it is long over")
+        self.field = field
+
+
+class BatchEndedError(MillpondError):
+    code = "batch_ended"
+    http_status = 409
+
+    def __init__(self, id: str, status: str) -> None:
+        super().__init__(f"{id} cannot be cancelled: it is {status}")
+
+
+class StorageUnavailableError(MillpondError):
+    code = "storage_unavailable"
+    http_status = 503
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"the storage of batch files cannot serve now: {error}")
 
 
 class QueueUnavailableError(MillpondError):

@@ -18,14 +18,18 @@ from starlette.routing import Match
 
 from api.answers.problems import INTERNAL_PROBLEM, UNAVAILABLE_RETRY_S, Fault, Problem
 from millpond.errors import (
+    FilesFullError,
     InvalidRequestError,
     JobNotFoundError,
     LimitExceededError,
     MillpondError,
     QueueFullError,
     QueueUnavailableError,
+    StorageUnavailableError,
     TenantFullError,
     TenantStorageFullError,
+    UnknownBatchError,
+    UnknownFileError,
 )
 
 # Listing more would delay every other request.
@@ -85,18 +89,18 @@ class UnsupportedMediaTypeError(MillpondError):
     code = "unsupported_media_type"
     http_status = 415
 
-    def __init__(self) -> None:
-        super().__init__("send the body as JSON, with the header Content-Type: application/json")
-        self.faults = [Fault("Content-Type", "must be application/json")]
+    def __init__(self, wanted: str = "application/json") -> None:
+        super().__init__(f"send the body as {wanted}, with a Content-Type that says so")
+        self.faults = [Fault("Content-Type", f"must be {wanted}")]
 
 
 class BodyTooLargeError(MillpondError):
     code = "body_too_large"
     http_status = 413
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the body is longer than {limit} bytes, the limit of this route")
-        self.faults = [Fault("body", f"is longer than {limit} bytes", limit)]
+    def __init__(self, limit: int, field: str = "body") -> None:
+        super().__init__(f"the {field} is longer than {limit} bytes, the limit of this route")
+        self.faults = [Fault(field, f"is longer than {limit} bytes", limit)]
 
 
 class UnauthenticatedError(MillpondError):
@@ -189,6 +193,15 @@ def problem_of(error: MillpondError) -> Problem:
         case QueueUnavailableError():
             detail = "the queue cannot be reached or cannot take jobs now; try again"
             return Problem(503, error.code, detail, retry_after_s=UNAVAILABLE_RETRY_S)
+        case StorageUnavailableError():
+            detail = "the storage of batch files cannot be reached now; try again"
+            return Problem(503, error.code, detail, retry_after_s=UNAVAILABLE_RETRY_S)
+        case UnknownFileError() | UnknownBatchError():
+            fault = Fault(error.field, "is unknown")
+            return Problem(404, error.code, str(error), (fault,))
+        case FilesFullError():
+            fault = Fault("file", "does not fit beside those that are stored", error.limit)
+            return Problem(429, error.code, str(error), (fault,))
         case ModelNotReadyError():
             return Problem(503, error.code, str(error), retry_after_s=MODEL_RETRY_S)
         case JobNotFoundError():

@@ -209,3 +209,28 @@ TEXT_CHUNK = (
     b'{"id":"cmpl-k3v...","object":"text_completion","choices":[{"index":0,'
     b'"text":", there","finish_reason":null}]}'
 )
+
+_FILE_ID = "file-5f0c3a9be1d24786a0c1b2d3"
+FILE: dict[str, Any] = {
+    "id": _FILE_ID,
+    "object": "file",
+    "bytes": 48_210,
+    "created_at": 1_760_000_000,
+    "expires_at": 1_762_592_000,
+    "filename": "requests.jsonl",
+    "purpose": "batch",
+    "status": "processed",
+    "status_details": None,
+}
+FILE_LIST: dict[str, Any] = {
+    "object": "list",
+    "data": [FILE],
+    "first_id": _FILE_ID,
+    "last_id": _FILE_ID,
+    "has_more": False,
+}
+FILE_DELETED: dict[str, Any] = {"id": _FILE_ID, "object": "file", "deleted": True}
+OUTPUT_LINE = (
+    '{"id":"batch_req_a","custom_id":"a","response":{"status_code":200,"request_id":"k3v...",'
+    '"body":{"object":"chat.completion"}},"error":null}\n'
+)

@@ -50,7 +50,7 @@ _EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "unsupported_media_type": (
         415,
-        {"detail": "send the body as JSON, with the header Content-Type: application/json"},
+        {"detail": "send the body as application/json, with a Content-Type that says so"},
     ),
     "invalid_request": (422, _FIELD_PROBLEM),
     "prompt_too_long": (
@@ -113,6 +113,30 @@ _EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
             "detail": "1000 event streams and long polls of this key are open, its limit",
             "retry_after_s": 1,
             "violated-policies": ["open_streams"],
+        },
+    ),
+    "file_not_found": (
+        404,
+        {"detail": "file_id: no file 'file-1': the id is unknown, or it was deleted"},
+    ),
+    "file_in_use": (
+        409,
+        {
+            "detail": "the batch that writes file-5f0c3a9be1d24786a0c1b2d3 still runs; cancel it first"
+        },
+    ),
+    "tenant_files_full": (
+        429,
+        {
+            "detail": "file: 21,474,836,400 bytes of uploaded files are stored for the tenant, and its "
+            "limit is 21,474,836,480; delete some"
+        },
+    ),
+    "storage_unavailable": (
+        503,
+        {
+            "detail": "the storage of batch files cannot be reached now; try again",
+            "retry_after_s": 2,
         },
     ),
     "queue_unavailable": (

@@ -1,16 +1,31 @@
 """Refuses bodies that are too long: at once by Content-Length, else as soon as they exceed it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.answers.errors import BodyTooLargeError, problem_of
 
 
-class BodyLimitMiddleware:
-    """``limits`` are bytes by exact path, for the routes that may take more than ``limit``."""
+@dataclass(frozen=True, slots=True)
+class BodyLimit:
+    """Bytes of a field, and what the body may have beside it."""
 
-    def __init__(self, app: ASGIApp, limit: int, limits: Mapping[str, int]) -> None:
+    limit_bytes: int
+    field: str = "body"
+    beside_bytes: int = 0
+
+    def check(self, num_bytes: int) -> None:
+        """Raises BodyTooLargeError."""
+        if num_bytes > self.limit_bytes + self.beside_bytes:
+            raise BodyTooLargeError(self.limit_bytes, self.field)
+
+
+class BodyLimitMiddleware:
+    """``limits`` are those of exact paths, for the routes that may take more than ``limit``."""
+
+    def __init__(self, app: ASGIApp, limit: BodyLimit, limits: Mapping[str, BodyLimit]) -> None:
         self._app = app
         self._limit = limit
         self._limits = limits
@@ -20,9 +35,11 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         limit = self._limits.get(scope["path"], self._limit)
-        if _announced(scope) > limit:
+        try:
+            limit.check(_announced(scope))
+        except BodyTooLargeError as error:
             # The server discards the unread body, so that the client can read the answer.
-            await problem_of(BodyTooLargeError(limit)).response()(scope, receive, send)
+            await problem_of(error).response()(scope, receive, send)
             return
         received = 0
 
@@ -31,8 +48,7 @@ class BodyLimitMiddleware:
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > limit:
-                    raise BodyTooLargeError(limit)
+                limit.check(received)
             return message
 
         await self._app(scope, counted, send)

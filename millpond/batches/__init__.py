@@ -1,1 +1,1 @@
-"""Batch files: read, run and gather."""
+"""Batches: their files and records, and the running of their rows."""

@@ -100,6 +100,7 @@ class Keys:
                 "queue", f"{queue!r} must match {TENANT_PATTERN.pattern}", limit=MAX_QUEUE_CHARS
             )
         self.queue = queue
+        self._queue = queue
         self._base = f"mp:{{{queue}}}:"
         self.counts = self["counts"]
         self.wake = self["wake"]
@@ -109,6 +110,10 @@ class Keys:
 
     def __getitem__(self, name: str) -> str:
         return self._base + QUEUE_KEYS[name]
+
+    def beside(self, kind: str) -> str:
+        """The start of the keys of this kind that belong to the queue's API, in a slot of their own."""
+        return f"mp:{{{self._queue}/{kind}}}:"
 
     def lane(self, priority: Priority, tenant: str) -> str:
         return f"{self['lane']}{priority}:{tenant}"

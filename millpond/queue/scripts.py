@@ -1,5 +1,5 @@
 """Loads the Lua files and runs them. Each file is one atomic operation; its header declares what it
-needs: ``-- keys:`` names from `millpond.queue.keys.QUEUE_KEYS`, ``-- uses:`` preludes, ``-- ARGV:``, and
+needs: ``-- keys:`` names of `QUEUE_KEYS` (or `BATCH_KEYS`), ``-- uses:`` preludes, ``-- ARGV:``, and
 ``-- flags:`` of the server's for scripts: ``allow-oom`` runs on a full server, ``no-writes`` only reads.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha1
 from importlib import resources
 from itertools import chain
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import (
@@ -25,7 +25,6 @@ from redis.exceptions import (
 )
 
 from millpond.errors import QueueUnavailableError
-from millpond.queue.keys import Keys
 
 Arg = str | bytes | int | float
 # Of the arguments of one call that takes many items: bounds the time of the server's one thread.
@@ -83,23 +82,30 @@ class Script:
 
 
 @functools.cache
-def load_script(name: str) -> Script:
-    body = _read(name)
+def load_script(name: str, package: str = "millpond.queue") -> Script:
+    """The script of the package's folder ``lua``."""
+    body = _read(package, name)
     names = tuple(_header(body, "keys"))
     table = ", ".join(f"{key} = KEYS[{i}]" for i, key in enumerate(names, 1))
-    preludes = [_read(prelude) for prelude in _header(body, "uses")]
+    preludes = [_read(package, prelude) for prelude in _header(body, "uses")]
     shebang = " ".join(["#!lua", *(f"flags={flag}" for flag in _header(body, "flags"))])
     source = "\n".join([shebang, f"local K = {{ {table} }}", *preludes, body]).encode()
     return Script(source, sha1(source, usedforsecurity=False).hexdigest(), names)
 
 
-def _read(name: str) -> str:
-    return (resources.files("millpond.queue") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+def _read(package: str, name: str) -> str:
+    return (resources.files(package) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 def _header(source: str, field: str) -> list[str]:
     found = re.search(rf"^-- {field}: (.+)$", source, re.MULTILINE)
     return found.group(1).split() if found else []
+
+
+class KeyNames(Protocol):
+    """The full name of each key that a script may ask for."""
+
+    def __getitem__(self, name: str) -> str: ...
 
 
 class Scripts:
@@ -108,15 +114,16 @@ class Scripts:
     Raises QueueUnavailableError when the server cannot serve.
     """
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
+    def __init__(self, redis: Redis, keys: KeyNames, package: str = "millpond.queue") -> None:
         self._redis = redis
         self._keys = keys
+        self._package = package
 
     def key_list(self, script: Script) -> list[str]:
         return [self._keys[name] for name in script.key_names]
 
     async def run(self, name: str, *args: Arg) -> Any:
-        script = load_script(name)
+        script = load_script(name, self._package)
         keys = self.key_list(script)
         with raising_unavailable():
             try:
@@ -129,7 +136,7 @@ class Scripts:
 
         Returns the answers in order. The first error, if any, is raised after all have run.
         """
-        script = load_script(name)
+        script = load_script(name, self._package)
         keys = self.key_list(script)
         answers = await self._pipeline("EVALSHA", script.sha, keys, calls)
         again = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]

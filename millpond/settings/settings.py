@@ -14,6 +14,7 @@ from pydantic_settings import (
 from redis.asyncio.connection import parse_url
 
 from millpond.settings.api import ApiSettings
+from millpond.settings.batches import BatchSettings
 from millpond.settings.model import ModelSettings
 from millpond.settings.queue import QueueSettings
 from millpond.settings.variables import (
@@ -25,7 +26,7 @@ from millpond.settings.variables import (
 )
 
 
-class Settings(ModelSettings, QueueSettings, ApiSettings, BaseSettings):
+class Settings(ModelSettings, QueueSettings, ApiSettings, BatchSettings, BaseSettings):
     """Built once, where a process starts, and passed down."""
 
     model_config = SettingsConfigDict(
@@ -57,6 +58,11 @@ class Settings(ModelSettings, QueueSettings, ApiSettings, BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG_FILE))
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+    @property
+    def files_place(self) -> str:
+        """Where batch files are kept, as fsspec names it."""
+        return self.files_url or str(self.data_dir.resolve() / "files")
 
     def environment(self) -> dict[str, str]:
         """Environment variables that give a child process the same settings, secrets included."""

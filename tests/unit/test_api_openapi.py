@@ -25,6 +25,9 @@ PATHS = {
     "/v1/jobs/{job_id}/events": {"get"},
     "/v1/chat/completions": {"post"},
     "/v1/completions": {"post"},
+    "/v1/files": {"get", "post"},
+    "/v1/files/{file_id}": {"get", "delete"},
+    "/v1/files/{file_id}/content": {"get"},
     "/v1/queue": {"get"},
     "/v1/models": {"get"},
     "/healthz": {"get"},
@@ -33,7 +36,15 @@ PATHS = {
 }
 
 # Their errors are in OpenAI's shape.
-OPENAI_ROUTES = ("POST /v1/chat/completions", "POST /v1/completions")
+OPENAI_ROUTES = (
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "POST /v1/files",
+    "GET /v1/files",
+    "GET /v1/files/{file_id}",
+    "GET /v1/files/{file_id}/content",
+    "DELETE /v1/files/{file_id}",
+)
 
 
 @pytest.fixture(scope="module")

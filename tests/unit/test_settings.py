@@ -147,6 +147,7 @@ def test_every_setting_has_a_variable() -> None:
         metrics_port=0,
         visible_devices="0",
         vllm_args="--enforce-eager",
+        files_url="s3://bucket",
     ).environment()
     assert {f"MILLPOND_{name.upper()}" for name in names} == given.keys()
 
