@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 from api.access.open_answers import OpenAnswer
 from api.answers.errors import BodyTooLargeError, problem_of
 from api.answers.sse import EventStream, encode_event
-from api.http.body_limit import BodyLimitMiddleware
+from api.http.body_limit import BodyLimit, BodyLimitMiddleware
 from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, JobEvent
 
@@ -146,7 +146,7 @@ async def post(
 
     headers: list[Any] = [] if length is None else [(b"content-length", length)]
     scope: Scope = {"type": "http", "path": path, "headers": headers}
-    limited = BodyLimitMiddleware(reading_app, LIMIT, {"/large": 20})
+    limited = BodyLimitMiddleware(reading_app, BodyLimit(LIMIT), {"/large": BodyLimit(20)})
     await limited(scope, receive, send)
     return sent[0]["status"], sent[1]["body"], len(chunks) - len(left)
 
