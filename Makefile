@@ -31,11 +31,11 @@ $(VENV)/.worker: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.api $(VENV)/.worker
-	$(INSTALL) --editable '.[api,background,worker,embedded]'
+	$(INSTALL) --editable '.[api,background,bench,worker,embedded]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(INSTALL) --editable '.[api,background,worker,embedded,tracing,dev]'
+	$(INSTALL) --editable '.[api,background,bench,worker,embedded,tracing,dev]'
 	@touch $@
 
 install: $(VENV)/.installed ## create .venv and install the services

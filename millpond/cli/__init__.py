@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from millpond import __version__
 from millpond.cli import (
+    bench,
     chat,
     dead,
     doctor,
@@ -67,6 +68,7 @@ app.command("api")(services.api)
 app.command("background")(services.background)
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 app.add_typer(dead.app, name="dead")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")

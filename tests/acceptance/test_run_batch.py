@@ -13,8 +13,9 @@ import orjson
 import psutil
 import pytest
 
-from millpond.cli.batch_place import FOLDER_PREFIX, sweep_folders
+from millpond.cli.batch_place import FOLDER_PREFIX
 from millpond.local.stack import LOCK_FILE
+from millpond.local.temporary_stack import sweep_folders
 from tests.acceptance.conftest import MILLPOND, Up, run_command, until
 
 Start = Callable[..., Awaitable[Up]]
@@ -182,7 +183,7 @@ def test_what_a_killed_run_left_behind_is_swept(tmp_path: Path) -> None:
     (dead / LOCK_FILE).touch()
     with (alive / LOCK_FILE).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sweep_folders(tmp_path)
+        sweep_folders(tmp_path, FOLDER_PREFIX)
     assert names(tmp_path) == [alive.name, new.name]
 
 

@@ -1,0 +1,1 @@
+"""A finished run as files: JSON, CSV, Markdown and one HTML page."""
