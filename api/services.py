@@ -15,6 +15,7 @@ from api.answers.readiness import ReadinessCheck
 from api.directory import Directory, ServedQueue
 from api.metrics import Metrics
 from api.page.files import PageFiles
+from api.requests.webhooks import WebhookCheck
 from api.watch import watch_queue
 from millpond.access.api_keys import ApiKeys
 from millpond.access.rate_limits import RateLimiter
@@ -47,6 +48,7 @@ class Services:
     page: PageFiles
     files: Files
     storage: Storage
+    webhooks: WebhookCheck
     closing: asyncio.Event
 
     @property
@@ -76,6 +78,7 @@ async def open_services(
         page=PageFiles(),
         files=Files(redis, settings.queue),
         storage=Storage(settings.files_place),
+        webhooks=WebhookCheck(settings),
         closing=asyncio.Event(),
     )
     background = [
@@ -91,6 +94,7 @@ async def open_services(
     finally:
         services.closing.set()
         await end_tasks(*background)
+        services.webhooks.close()
         await directory.close()
         await subscriptions.close()
         await redis.aclose()

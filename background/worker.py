@@ -18,9 +18,11 @@ from rq import Queue, Retry, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from millpond.background_jobs import (
+    DELIVER_WEBHOOKS,
     FAILURE_TTL_S,
     RESULT_TTL_S,
     RETRIES,
+    WEBHOOKS,
     BackgroundJob,
     rq_queue_name,
 )
@@ -34,7 +36,7 @@ LOOK_AROUND_EVERY_S = 5
 AWAY_RETRY_S = 0.5
 # Of each kind, enqueued when a worker starts and regularly while it lives: they find what a killed
 # process left.
-PERIODIC: Mapping[str, Sequence[BackgroundJob]] = {}
+PERIODIC: Mapping[str, Sequence[BackgroundJob]] = {WEBHOOKS: (DELIVER_WEBHOOKS,)}
 
 log = structlog.get_logger("millpond.background")
 

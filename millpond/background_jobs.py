@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 BATCHES: Final = "batches"
-BACKGROUND_QUEUES: Final = (BATCHES,)
+WEBHOOKS: Final = "webhooks"
+BACKGROUND_QUEUES: Final = (BATCHES, WEBHOOKS)
 # How long RQ remembers a job that has ended well, and one that has failed.
 RESULT_TTL_S = 60
 FAILURE_TTL_S = 24 * 3600
@@ -30,3 +31,10 @@ class BackgroundJob:
 def rq_queue_name(home: str, kind: str) -> str:
     """RQ's queue of this kind of job, for the APIs whose home queue this is."""
     return f"{home}-{kind}"
+
+
+# Delivers webhooks for so long, and then once more.
+WEBHOOK_SLICE_S = 600
+DELIVER_WEBHOOKS = BackgroundJob(
+    WEBHOOKS, "background.webhooks.task.deliver", timeout_s=WEBHOOK_SLICE_S + 120
+)

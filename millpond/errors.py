@@ -3,7 +3,8 @@
 MillpondError
 ├── InvalidRequestError        the request itself is wrong; names the field and the limit
 │   ├── PromptTooLongError     more prompt tokens than the limit allows
-│   └── UnknownModelError      no such model is served here
+│   ├── UnknownModelError      no such model is served here
+│   └── WebhookForbiddenError  the webhook's address is one that may not be called
 ├── IdempotencyConflictError   an Idempotency-Key or job id was used for another request
 ├── QueueFullError             the depth limit is reached; try again later
 │   ├── TenantFullError        the tenant has as many unfinished jobs as its key allows
@@ -53,6 +54,18 @@ class PromptTooLongError(InvalidRequestError):
 
 class UnknownModelError(InvalidRequestError):
     code = "unknown_model"
+
+
+class WebhookForbiddenError(InvalidRequestError):
+    """It does not say which address: that would tell a client what names inside the network mean."""
+
+    code = "webhook_forbidden"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "webhook_url",
+            "its host is not a public address, and is in no network of the setting webhook_allow",
+        )
 
 
 class IdempotencyConflictError(MillpondError):

@@ -23,7 +23,7 @@ from api.answers.wait_reason import wait_estimate_s, wait_reason
 from api.directory import ServedQueue
 from millpond.listing import ListedJob as Listed
 from millpond.listing import Page
-from millpond.messages import EventType, JobEvent, JobRequest, JobResult, JobStatus
+from millpond.messages import EventType, JobEvent, JobRequest, JobStatus
 from millpond.queue.keys import Keys
 from millpond.queue.results import JobView, QueueState
 from millpond.queue.submission import Submission
@@ -74,7 +74,7 @@ def job_state(view: JobView, state: QueueState | None, *, show_worker: bool) -> 
         ahead=view.ahead,
         estimate_s=wait_estimate_s(view, state) if state is not None and waiting else None,
         reason=wait_reason(view, state) if state is not None and waiting else None,
-        result=view.result if show_worker else _without_worker(view.result),
+        result=view.result if show_worker else view.result and view.result.without_worker(),
         links=links(view.id),
     )
 
@@ -93,19 +93,12 @@ def _line(job: Listed) -> dict[str, Any]:
     return {**fields, "deaths": job.deaths if job.error else None, "links": links(job.id)}
 
 
-def _without_worker(result: JobResult | None) -> JobResult | None:
-    """A worker's name contains a host name."""
-    if result is None or result.receipt is None:
-        return result
-    receipt = result.receipt.model_copy(update={"worker": None})
-    return result.model_copy(update={"receipt": receipt})
-
-
 async def without_workers(events: AsyncIterator[JobEvent]) -> AsyncIterator[JobEvent]:
     """The same events for callers that may not see workers' names."""
     async with contextlib.aclosing(cast(AsyncGenerator[JobEvent, None], events)) as following:
         async for event in following:
-            yield event.model_copy(update={"result": _without_worker(event.result)})
+            result = event.result and event.result.without_worker()
+            yield event.model_copy(update={"result": result})
 
 
 def event_data(event: JobEvent) -> bytes:

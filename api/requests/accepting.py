@@ -47,8 +47,8 @@ async def accept(
 ) -> tuple[ServedQueue, Submission]:
     """Queue the job once, even if the request is repeated with its key. Returns once Redis has stored it.
 
-    Raises PriorityForbiddenError, InvalidRequestError, LimitExceededError, QueueFullError,
-    IdempotencyConflictError, ModelNotReadyError, QueueUnavailableError.
+    Raises PriorityForbiddenError, InvalidRequestError, WebhookForbiddenError, LimitExceededError,
+    QueueFullError, IdempotencyConflictError, ModelNotReadyError, QueueUnavailableError.
     """
     served, [submission] = await accept_together(request, api, caller, [job], key)
     return served, submission
@@ -60,6 +60,7 @@ async def accept_together(
     """As `accept`, for jobs of one model: all of them, or none is left in the queue."""
     for job in jobs:
         caller.check_priority(job.priority)
+        await api.webhooks.check(job.webhook_url)
     served = await api.directory.find(jobs[0].model)
     ids = [None if key is None else _id(caller, key, place) for place in range(len(jobs))]
     new = [

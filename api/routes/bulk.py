@@ -26,7 +26,7 @@ from api.requests.bodies import (
 )
 from api.requests.submissions import new_job
 from api.services import Api, Services
-from millpond.errors import MillpondError, QueueFullError
+from millpond.errors import MillpondError, QueueFullError, WebhookForbiddenError
 from millpond.messages import job_id_from_key
 from millpond.queue.submission import NewJob, Submission
 
@@ -59,6 +59,7 @@ async def submit_bulk(
     checked = await api.home.tokenizing.in_thread(
         lambda: _check(api.directory, bulk.jobs, caller, key, trace)
     )
+    checked = await _without_forbidden_webhooks(api, checked)
     new = [job for job in checked if isinstance(job, _Checked)]
     answers = iter(await _submit_paid(request, api, caller, new) if new else [])
     outcomes = [job if isinstance(job, MillpondError) else next(answers) for job in checked]
@@ -76,6 +77,23 @@ class _Checked:
 
     served: ServedQueue
     job: NewJob
+
+
+async def _without_forbidden_webhooks(
+    api: Services, checked: Sequence[_Checked | MillpondError]
+) -> list[_Checked | MillpondError]:
+    urls = {
+        one.job.request.webhook_url
+        for one in checked
+        if isinstance(one, _Checked) and one.job.request.webhook_url is not None
+    }
+    forbidden = await api.webhooks.forbidden(urls)
+    return [
+        WebhookForbiddenError()
+        if isinstance(one, _Checked) and one.job.request.webhook_url in forbidden
+        else one
+        for one in checked
+    ]
 
 
 async def _submit_paid(

@@ -25,6 +25,7 @@ from millpond.cli import (
     top,
     up,
     url,
+    webhooks,
 )
 from millpond.errors import MillpondError
 from millpond.openai.batch_file import first_error
@@ -73,6 +74,7 @@ app.add_typer(dead.app, name="dead")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(tenants.app, name="tenants")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def main() -> None:

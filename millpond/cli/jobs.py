@@ -38,6 +38,9 @@ def submit(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands.")] = False,
     priority: Annotated[Priority, typer.Option()] = Priority.NORMAL,
     deadline_s: Annotated[float | None, typer.Option()] = None,
+    webhook_url: Annotated[
+        str | None, typer.Option(help="Told when the job has ended, by a signed POST.")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait, and print the text as it comes.")
     ] = False,
@@ -68,6 +71,7 @@ def submit(
         raw=raw,
         priority=priority,
         deadline_s=deadline_s,
+        webhook_url=webhook_url,
     )
 
     async def call(client: Client) -> None:

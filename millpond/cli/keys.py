@@ -1,6 +1,5 @@
 """``millpond keys``: make, list and revoke the API keys of a queue."""
 
-import datetime
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ from rich.markup import escape
 from millpond.access.api_keys import ApiKey, ApiKeys, KeyLimits, Scope
 from millpond.cli.connecting import on_redis, run_with
 from millpond.cli.options import DataFlag, QueueFlag, RedisFlag
-from millpond.cli.tables import folding_table
+from millpond.cli.tables import folding_table, utc_time
 from millpond.messages import Priority
 from millpond.queue.submission import DEFAULT_TENANT
 
@@ -78,8 +77,8 @@ def list_keys(redis_url: RedisFlag = None, queue: QueueFlag = None, data: DataFl
                 key.tenant,
                 " ".join(sorted(key.scopes)),
                 _limits(key),
-                _when(key.created_ms),
-                "" if key.revoked_ms is None else _when(key.revoked_ms),
+                utc_time(key.created_ms),
+                "" if key.revoked_ms is None else utc_time(key.revoked_ms),
             )
         Console(highlight=False).print(table if table.rows else "No keys.")
 
@@ -116,7 +115,3 @@ def _limits(key: ApiKey) -> str:
     if key.priorities is not None:
         told.append(f"{' '.join(sorted(key.priorities))} only")
     return ", ".join(told)
-
-
-def _when(ms: int) -> str:
-    return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")

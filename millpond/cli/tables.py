@@ -1,5 +1,6 @@
 """Tables that fit the terminal: long cells fold, and what one may want to copy is never cut."""
 
+import datetime
 from collections.abc import Collection
 
 from rich import box
@@ -17,3 +18,7 @@ def folding_table(*headings: str, whole: Collection[str]) -> Table:
             min_width=len(heading),
         )
     return table
+
+
+def utc_time(ms: int) -> str:
+    return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -17,6 +17,7 @@ from typing_extensions import TypeAliasType
 
 from millpond.messages.fields import CHECKED, PROTOCOL_VERSION, Frozen, TokenId
 from millpond.messages.sampling_params import SamplingParams
+from millpond.messages.webhook_url import WebhookUrl
 
 MAX_PROMPT_CHARS = 1_000_000
 MAX_MESSAGES = 1_000
@@ -125,6 +126,9 @@ class JobRequest(SamplingParams):
         ],
         Field(max_length=MAX_METADATA_ITEMS),
     ] = Field(default_factory=dict)
+    webhook_url: WebhookUrl | None = Field(
+        default=None, description="Told when the job has ended, by a signed POST."
+    )
     stream: StrictBool = Field(
         default=True, description="Keep an event stream of the text as it grows, for live readers."
     )

@@ -1,6 +1,7 @@
 """What is stored of a job that has ended."""
 
 from enum import StrEnum
+from typing import Self
 
 from pydantic import Field
 
@@ -120,3 +121,10 @@ class JobResult(Stored):
     metadata: dict[str, str] = Field(default_factory=dict)
     receipt: Receipt | None = None
     finished_ms: int | None = Field(default=None, description="The server's clock, set on commit.")
+
+    def without_worker(self) -> Self:
+        """For readers who may not see the names of workers, which contain host names."""
+        if self.receipt is None:
+            return self
+        receipt = self.receipt.model_copy(update={"worker": None})
+        return self.model_copy(update={"receipt": receipt})

@@ -65,6 +65,18 @@ QUEUE_KEYS: dict[str, str] = {
     "spent": "spent:",
     # String with a time to live, named by a nonce: a payment from a key's minute that has been made.
     "paid": "paid:",
+    # Sorted set, name of a delivery -> server time in ms at which it is due (see webhooks.lua).
+    "deliveries": "deliveries",
+    # Hash: one event for one receiver, until it is delivered or given up.
+    "delivery": "delivery:",
+    # Hash for each tenant: id of an endpoint that is not disabled -> its events, * or types.
+    "endpoints": "endpoints:",
+    # Hash: a registered receiver of webhooks, with the secret that signs what it gets.
+    "endpoint": "endpoint:",
+    # Set of the ids of all endpoints, disabled ones too.
+    "endpoint_ids": "endpoint-ids",
+    # Hash, tenant -> secret that signs what its jobs' own receivers get.
+    "webhook_secrets": "webhook-secrets",
     # Channel: one message for every change of state of any job; small, without results.
     "channel": "events",
     # Hash: the job record (status, priority, tenant, attempts, fence, ...), always small.

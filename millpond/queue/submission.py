@@ -94,6 +94,7 @@ def script_fields(id: str, job: NewJob) -> list[Arg]:
         request.metadata_bytes or "",
         "" if job.tenant_bytes is None else job.tenant_bytes,
         job.traceparent or "",
+        request.webhook_url or "",
     ]
 
 

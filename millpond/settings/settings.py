@@ -24,9 +24,12 @@ from millpond.settings.variables import (
     as_text,
     variable_of,
 )
+from millpond.settings.webhooks import WebhookSettings
 
 
-class Settings(ModelSettings, QueueSettings, ApiSettings, BatchSettings, BaseSettings):
+class Settings(
+    ModelSettings, QueueSettings, ApiSettings, BatchSettings, WebhookSettings, BaseSettings
+):
     """Built once, where a process starts, and passed down."""
 
     model_config = SettingsConfigDict(

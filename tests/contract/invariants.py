@@ -11,11 +11,17 @@ from millpond.messages.stored_results import unpack
 from millpond.queue.job_queue import QueueOptions
 from millpond.queue.keys import QUEUE_KEYS, QUEUES, Keys
 
-KEEPS = {"about", "counts", "dead", "workers", "wake", "weights", "lengths"}
+KEEPS = {
+    *("about", "counts", "dead", "workers", "wake", "weights", "lengths"),
+    *("deliveries", "endpoint_ids", "webhook_secrets"),
+}
 LISTED_MAX = QueueOptions().listed_max
 RECORDS = ("job:", "body:", "result:", "events:")
 PASSING = ("trials", "last_claim", "spent", "paid")
-PREFIXES = (*RECORDS, "lane:", "active:", "idle:", "ended:", "stored:")
+PREFIXES = (
+    *(*RECORDS, "lane:", "active:", "idle:", "ended:", "stored:"),
+    *("delivery:", "endpoint:", "endpoints:"),
+)
 
 
 class Snapshot:
@@ -88,6 +94,7 @@ async def check_invariants(redis: Redis, keys: Keys) -> Snapshot:
     _check_lanes(shot, records)
     _check_indexes(shot, records)
     _check_counts(shot, records)
+    _check_deliveries(shot, records)
     return shot
 
 
@@ -204,6 +211,18 @@ def _check_indexes(shot: Snapshot, records: dict[str, dict[str, str]]) -> None:
         beat, _, text = state.partition(" ")
         assert int(beat) > 0
         assert isinstance(json.loads(text), dict)
+
+
+def _check_deliveries(shot: Snapshot, records: dict[str, dict[str, str]]) -> None:
+    """One that has come about is due at some time, and does not stay; the others wait for their job."""
+    deliveries = {name: shot.raw[shot.keys["delivery"] + name] for name in shot.ids("delivery")}
+    happened = {name for name, delivery in deliveries.items() if "tries" in delivery}
+    assert set(shot.get("deliveries") or {}) == happened
+    for name in happened:
+        assert shot.ttl(shot.keys["delivery"] + name) > 0, f"{name} stays for ever"
+    wait = {f"url/{id}" for id, record in records.items() if "webhook" in record}
+    unfinished = {f"url/{id}" for id, r in records.items() if not JobStatus(r["status"]).terminal}
+    assert deliveries.keys() - happened == wait & unfinished
 
 
 def _check_counts(shot: Snapshot, records: dict[str, dict[str, str]]) -> None:

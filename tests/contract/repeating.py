@@ -29,8 +29,10 @@ def done_before(name: str, first: Any) -> Any:
             return [b"known" if answer == b"stored" else answer for answer in first]
         case "fail":
             return {b"retry": b"lost", b"stored": b"known", b"buried": b"known"}.get(first, first)
-        case "release" | "suspect":
+        case "release" | "suspect" | "delivery_settle" | "endpoint_remove":
             return 0
+        case "delivery_take":  # they are held
+            return []
         case "reap":
             return [0, 0, 0, 0]
         case "claim":  # what was missing has been struck off

@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -34,8 +33,12 @@ from millpond.queue.results import Results
 from millpond.queue.server_check import check_server
 from millpond.queue.subscriptions import Subscriptions
 from millpond.queue.tenants import Tenants
+from millpond.webhooks.deliveries import Deliveries, Outcome
+from millpond.webhooks.endpoints import Endpoints
+from millpond.webhooks.events import WebhookEvent
 from tests.conftest import debian_server, skip_or_fail
 from tests.contract.jobs import a_worker
+from tests.integration.certificates import make_certificate
 
 ACL = (Path(__file__).parents[2] / "deploy" / "users.acl").read_text()
 USERS = {
@@ -137,6 +140,7 @@ async def run_everything(api_url: str, worker_url: str) -> None:
         assert (await results.queue_state()).dead == 2
         await _list_everything(api, front)
         await _use_keys(api)
+        await _use_webhooks(front, back, Deliveries(api, front.keys), Endpoints(api, front.keys))
     finally:
         for task in running:
             task.cancel()
@@ -176,6 +180,29 @@ async def _use_keys(redis: Redis) -> None:
     assert len(await keys.list()) == 1
 
 
+async def _use_webhooks(
+    front: JobQueue, back: JobQueue, deliveries: Deliveries, endpoints: Endpoints
+) -> None:
+    endpoint, _ = await endpoints.add("default", "https://receiver.example/")
+    await front.submit(JobRequest(prompt="f", webhook_url="https://receiver.example/"), id="f")
+    [job] = (await back.claim("w", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)).jobs
+    await back.complete([(job.fence, result("f"))])
+    data = {"id": "batch_1"}
+    event = WebhookEvent.BATCH_COMPLETED
+    await deliveries.announce(event, "batch_1", data, tenant="default", at_ms=1)
+    assert await deliveries.pending() == 3
+    for outcome, delivery in zip(Outcome, await deliveries.take(10), strict=False):
+        await deliveries.settle(delivery, outcome)
+    [first] = await endpoints.list()
+    await deliveries.announce(event, "batch_2", data, tenant="default", at_ms=2)
+    [last] = [owed for owed in await deliveries.take(10) if owed.subject == "batch_2"]
+    await deliveries.settle(last, Outcome.GONE)
+    await deliveries.due_in_s()
+    await endpoints.secret("default")
+    assert first.id == endpoint.id
+    assert await endpoints.remove(endpoint.id)
+
+
 async def test_the_users_of_the_acl_file_can_do_everything(guarded: RedisServer) -> None:
     await run_everything(url_of(guarded, "api"), url_of(guarded, "worker"))
 
@@ -212,6 +239,8 @@ FORBIDDEN = {
         "SMEMBERS mp:{default}:api-keys",
         "HGET mp:{default}:api-key:a digest",
         "HSET mp:{default}:api-key:a scopes admin",
+        "HGET mp:{default}:endpoint:a secret",
+        "HGET mp:{default}:webhook-secrets default",
         "GET mp:{other}:result:a",
         "SUBSCRIBE mp:{other}:events",
     ],
@@ -247,16 +276,6 @@ async def test_no_command_is_granted_in_vain(guarded: RedisServer) -> None:
     for user in ("millpond-api", "millpond-worker"):
         granted = {rule for rule in USERS[user] if rule.startswith("+")} - OF_THE_CLIENT
         assert {rule.removeprefix("+") for rule in granted} <= used
-
-
-def make_certificate(folder: Path) -> None:
-    """A certificate for 127.0.0.1 that vouches for itself."""
-    command = [
-        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-        *("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")),
-        *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture

@@ -26,10 +26,11 @@ PRELUDES = {
     "trials",
     "stored",
     "waking",
+    "webhooks",
 }
 # Those that a full server, or one that may not be written, lets run.
 ONLY_READ = {"inspect", "state"}
-REFUSED_BY_A_FULL_SERVER = {"emit", "key_create", "submit", "try_write"}
+REFUSED_BY_A_FULL_SERVER = {"emit", "endpoint_add", "key_create", "submit", "try_write"}
 SCRIPTS = sorted(FILES.keys() - PRELUDES)
 
 DOT = re.compile(r"\bK\.(\w+)")
@@ -51,12 +52,17 @@ def with_preludes(name: str) -> str:
 
 def test_the_operations_are_these() -> None:
     assert SCRIPTS == [
+        "announce",
         "beat",
         "cancel",
         "claim",
         "complete",
         "dead_forget",
+        "delivery_settle",
+        "delivery_take",
         "emit",
+        "endpoint_add",
+        "endpoint_remove",
         "fail",
         "inspect",
         "join",

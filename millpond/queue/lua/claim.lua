@@ -1,6 +1,6 @@
--- keys: job body result events channel counts open leases delayed deadlines dead ended suspects trials workers wake last_claim lane active idle weights lengths stored
+-- keys: job body result events channel counts open leases delayed deadlines dead ended suspects trials workers wake last_claim lane active idle weights lengths stored delivery deliveries endpoints
 -- flags: allow-oom
--- uses: clock lanes lengths waking stored records missing sizes sweep trials last_claim
+-- uses: clock lanes lengths waking stored webhooks records missing sizes sweep trials last_claim
 -- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, slots, row_tokens, options
 -- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing, traceparent or nothing}, ...}, 'alone' if they are suspects, 'draining' if the worker is to take nothing until it is empty, or '', jobs found missing}
 -- Takes up to `count` jobs whose prompts and predicted outputs fit the budget: the priority by turns, then the active tenant

@@ -1,6 +1,6 @@
--- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights stored
+-- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights stored delivery deliveries endpoints
 -- flags: allow-oom
--- uses: clock lanes waking stored records
+-- uses: clock lanes waking stored webhooks records
 -- ARGV: id, fence, delay_ms, result if this was the last attempt, options
 -- -> 'retry' | 'buried' | 'stored' (it was to be cancelled, and now is) | 'known' | 'lost'
 

@@ -11,7 +11,7 @@ local function miss(id)
   redis.call('ZREM', K.leases, id)
   redis.call('ZREM', K.delayed, id)
   redis.call('ZREM', K.deadlines, id)
-  redis.call('UNLINK', K.body .. id, K.events .. id)
+  redis.call('UNLINK', K.body .. id, K.events .. id, K.delivery .. 'url/' .. id)
 end
 
 local function count_anew()

@@ -51,17 +51,17 @@ end
 -- What nobody asks for any more when a job has ended; it is kept for a dead letter.
 local function trim(job, n)
   redis.call('HDEL', job, 'kind', 'prompt', 'tokens', 'most', 'n', 'order', 'worker', 'charge', 'said',
-    'cancel', 'deadline', 'due', 'metadata', 'trace')
+    'cancel', 'deadline', 'due', 'metadata', 'trace', 'webhook')
   for choice = 0, (n or 0) - 1 do
     redis.call('HDEL', job, 'said:' .. choice)
   end
 end
 
--- End a queued or running job for ever: record, result, event, publish, and all its claims at once.
+-- End a queued or running job for ever: record, result, event, webhooks, publish, and all its claims at once.
 -- `was` is the status it has now. The body stays for a dead letter, else it goes.
 local function finish(id, was, status, result, now, keep_body)
   local job = K.job .. id
-  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'tenant', 'n')
+  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'tenant', 'n', 'webhook')
   redis.call('ZREM', K.deadlines, id)
   local idle = redis.call('HINCRBY', K.open, record[4], -1) <= 0
   if idle then
@@ -91,6 +91,7 @@ local function finish(id, was, status, result, now, keep_body)
   redis.call('HINCRBY', K.counts, 'done:' .. status, 1)
   list(K.ended .. record[4], id, now, OPTIONS.listed_max)
   redis.call('PEXPIRE', K.ended .. record[4], int(OPTIONS.result_ttl_ms))
+  announce(id, record[4], 'job.' .. status, record[6], now)
   tell(id, 'finished', record[2], record[3], ',"status":"' .. status .. '","finished_ms":' .. int(now))
   if record[3] == '1' then
     redis.call('PEXPIRE', K.events .. id, int(OPTIONS.event_ttl_ms))

@@ -1,13 +1,13 @@
--- keys: job body counts open deadlines wake lane active idle weights lengths stored
--- uses: clock lanes lengths waking stored
--- ARGV: max_depth, ageing_ms, nonce, bytes that a tenant may store, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, output tokens at most or '', deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or '', texts, bytes of the metadata at the head of the body or '', bytes that its tenant may store if others or '', traceparent or ''
+-- keys: job body counts open deadlines wake lane active idle weights lengths stored delivery deliveries endpoints
+-- uses: clock lanes lengths waking stored webhooks
+-- ARGV: max_depth, ageing_ms, nonce, bytes that a tenant may store, then for each job: id, body, digest, priority, tenant, kind, prompt tokens, tokens, output tokens at most or '', deadline_ms or '', streams '1'|'0', unfinished jobs that its tenant may have or '', texts, bytes of the metadata at the head of the body or '', bytes that its tenant may store if others or '', traceparent or '', url of its webhook or ''
 -- -> for each job two items: 'accepted' | 'known' | 'conflict' | 'full' | 'tenant_full' | 'tenant_bytes', and its status, the depth, the tenant's unfinished jobs or the bytes stored for it
 -- Harmless when repeated: a known id with the same digest changes nothing. With the nonce under which it was
 -- accepted the answer is 'accepted' again: the first one was lost. Each job is taken or refused on its own.
 
 local PRIORITIES = { 'interactive', 'normal', 'batch' }
 
-local FIRST, FIELDS = 5, 16
+local FIRST, FIELDS = 5, 17
 local max_depth, ageing_us, nonce = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000, ARGV[3]
 local now_us = clock_us()
 local now = math.floor(now_us / 1000)
@@ -87,6 +87,10 @@ for i = FIRST, #ARGV, FIELDS do
     end
     if ARGV[i + 15] ~= '' then
       redis.call('HSET', job, 'trace', ARGV[i + 15])
+    end
+    if ARGV[i + 16] ~= '' then
+      redis.call('HSET', job, 'webhook', '1')
+      name_receiver(id, ARGV[i + 16])
     end
     if deadline_ms ~= '' then
       local deadline = int(now + tonumber(deadline_ms))

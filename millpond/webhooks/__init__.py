@@ -1,0 +1,1 @@
+"""What is known of webhooks without sending one: events, receivers, addresses, pending deliveries."""
