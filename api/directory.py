@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 from redis.asyncio import Redis
 
+from api.feed import QueueFeed
 from api.monitor import QueueMonitor
 from api.requests.submissions import SubmitBatcher
 from api.requests.tokenizing import Tokenizing
@@ -48,6 +49,7 @@ class ServedQueue:
     lists: JobLists
     submissions: SubmitBatcher
     monitor: QueueMonitor
+    feed: QueueFeed
     tokenizing: Tokenizing
 
 
@@ -177,9 +179,12 @@ class Directory:
         queue = JobQueue(self._redis, settings.queue, settings.queue_options())
         results = Results(self._redis, settings.queue, self._subscriptions)
         tokenizing = Tokenizing(settings, preset, model)
+        monitor = QueueMonitor(results)
+        feed = QueueFeed(queue.watch, monitor, self._subscriptions)
         self._tasks[settings.queue] = [
             asyncio.create_task(keep_running("tokenizer", tokenizing.load, AGAIN_S)),
             asyncio.create_task(keep_running("sweeper", lambda: sweep_forever(queue), AGAIN_S)),
+            asyncio.create_task(keep_running("history", feed.keep_history, AGAIN_S)),
         ]
         return ServedQueue(
             name=settings.queue,
@@ -188,7 +193,8 @@ class Directory:
             results=results,
             lists=JobLists(self._redis, queue.keys),
             submissions=SubmitBatcher(queue),
-            monitor=QueueMonitor(results),
+            monitor=monitor,
+            feed=feed,
             tokenizing=tokenizing,
         )
 
@@ -197,3 +203,4 @@ class Directory:
         if served is not None:
             await end_tasks(*self._tasks.pop(name))
             served.tokenizing.close()
+            await served.feed.close()

@@ -24,11 +24,12 @@ class QueueMonitor:
         self._state: QueueState | None = None
         self._lock = asyncio.Lock()
 
-    async def state(self) -> QueueState:
-        """Raises QueueUnavailableError."""
+    async def state(self, *, max_age_s: float | None = None) -> QueueState:
+        """``max_age_s`` for those who need it fresher. Raises QueueUnavailableError."""
+        max_age_s = self._max_age_s if max_age_s is None else max_age_s
         async with self._lock:
             now_s = asyncio.get_running_loop().time()
-            if self._state is None or now_s - self._looked_s > self._max_age_s:
+            if self._state is None or now_s - self._looked_s > max_age_s:
                 self._state = await self._results.queue_state()
                 self._looked_s = now_s
             return self._state

@@ -10,6 +10,7 @@ from millpond.errors import QueueUnavailableError
 from millpond.messages.worker_state import WorkerPhase, WorkerRates, WorkerState, WorkerWindow
 from millpond.queue.job_queue import JobQueue
 from worker.engines.base import Capacity, EngineInfo
+from worker.rows_feed import RowsFeed
 from worker.window import WindowPolicy
 
 log = structlog.get_logger("millpond.registry")
@@ -24,8 +25,10 @@ class Registry:
         worker_id: str,
         heartbeat_s: float,
         state: Callable[[], WorkerState],
+        feed: RowsFeed,
     ) -> None:
         self._queue = queue
+        self._feed = feed
         self._worker_id = worker_id
         self._heartbeat_s = heartbeat_s
         self._state = state
@@ -37,7 +40,7 @@ class Registry:
 
     async def beat(self) -> None:
         with contextlib.suppress(QueueUnavailableError):
-            await self._queue.beat(self._worker_id, self._state())
+            self._feed.told(watched=await self._queue.beat(self._worker_id, self._state()))
             swept = await self._queue.reap()
             if swept.missing:
                 log.warning("jobs_missing", number=swept.missing)

@@ -15,6 +15,7 @@ import structlog
 
 from millpond.errors import QueueUnavailableError
 from millpond.logs import outline
+from millpond.messages.worker_rows import WorkerRows
 from millpond.messages.worker_state import WorkerPhase, WorkerState
 from millpond.models.presets import Preset
 from millpond.models.tokenization import Tokenizer
@@ -31,6 +32,7 @@ from worker.jobs.preparation import Preparation
 from worker.metrics import WorkerMetrics
 from worker.rates import Rates
 from worker.registry import Registry, worker_state
+from worker.rows_feed import RowsFeed, rows_of
 from worker.watchdog import EngineHungError, TurnTimes, Watchdog
 from worker.window import WindowPolicy
 
@@ -109,7 +111,10 @@ class Worker:
             lambda: self._jobs.prompt_tokens,
             tick_s=min(WATCH_EVERY_S, options.turn_limit_s / 10),
         )
-        self._registry = Registry(queue, options.worker_id, options.heartbeat_s, self._worker_state)
+        self._feed = RowsFeed(queue.watch, self._rows_now)
+        self._registry = Registry(
+            queue, options.worker_id, options.heartbeat_s, self._worker_state, self._feed
+        )
         # What the engine is, and its capacity when it runs nothing; None until it was loaded once.
         self._loaded: tuple[EngineInfo, Capacity] | None = None
         self._intake: Intake | None = None
@@ -147,6 +152,7 @@ class Worker:
             asyncio.create_task(self._jobs.committer.run(), name="committer"),
             asyncio.create_task(self._leases.run(), name="leases"),
             asyncio.create_task(self._registry.run(), name="registry"),
+            asyncio.create_task(self._feed.run(), name="rows"),
             asyncio.create_task(self._watchdog.run(), name="watchdog"),
         ]
         work = asyncio.create_task(self._work(), name="work")
@@ -315,4 +321,13 @@ class Worker:
             rows=self._jobs.num_rows,
             in_flight=len(self._jobs.in_flight),
             rates=self._rates.snapshot(time.monotonic()),
+        )
+
+    def _rows_now(self) -> WorkerRows:
+        return WorkerRows(
+            worker=self._options.worker_id,
+            slots=0 if self._loaded is None else self._info.slots,
+            waiting=self._jobs.num_waiting,
+            jobs_total=self._rates.jobs_total,
+            rows=rows_of(self._jobs.in_flight),
         )

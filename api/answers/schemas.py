@@ -175,6 +175,18 @@ class QueueAnswer(Answer):
     workers: list[WorkerEntry]
 
 
+class LeasesEntry(Answer):
+    number: int
+    first_ends_in_ms: int = Field(description="Unless it is renewed.")
+
+
+class LiveQueueAnswer(QueueAnswer):
+    """The queue as its watchers see it, once a second. Of many tenants those that are served first."""
+
+    lanes: dict[str, dict[Priority, int]] = Field(description="Waiting jobs of each tenant.")
+    leases: dict[str, LeasesEntry] = Field(description="Held by each worker.")
+
+
 class SamplingDefaults(Answer):
     """What a request gets that does not say it itself."""
 

@@ -1,4 +1,4 @@
-"""Server-sent events: a job's events as they happen, to one client."""
+"""Server-sent events, as they happen, to one client."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.access.open_answers import OpenAnswer
-from api.answers.views import event_data
 from api.http.hangup import until_hangup
 from millpond.errors import MillpondError
-from millpond.messages import JobEvent
 
 HEARTBEAT_S = 15.0
 RECONNECT_MS = 1_000
@@ -21,7 +19,7 @@ log = structlog.get_logger("millpond.api")
 
 
 class EventStream(Response):
-    """Sends events until they end, the client leaves, its key is revoked or the process stops.
+    """Sends events, encoded each, until they end, the client leaves, its key is revoked or the process stops.
 
     If Redis fails, the stream ends too; the client reconnects with Last-Event-ID.
     """
@@ -30,7 +28,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        events: AsyncGenerator[JobEvent, None],
+        events: AsyncGenerator[bytes, None],
         closing: asyncio.Event,
         opened: OpenAnswer,
         heartbeat_s: float = HEARTBEAT_S,
@@ -61,7 +59,7 @@ class EventStream(Response):
         try:
             async with contextlib.aclosing(self._events) as events:
                 async for event in events:
-                    await _send_chunk(send, encode_event(event))
+                    await _send_chunk(send, event)
         except OSError:
             log.debug("client_left")
         finally:
@@ -74,10 +72,10 @@ class EventStream(Response):
             await _send_chunk(send, b": still here\n\n")
 
 
-def encode_event(event: JobEvent) -> bytes:
-    """One encoded event. Events that are in no stream have no id."""
-    id_line = b"id: %s\n" % event.event_id.encode() if event.event_id else b""
-    return b"%sevent: %s\ndata: %s\n\n" % (id_line, event.type.encode(), event_data(event))
+def encode(type: str, data: bytes, id: str = "") -> bytes:
+    """One event; ``data`` is one line. Events that are in no stream have no id."""
+    id_line = b"id: %s\n" % id.encode() if id else b""
+    return b"%sevent: %s\ndata: %s\n\n" % (id_line, type.encode(), data)
 
 
 async def _send_chunk(send: Send, chunk: bytes) -> None:

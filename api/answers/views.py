@@ -11,14 +11,17 @@ from api.answers.schemas import (
     JobAccepted,
     JobPage,
     JobState,
+    LeasesEntry,
     Links,
     ListedJob,
+    LiveQueueAnswer,
     ModelEntry,
     ModelList,
     QueueAnswer,
     SamplingDefaults,
     WorkerEntry,
 )
+from api.answers.sse import encode
 from api.answers.wait_reason import wait_estimate_s, wait_reason
 from api.directory import ServedQueue
 from millpond.listing import ListedJob as Listed
@@ -27,6 +30,7 @@ from millpond.messages import EventType, JobEvent, JobRequest, JobStatus
 from millpond.queue.keys import Keys
 from millpond.queue.results import JobView, QueueState
 from millpond.queue.submission import Submission
+from millpond.queue.watching import QueueOverview
 
 # Line breaks in Unicode, but not in the event stream's grammar: readers that split lines the Unicode
 # way, as Python's do, must not find them inside the data.
@@ -93,12 +97,15 @@ def _line(job: Listed) -> dict[str, Any]:
     return {**fields, "deaths": job.deaths if job.error else None, "links": links(job.id)}
 
 
-async def without_workers(events: AsyncIterator[JobEvent]) -> AsyncIterator[JobEvent]:
-    """The same events for callers that may not see workers' names."""
+async def encoded(
+    events: AsyncIterator[JobEvent], *, show_worker: bool
+) -> AsyncGenerator[bytes, None]:
+    """A job's events as the client gets them."""
     async with contextlib.aclosing(cast(AsyncGenerator[JobEvent, None], events)) as following:
         async for event in following:
-            result = event.result and event.result.without_worker()
-            yield event.model_copy(update={"result": result})
+            if not show_worker and event.result is not None:
+                event = event.model_copy(update={"result": event.result.without_worker()})
+            yield encode(event.type, event_data(event), event.event_id)
 
 
 def event_data(event: JobEvent) -> bytes:
@@ -120,22 +127,37 @@ def event_data(event: JobEvent) -> bytes:
 
 
 def queue_answer(served: ServedQueue, max_depth: int, state: QueueState) -> QueueAnswer:
+    return QueueAnswer(**_queue_fields(served, max_depth, state))
+
+
+def live_queue_answer(
+    served: ServedQueue, max_depth: int, state: QueueState, overview: QueueOverview
+) -> LiveQueueAnswer:
+    leases = {
+        worker: LeasesEntry(number=held.number, first_ends_in_ms=held.first_ends_in_ms)
+        for worker, held in overview.leases.items()
+    }
+    fields = _queue_fields(served, max_depth, state)
+    return LiveQueueAnswer(**fields, lanes=overview.lanes, leases=leases)
+
+
+def _queue_fields(served: ServedQueue, max_depth: int, state: QueueState) -> dict[str, Any]:
     pace = state.jobs_per_s
-    return QueueAnswer(
-        queue=served.name,
-        model=served.model,
-        depth=state.depth,
-        max_depth=max_depth,
-        queued=state.queued,
-        running=state.running,
-        delayed=state.delayed,
-        dead=state.dead,
-        unfinished=state.unfinished,
-        accepted=state.accepted,
-        done=state.done,
-        jobs_per_s=round(pace, 3),
-        estimate_s=round(state.depth / pace, 1) if pace > 0 else None,
-        workers=[
+    return {
+        "queue": served.name,
+        "model": served.model,
+        "depth": state.depth,
+        "max_depth": max_depth,
+        "queued": state.queued,
+        "running": state.running,
+        "delayed": state.delayed,
+        "dead": state.dead,
+        "unfinished": state.unfinished,
+        "accepted": state.accepted,
+        "done": state.done,
+        "jobs_per_s": round(pace, 3),
+        "estimate_s": round(state.depth / pace, 1) if pace > 0 else None,
+        "workers": [
             WorkerEntry.model_validate(
                 {
                     **w.state.model_dump(exclude={"v"}, exclude_none=True),
@@ -146,7 +168,7 @@ def queue_answer(served: ServedQueue, max_depth: int, state: QueueState) -> Queu
             )
             for w in state.workers
         ],
-    )
+    }
 
 
 def model_list(queues: Iterable[tuple[ServedQueue, QueueState]]) -> ModelList:

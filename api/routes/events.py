@@ -1,8 +1,7 @@
 """``/v1/jobs/{id}/events``: what happens to a job, live and from the beginning."""
 
 import re
-from collections.abc import AsyncGenerator
-from typing import Annotated, cast
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
@@ -10,11 +9,10 @@ from api.access.tenancy import Reader
 from api.answers.errors import InvalidBodyError
 from api.answers.problems import Fault
 from api.answers.sse import EventStream
-from api.answers.views import without_workers
+from api.answers.views import encoded
 from api.description.openapi import problems
 from api.routes.jobs import check_id
 from api.services import Api
-from millpond.messages import JobEvent
 
 FROM_THE_START = "0"
 # Nineteen digits always fit into the 64 bits of each part.
@@ -75,11 +73,8 @@ async def follow(
     served = await api.directory.holding(id, caller.tenant)
     await served.results.get(id, tenant=caller.tenant)
     events = served.results.subscribe(id, start, tenant=caller.tenant)
-    if not caller.sees_workers:
-        events = without_workers(events)
-    return EventStream(
-        cast(AsyncGenerator[JobEvent, None], events), api.closing, api.open_answers.open(caller)
-    )
+    shown = encoded(events, show_worker=caller.sees_workers)
+    return EventStream(shown, api.closing, api.open_answers.open(caller))
 
 
 def _check_entry(field: str, value: str) -> str:

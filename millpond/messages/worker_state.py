@@ -26,10 +26,17 @@ class WorkerWindow(Stored):
 
 
 class WorkerRates(Stored):
-    """``jobs_per_s`` and ``tokens_per_s`` are recent; shares and totals are since the start."""
+    """Rates and percentiles are recent; shares and totals are since the start.
+
+    ``wait_*`` is from a job's acceptance to its claim, ``latency_*`` to its end; None without any job.
+    """
 
     jobs_per_s: float = 0.0
     tokens_per_s: float = 0.0
+    wait_p50_ms: float | None = None
+    wait_p90_ms: float | None = None
+    latency_p50_ms: float | None = None
+    latency_p90_ms: float | None = None
     jobs_total: int = 0
     tokens_total: int = 0
     slot_share: float = 0.0

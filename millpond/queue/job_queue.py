@@ -30,6 +30,7 @@ from millpond.queue.connection import MAX_BLOCK_S
 from millpond.queue.keys import Keys
 from millpond.queue.scripts import Arg, Scripts, raising_unavailable
 from millpond.queue.submission import DEFAULT_TENANT, NewJob, Submission, read_answer, script_fields
+from millpond.queue.watching import QueueWatch
 
 MIN_BLOCK_S = 0.001  # the server takes 0 for no end
 UNBOUNDED = 2**53
@@ -87,6 +88,7 @@ class JobQueue:
         self.options = options or QueueOptions()
         self._redis = redis
         self._scripts = Scripts(redis, self.keys)
+        self.watch = QueueWatch(redis, self.keys)
         self._options_json = self.options.to_json()
 
     async def submit(
@@ -278,10 +280,10 @@ class JobQueue:
         """Check, without writing, whether the server would accept a new job now."""
         await self._scripts.run("try_write")
 
-    async def beat(self, worker: str, state: WorkerState | None) -> None:
-        """Write the worker's registry entry; None removes it."""
+    async def beat(self, worker: str, state: WorkerState | None) -> bool:
+        """Write the worker's registry entry; None removes it. Whether somebody watches its rows."""
         text = b"" if state is None else state.to_json()
-        await self._scripts.run("beat", worker, text, FORGET_WORKER_AFTER_MS)
+        return bool(await self._scripts.run("beat", worker, text, FORGET_WORKER_AFTER_MS))
 
     async def depth(self) -> int:
         """Queued jobs, delayed retries included."""

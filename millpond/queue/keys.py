@@ -50,6 +50,10 @@ QUEUE_KEYS: dict[str, str] = {
     "wake": "wake",
     # Hash, worker id -> "BEAT_MS JSON".
     "workers": "workers",
+    # String with a time to live: somebody watches the workers' rows.
+    "watched": "watched",
+    # Channel: while watched, the rows of each worker, several times a second.
+    "rows": "rows",
     # String with a time to live: the last claim of a worker, see last_claim.lua.
     "last_claim": "claim:",
     # Hash, tenant -> number of its queued and running jobs; a tenant without any is not in it.

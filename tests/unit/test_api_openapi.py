@@ -29,6 +29,7 @@ PATHS = {
     "/v1/files/{file_id}": {"get", "delete"},
     "/v1/files/{file_id}/content": {"get"},
     "/v1/queue": {"get"},
+    "/v1/queue/events": {"get"},
     "/v1/models": {"get"},
     "/healthz": {"get"},
     "/readyz": {"get"},

@@ -9,7 +9,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.access.open_answers import OpenAnswer
 from api.answers.errors import BodyTooLargeError, problem_of
-from api.answers.sse import EventStream, encode_event
+from api.answers.sse import EventStream, encode
+from api.answers.views import event_data
 from api.http.body_limit import BodyLimit, BodyLimitMiddleware
 from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, JobEvent
@@ -45,9 +46,9 @@ class Source:
         self.closed = False
         self._outage = outage
 
-    async def events(self) -> AsyncGenerator[JobEvent, None]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         try:
-            yield JobEvent(type=EventType.STARTED, id="a", attempt=1, event_id="1-0")
+            yield encode("started", b'{"type":"started","id":"a","attempt":1}', "1-0")
             if self._outage is not None:
                 raise self._outage
             await asyncio.Event().wait()
@@ -109,7 +110,7 @@ async def test_silence_is_filled_with_comments() -> None:
 def test_an_event_of_no_stream_has_no_id() -> None:
     event = JobEvent(type=EventType.RESET, id="a", attempt=1, reason="released")
 
-    assert encode_event(event) == (
+    assert encode(event.type, event_data(event)) == (
         b'event: reset\ndata: {"type":"reset","id":"a","attempt":1,"reason":"released"}\n\n'
     )
 

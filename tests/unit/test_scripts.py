@@ -29,7 +29,7 @@ PRELUDES = {
     "webhooks",
 }
 # Those that a full server, or one that may not be written, lets run.
-ONLY_READ = {"inspect", "state"}
+ONLY_READ = {"inspect", "state", "overview"}
 REFUSED_BY_A_FULL_SERVER = {"emit", "endpoint_add", "key_create", "submit", "try_write"}
 SCRIPTS = sorted(FILES.keys() - PRELUDES)
 
@@ -68,6 +68,7 @@ def test_the_operations_are_these() -> None:
         "join",
         "key_create",
         "key_revoke",
+        "overview",
         "reap",
         "release",
         "renew",
@@ -77,6 +78,7 @@ def test_the_operations_are_these() -> None:
         "suspect",
         "try_write",
         "wake",
+        "watch",
     ]
 
 

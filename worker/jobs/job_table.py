@@ -178,6 +178,8 @@ class JobTable:
                     self._rates.job_ended(
                         now_s,
                         sum(end.completion_tokens for end in job.ends),
+                        wait_s=job.claimed.queue_wait_ms / 1000,
+                        latency_s=now_s - job.accepted_s,
                     )
                 continue
             row.num_tokens += len(event.token_ids)

@@ -6,9 +6,11 @@ import { useModels } from "./lib/models.js";
 import { link, useRoute } from "./lib/route.js";
 import { Ask } from "./ask/view.js";
 
-const VIEWS = { ask: "Ask" };
+const VIEWS = { ask: "Ask", queue: "Queue" };
 // The others are loaded when they are opened.
-const LATER = {};
+const LATER = {
+  queue: () => import("./queue/view.js").then((module) => module.Queue),
+};
 
 function Page() {
   const { view, id } = useRoute();

@@ -1,8 +1,8 @@
--- keys: workers
+-- keys: workers watched
 -- flags: allow-oom
 -- uses: clock
 -- ARGV: worker, JSON or '' to sign off, forget_after_ms
--- -> now. Entries of workers silent for longer are dropped.
+-- -> whether somebody watches the rows, 1 or 0. Entries of workers silent for longer are dropped.
 
 local now = clock_ms()
 if ARGV[2] == '' then
@@ -17,4 +17,4 @@ for i = 1, #all, 2 do
     redis.call('HDEL', K.workers, all[i])
   end
 end
-return now
+return redis.call('EXISTS', K.watched)

@@ -4,7 +4,7 @@ import re
 
 from playwright.sync_api import Page, expect
 
-from tests.acceptance.page.conftest import Server, Visit, until
+from tests.acceptance.page.conftest import SLOTS, Server, Visit, until
 
 
 def ask(page: Page, question: str) -> None:
@@ -62,6 +62,8 @@ def test_the_role_is_the_models_unless_it_is_changed(real: Server, visit: Visit)
     page.get_by_text("Role", exact=True).click()
     page.get_by_label("The role that the model is given").fill("You are a pirate.")
     expect(page.get_by_text("Role (changed)")).to_be_visible()
+    page.get_by_text("Sampling").click()
+    page.get_by_label("Longest answer").fill("12")
     with page.expect_request("**/v1/jobs") as sent:
         ask(page, "Who are you?")
     assert sent.value.post_data_json["system"] == "You are a pirate."
@@ -139,7 +141,7 @@ def test_maths_code_and_reasoning(simulated: Server, visit: Visit) -> None:
 
 
 def test_why_it_waits(simulated: Server, visit: Visit) -> None:
-    long = [simulated.submit("busy", max_tokens=30_000, ignore_eos=True) for _ in range(4)]
+    long = [simulated.submit("busy", max_tokens=30_000, ignore_eos=True) for _ in range(SLOTS)]
     until(
         lambda: all(
             simulated.http.get(f"/v1/jobs/{id}").json()["status"] == "running" for id in long

@@ -1,21 +1,9 @@
 """Where the API asks for keys, so does the page; the key stays in the tab."""
 
-from collections.abc import Iterator
-
-import pytest
 from playwright.sync_api import Page, expect
 
-from tests.acceptance.page.conftest import Server, Visit, make_key, running
+from tests.acceptance.page.conftest import Server, Visit, make_key
 from tests.acceptance.page.test_ask import ask
-
-
-@pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(
-        tmp_path_factory.mktemp("keyed"),
-        *("--engine", "simulated", "--set", "auth=on", "--set", "grace_s=1"),
-    ) as server:
-        yield server
 
 
 def give(page: Page, key: str) -> None:

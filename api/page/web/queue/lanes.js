@@ -1,0 +1,131 @@
+// The batch of each worker, drawn: a lane for each slot, a bar for each row, now at the right edge.
+import { html, useEffect, useRef, useState } from "../lib/html.js";
+import { plural } from "../lib/format.js";
+import { KEPT_MS } from "./lanebook.js";
+
+const HEIGHT = 224;
+const FRAME_MS = 50;
+const CALM_FRAME_MS = 1000;
+const GAP = 1;
+// From this height on, a bar has room for words.
+const WORDS_FROM = 13;
+
+export function Batch({ batches, workers }) {
+  const alive = workers.filter((worker) => worker.alive);
+  return html`
+    <header class="section">
+      <h2>The batch, slot by slot</h2>
+      <ul class="legend">
+        <li><i class="reading"></i>reading its prompt</li>
+        <li><i class="writing"></i>writing</li>
+        <li><i class="ended"></i>ended</li>
+      </ul>
+    </header>
+    ${
+      alive.length === 0
+        ? html`<p class="nothing">No worker is alive, so nothing runs. Jobs wait until one is.</p>`
+        : alive.map(
+            (worker) => html`<${Lanes} key=${worker.id} worker=${worker} book=${batches.get(worker.id)} />`,
+          )
+    }
+    <p class="hint">
+      Each line is a slot. A row leaves its slot the moment it ends, and the next one enters at the next
+      step: nobody waits for the longest.
+    </p>
+  `;
+}
+
+function Lanes({ worker, book }) {
+  const canvas = useRef(null);
+  const held = useRef(book);
+  held.current = book;
+  const [words, setWords] = useState("");
+
+  useEffect(() => {
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const pace = calm ? CALM_FRAME_MS : FRAME_MS;
+    const drawing = setInterval(() => {
+      if (held.current && canvas.current) draw(canvas.current, held.current, performance.now());
+    }, pace);
+    const telling = setInterval(() => held.current && setWords(inWords(held.current)), 1000);
+    return () => {
+      clearInterval(drawing);
+      clearInterval(telling);
+    };
+  }, []);
+
+  return html`
+    <figure class="lanes">
+      <figcaption>
+        <b>${worker.id}</b>
+        <span>${words || (worker.state === "ready" ? "looking" : worker.state)}</span>
+      </figcaption>
+      <canvas ref=${canvas} role="img" aria-label=${`Slots of ${worker.id}: ${words}`}></canvas>
+    </figure>
+  `;
+}
+
+function inWords(book) {
+  const now = performance.now();
+  const reading = book.rows.filter((row) => row.tokens === 0).length;
+  return [
+    `${book.rows.length} of ${plural(book.slots, "slot")} taken`,
+    reading ? `${reading} reading` : "",
+    `${plural(book.endedWithin(10_000, now), "row")} ended in 10 s`,
+    book.waiting ? `${plural(book.waiting, "job")} at the door` : "",
+  ]
+    .filter(Boolean)
+    .join(", ");
+}
+
+function draw(canvas, book, now) {
+  const scale = devicePixelRatio;
+  const width = canvas.clientWidth;
+  if (canvas.width !== Math.round(width * scale)) {
+    canvas.width = Math.round(width * scale);
+    canvas.height = HEIGHT * scale;
+  }
+  const pen = canvas.getContext("2d");
+  pen.setTransform(scale, 0, 0, scale, 0, 0);
+  pen.clearRect(0, 0, width, HEIGHT);
+  const style = getComputedStyle(canvas);
+  const ink = Object.fromEntries(
+    ["--sunken", "--accent", "--on-accent", "--reading", "--ended", "--ink"].map((name) => [
+      name,
+      style.getPropertyValue(name),
+    ]),
+  );
+  const shown = book.shown;
+  const step = HEIGHT / shown;
+  const tall = Math.max(1, step - GAP);
+  const x = (time) => width - ((now - time) / KEPT_MS) * width;
+  for (let lane = 0; lane < shown; lane++) {
+    const y = lane * step;
+    pen.fillStyle = ink["--sunken"];
+    pen.fillRect(0, y, width, tall);
+    for (const bar of book.lanes[lane] ?? []) drawBar(pen, ink, bar, x, y, tall, now);
+  }
+}
+
+function drawBar(pen, ink, bar, x, y, tall, now) {
+  const end = x(bar.to ?? now);
+  const begin = Math.max(0, x(bar.from));
+  const wrote = bar.wrote === null ? end : Math.max(begin, x(bar.wrote));
+  if (end <= 0) return;
+  const radius = Math.min(4, tall / 2);
+  pen.save();
+  pen.beginPath();
+  pen.roundRect(begin, y, Math.max(2, end - begin - (bar.to === null ? 0 : 1.5)), tall, radius);
+  pen.clip();
+  pen.fillStyle = ink["--reading"];
+  pen.fillRect(begin, y, wrote - begin, tall);
+  pen.fillStyle = bar.to === null ? ink["--accent"] : ink["--ended"];
+  pen.fillRect(wrote, y, Math.max(0, end - wrote), tall);
+  if (tall >= WORDS_FROM && end - wrote > 64) {
+    pen.fillStyle = bar.to === null ? ink["--on-accent"] : ink["--ink"];
+    pen.font = `500 ${Math.min(11, tall - 3)}px Inter, sans-serif`;
+    pen.textBaseline = "middle";
+    pen.fillText(`${bar.job.slice(0, 6)}  ${bar.tokens}`, wrote + 6, y + tall / 2 + 0.5);
+  }
+  pen.restore();
+}

@@ -1,0 +1,86 @@
+"""Queue: the batch slot by slot, depth, workers, charts, dead letters with retry."""
+
+import re
+
+from playwright.sync_api import expect
+
+from tests.acceptance.page.conftest import Server, Visit, make_key, until
+
+
+def flood(server: Server, number: int) -> None:
+    """Jobs of many lengths, so that slots are refilled at different times."""
+    priorities = ("interactive", "normal", "batch")
+    jobs = [
+        {
+            "prompt": "x" * (10 + i * 37 % 200),
+            "max_tokens": 300 + i * 531 % 1700,
+            "priority": priorities[i % 3],
+        }
+        for i in range(number)
+    ]
+    assert server.http.post("/v1/jobs/bulk", json={"jobs": jobs}).json()["accepted"] == number
+
+
+def end_all(server: Server) -> None:
+    for status in ("queued", "running"):
+        for job in server.http.get(f"/v1/jobs?status={status}&limit=200").json()["jobs"]:
+            server.http.delete(f"/v1/jobs/{job['id']}")
+    until(lambda: server.http.get("/v1/queue").json()["unfinished"] == {}, "all jobs have ended")
+
+
+def test_the_batch_slot_by_slot(simulated: Server, visit: Visit) -> None:
+    visitor = visit(simulated)
+    page = visitor.open("#/queue")
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    flood(simulated, 200)
+    expect(page.locator(".lanes figcaption")).to_contain_text("16 of 16 slots taken")
+    ended = page.locator(".lanes figcaption").filter(
+        has_text=re.compile(r"[1-9]\d* rows ended in 10 s")
+    )
+    expect(ended).to_be_visible()
+    table = page.get_by_role("region", name="Tenants")
+    expect(table.get_by_role("row", name="default")).to_be_visible()
+    workers = page.get_by_role("region", name="Workers")
+    expect(workers).to_contain_text(re.compile(r"1\d / 16"))
+    expect(
+        page.get_by_role("img", name=re.compile("^Throughput: tokens a second [1-9]"))
+    ).to_be_visible(timeout=15_000)
+    painted = page.locator(".lanes canvas").evaluate(
+        "(canvas) => new Set(new Uint32Array("
+        "canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size"
+    )
+    assert painted > 3, "lanes, prompts, rows that write and rows that ended"
+    visitor.look("queue")
+    page.goto(f"{simulated.url}/#/ask")
+    expect(page.get_by_role("heading", name="Ask a question")).to_be_visible()
+    end_all(simulated)
+
+
+def test_dead_letters_are_tried_again(simulated: Server, visit: Visit) -> None:
+    simulated.submit("stumble over this", max_tokens=20)
+    until(lambda: simulated.http.get("/v1/queue").json()["dead"], "a dead letter")
+    visitor = visit(simulated)
+    page = visitor.open("#/queue")
+    letter = page.get_by_role("listitem").filter(has_text="the simulated engine stumbles")
+    letter.get_by_text("What was asked").click()
+    expect(letter.locator("pre")).to_contain_text("stumble over this")
+    visitor.look("queue-dead-letter")
+    letter.get_by_role("button", name="Retry").click()
+    letter.get_by_role("link", name="See the new job").click()
+    expect(page.get_by_label("Receipt")).to_be_visible()
+    assert simulated.http.get("/v1/queue").json()["dead"] == 0
+
+
+def test_it_needs_a_key_with_admin(keyed: Server, visit: Visit) -> None:
+    visitor = visit(keyed)
+    page = visitor.open("#/queue")
+    for scopes, shown in (
+        (("submit", "read"), page.get_by_text("needs a key with the scope admin")),
+        (("submit", "read", "admin"), page.get_by_text("Live", exact=True)),
+    ):
+        key = make_key(keyed, *(word for scope in scopes for word in ("--scope", scope)))
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use it").click()
+        expect(shown).to_be_visible()
+        page.get_by_role("button", name="Forget key").click()
+    visitor.complaints.clear()  # the browser reports 401 and 403 itself
