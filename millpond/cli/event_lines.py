@@ -1,4 +1,4 @@
-"""What happens to a stack, one line an event: in colour on a terminal, plain or as JSON elsewhere."""
+"""What happens to a stack, one line an event: for people, in colour on a terminal, or as JSON."""
 
 import datetime
 

@@ -61,7 +61,14 @@ def up(
     fsync: Annotated[
         str, typer.Option(help="appendfsync of the embedded server: everysec or always.")
     ] = "everysec",
-    json_: Annotated[bool, typer.Option("--json", help="Events as JSON, one a line.")] = False,
+    json_: Annotated[
+        bool | None,
+        typer.Option(
+            "--json/--no-json",
+            help="Events as JSON, one a line, or for people; by default JSON unless on a terminal.",
+            show_default=False,
+        ),
+    ] = None,
     set_: SetFlag = None,
 ) -> None:
     """Start a server, a worker and the API, and keep them running."""
@@ -85,7 +92,8 @@ def up(
     pool = WorkerPool(others, workers, _cards(devices, workers))
     for worker in pool.settings(settings).values():
         worker.preset()  # a wrong model is told before anything starts
-    say = EventLines(Console(highlight=False), as_json=json_)
+    console = Console(highlight=False)
+    say = EventLines(console, as_json=not console.is_terminal if json_ is None else json_)
     embedded = "redis_url" not in settings.model_fields_set
     asyncio.run(_up(settings, pool, say, embedded=embedded, fsync=fsync))
 

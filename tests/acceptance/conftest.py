@@ -87,13 +87,17 @@ async def up(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Up]]]:
     started: list[Up] = []
 
     async def start(
-        *arguments: str, data: Path | None = None, ready: bool = True, within_s: float = 90.0
+        *arguments: str,
+        data: Path | None = None,
+        ready: bool = True,
+        within_s: float = 90.0,
+        as_json: bool = False,
     ) -> Up:
         data = data or tmp_path / "data"
         output = tmp_path / f"up-{len(started)}.txt"
         with output.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(
-                *(MILLPOND, "up", "--data", data, *arguments),
+                *(MILLPOND, "up", *(() if as_json else ("--no-json",)), "--data", data, *arguments),
                 stdout=sink,
                 stderr=sink,
                 cwd=tmp_path,

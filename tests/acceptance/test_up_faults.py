@@ -126,8 +126,8 @@ async def test_addresses_that_cannot_be(
     assert "Traceback" not in err
 
 
-async def test_events_as_json_for_programs(up: Start) -> None:
-    stack = await up(*SIMULATED, "--json")
+async def test_events_as_json_where_nobody_looks(up: Start) -> None:
+    stack = await up(*SIMULATED, as_json=True)
     events = [orjson.loads(line) for line in stack.printed.splitlines()]
     # The background worker is not waited for.
     told = {event["source"] for event in events} - {"background"}
