@@ -10,7 +10,9 @@ import promql_parser as promql
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-FOLDER = Path(__file__).parents[1] / "deploy/monitoring"
+DEPLOY = Path(__file__).parents[1] / "deploy"
+FOLDER = DEPLOY / "monitoring"
+SCALING = DEPLOY / "kubernetes/keda/scaledobject.yaml"
 DASHBOARD = FOLDER / "grafana-dashboard.json"
 ALERTS = FOLDER / "alerts.yml"
 # Prometheus adds these to what it scrapes.
@@ -53,6 +55,13 @@ def alerts() -> list[dict[str, Any]]:
 
 def alert_queries() -> dict[str, str]:
     return {rule["alert"]: rule["expr"] for rule in alerts()}
+
+
+def scaling_queries() -> dict[str, str]:
+    """Those by which KEDA counts the workers."""
+    scaled = yaml.safe_load(SCALING.read_text())
+    triggers = [trigger["metadata"] for trigger in scaled["spec"]["triggers"]]
+    return {f"trigger {i}": metadata["query"] for i, metadata in enumerate(triggers)}
 
 
 def wrong(query: str, known: Exported) -> Iterator[str]:

@@ -21,6 +21,7 @@ from tests.monitoring import (
     dashboard,
     dashboard_queries,
     exported,
+    scaling_queries,
     wrong,
 )
 from worker.engines.base import EngineConfig
@@ -126,7 +127,7 @@ async def test_metrics_tell_of_every_ending_and_feed_dashboard_and_alerts(
 
 
 def found_wrong(known: Exported) -> dict[str, list[str]]:
-    queries = {**dashboard_queries(), **alert_queries()}
+    queries = {**dashboard_queries(), **alert_queries(), **scaling_queries()}
     return {
         name: faults for name, query in queries.items() if (faults := list(wrong(query, known)))
     }
