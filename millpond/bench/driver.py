@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from millpond.bench.client import BenchClient
 
 # Words of the two texts by which a server's counting is learnt.
-PROBES = (8, 72)
+PROBES = (4, 20)
 PROBE_TOKENS = 2
 
 

@@ -89,7 +89,7 @@ class Tried(Frozen):
     batch: int
     length: int
     outcome: Outcome
-    most_rows: float | None = None
+    most_rows: int | None = None
     memory_bytes: int | None = None
     planned_bytes: int | None = None
     error: str | None = None

@@ -13,17 +13,21 @@ from rich.console import Console
 
 from millpond.bench.comparing import compare
 from millpond.bench.driver import Bounds
+from millpond.bench.frontier import Frontier
 from millpond.bench.lengths import parse_lengths
 from millpond.bench.machine import this_machine
-from millpond.bench.records import Record, Setup
+from millpond.bench.records import Record, Setup, Tried
 from millpond.bench.report.files import read_record, write_report
 from millpond.bench.run import BenchRun
 from millpond.bench.workloads import Asking, MadeUp, Wording, Workload
 from millpond.cli.bench_flags import (
     API_KEY_VARIABLE,
+    DEFAULT_CONCURRENCY,
     check_route,
     check_seconds,
+    frontier_place,
     own_places,
+    parse_counts,
     parse_limits,
     parse_loads,
     read_workload,
@@ -70,6 +74,15 @@ def bench(
         str | None, typer.Option(help="Open loop: so many requests a second, such as 0.5,1,2.")
     ] = None,
     burst: Annotated[int, typer.Option(help="Open loop: requests that come together.")] = 1,
+    frontier: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LENGTHS",
+            help="Instead of a load: which batches of rows of 512,1024 tokens, prompt and answer "
+            "together, run side by side? Rising until one does not.",
+        ),
+    ] = None,
+    batches: Annotated[str, typer.Option(help="Of the frontier.")] = "1,2,4,8,16,32,64,128",
     input_tokens: Annotated[
         str, typer.Option(help="Of each prompt: 128, or lognormal:MEDIAN:SIGMA:MAX.")
     ] = "128",
@@ -155,35 +168,58 @@ def bench(
     )
     loads = parse_loads(concurrency, rate, burst)
     shown = BenchProgress(Console(stderr=True, highlight=False), bounds, rounds)
-    if url:
-        places = servers(url, model)
-    else:
-        settings = {"model": model, "engine": engine, "dtype": dtype, "data_dir": data}
-        places = own_places(vary or [], parse_assignments(set_), settings, shown.say)
+    assigned = parse_assignments(set_)
+    flags = {"model": model, "engine": engine, "dtype": dtype, "data_dir": data}
+    tried = None
+    if frontier is not None:
+        if url or vary:
+            raise InvalidRequestError("--frontier", "tries one setting, with stacks of its own")
+        tried = Frontier(
+            frontier_place(assigned, flags, shown.say),
+            asking,
+            parse_counts("--frontier", frontier, least=2),
+            parse_counts("--batches", batches, least=1),
+            shown,
+        )
+    elif not loads:
+        loads = parse_loads(DEFAULT_CONCURRENCY, None, 1)
+    places = servers(url, model) if url else own_places(vary or [], assigned, flags, shown.say)
 
     def words_of(wording: Wording) -> Workload:
         return questions or MadeUp(inputs, outputs, asking, wording, seed)
 
     run = BenchRun(places, loads, asking, words_of, bounds, warmup, rounds, shown)
-    record = _measure(run, setup, shown)
+    record = _measure(run, tried, setup, shown)
     _report(record, earlier, folder)
     if not record.complete or any(r.error for one in record.runs for r in one.requests):
         raise typer.Exit(1)
 
 
-def _measure(run: BenchRun, setup: Setup, shown: BenchProgress) -> Record:
-    """What there is when it ends, or when somebody presses Ctrl-C; that again ends it at once."""
+def _measure(
+    run: BenchRun, frontier: Frontier | None, setup: Setup, shown: BenchProgress
+) -> Record:
+    """What there is when it ends, or when somebody presses Ctrl-C."""
     machine, began, started_s = (
         this_machine(),
         datetime.datetime.now(datetime.UTC),
         time.monotonic(),
     )
+    tried: list[Tried] = []
+
+    async def measure() -> None:
+        if run.loads:
+            await run.run()
+        if frontier is not None:
+            async for one in frontier.run():
+                tried.append(one)
+                shown.tried(one)
+
     complete = True
     try:
         with shown.shown():
-            asyncio.run(run.run())
+            asyncio.run(measure())
     except KeyboardInterrupt:
-        if not run.runs:
+        if not run.runs and not tried:
             raise
         complete = False
     return Record(
@@ -194,7 +230,7 @@ def _measure(run: BenchRun, setup: Setup, shown: BenchProgress) -> Record:
         setup=setup,
         targets=list(run.targets.values()),
         runs=run.runs,
-        frontier=[],
+        frontier=tried,
     )
 
 

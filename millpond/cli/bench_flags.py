@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from millpond.bench.figures import LATENCIES
+from millpond.bench.lengths import MAX_TOKENS
 from millpond.bench.loads import ClosedLoop, Load, OpenLoop
 from millpond.bench.places import OwnStack, Place, Server
 from millpond.bench.variants import parse_varied, variant_name
@@ -30,10 +31,8 @@ N = TypeVar("N", int, float)
 
 
 def parse_loads(concurrency: str | None, rate: str | None, burst: int) -> list[Load]:
-    """Those of both loops; the default ladder if neither is asked for."""
+    """Those of both loops, none if neither is asked for."""
     loads: list[Load] = []
-    if concurrency is None and rate is None:
-        concurrency = DEFAULT_CONCURRENCY
     if rate is None and burst != 1:
         raise InvalidRequestError("--burst", "belongs to --rate")
     if concurrency is not None:
@@ -51,6 +50,16 @@ def _load(field: str, kind: type[ClosedLoop | OpenLoop], **fields: float) -> Loa
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidRequestError(field, f"{first['input']:g}: {first['msg']}") from error
+
+
+def parse_counts(field: str, text: str, *, least: int) -> list[int]:
+    """Such as the lengths and the batches of the frontier, in rising order."""
+    found = sorted(_numbers(field, text, int))
+    if found[0] < least or found[-1] > MAX_TOKENS:
+        raise InvalidRequestError(
+            field, f"{text!r} has a number that is not from {least} to {MAX_TOKENS:,}"
+        )
+    return found
 
 
 def _numbers(field: str, text: str, kind: Callable[[str], N]) -> list[N]:
@@ -132,12 +141,22 @@ def own_places(
         for name in variant:
             if flags.get(name) is not None or name in assigned:
                 raise InvalidRequestError("--vary", f"{name} is given by another flag, too")
-        settings = load_settings(assigned | variant, **flags)
-        settings.preset()  # a wrong model is told before anything starts
+        settings = _settings(assigned | variant, flags)
         if not varied and (running := _running_place(settings)) is not None:
             return [running]
         found.append(OwnStack(variant_name(variant) or OURS, settings, variant, say))
     return found
+
+
+def frontier_place(assigned: dict[str, str], flags: dict[str, Any], say: Say) -> OwnStack:
+    """It is started anew for every attempt, so a stack that runs already is of no use."""
+    return OwnStack(OURS, _settings(assigned, flags), {}, say)
+
+
+def _settings(assigned: dict[str, str], flags: dict[str, Any]) -> Settings:
+    settings = load_settings(assigned, **flags)
+    settings.preset()  # a wrong model is told before anything starts
+    return settings
 
 
 def _running_place(settings: Settings) -> Server | None:

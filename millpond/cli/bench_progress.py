@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from millpond.bench.driver import Bounds, Driven
 from millpond.bench.figures import figures
 from millpond.bench.loads import Load
-from millpond.bench.records import LoadRun
-from millpond.bench.report.tables import number
+from millpond.bench.records import LoadRun, Tried
+from millpond.bench.report.tables import OUTCOMES, gibibytes, number
 from millpond.bench.run import Shown
 from millpond.local.stack_events import StackEvent
 
@@ -66,6 +66,14 @@ class BenchProgress(Shown):
         self.line(
             f"{run.target}{self._of_rounds(run.round)}: {run.load}: {made.requests} requests{failed}, "
             f"{number(made.output_tokens_per_s)} tok/s, first token {ttft}"
+        )
+
+    def tried(self, one: Tried) -> None:
+        planned = f", {gibibytes(one.planned_bytes)} planned" if one.planned_bytes else ""
+        self.line(
+            f"{one.batch} rows of {one.length} tokens: {OUTCOMES[one.outcome]}, "
+            f"{one.most_rows} side by side, {gibibytes(one.memory_bytes)} GiB seen{planned}"
+            + (f": {one.error}" if one.error else "")
         )
 
     def _reset(self, description: str) -> None:

@@ -70,3 +70,19 @@ async def test_the_running_stack_is_measured_and_ctrl_c_leaves_a_report(
     assert record.targets[0].url == f"{stack.about.api_url}/v1"
     assert [len(run.requests) for run in record.runs[:2]] == [4, 4]
     assert "was stopped before its end" in (tmp_path / "half" / "report.html").read_text()
+
+
+async def test_the_frontier_is_where_rows_have_to_wait(tmp_path: Path) -> None:
+    code, _, err = await run_command(
+        *("bench", *SIMULATED, "--frontier", "64", "--batches", "2,8,16", "--out", "found"),
+        *("--set", "kv_tokens=256"),
+        cwd=tmp_path,
+    )
+    assert code == 0, err
+    tried = read_record("--compare", tmp_path / "found" / "report.json").frontier
+    assert [(one.batch, one.outcome, one.most_rows) for one in tried] == [
+        (2, "fits", 2),
+        (8, "waits", 4),
+    ]
+    assert all((one.memory_bytes or 0) > 10 * 2**20 for one in tried)
+    assert "| 64 | 8 | waits for room | 4 |" in (tmp_path / "found" / "report.md").read_text()

@@ -10,12 +10,19 @@ import pytest
 
 from millpond.bench.comparing import Moved, compare
 from millpond.bench.figures import figures, percentile
+from millpond.bench.frontier import most_side_by_side, planned_bytes
 from millpond.bench.loads import ClosedLoop
 from millpond.bench.records import Answered, LoadRun, Machine, Record, Setup, Target
 from millpond.bench.report.charts import Chart, Line, nice_top, svg
 from millpond.bench.report.files import read_record, write_report
 from millpond.bench.report.text import as_csv
+from millpond.bench.timed import Timed
 from millpond.errors import InvalidRequestError
+from millpond.models.architecture import Architecture
+from millpond.models.config import read_model_config
+from millpond.models.memory_plan import plan_memory
+from millpond.models.presets import PRESETS
+from millpond.settings import Settings
 
 LOAD = ClosedLoop(concurrency=4)
 
@@ -178,6 +185,30 @@ def test_a_report_is_written_and_read_back(tmp_path: Path) -> None:
     assert "&lt;p&gt;" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
     assert "| ours | 4 at once |" in written[2].read_text()
+
+
+def test_rows_are_side_by_side_between_their_first_and_last_tokens() -> None:
+    spans = [(0.0, 2.0), (1.0, 3.0), (1.5, 1.8), (2.0, 4.0)]
+    rows = [Timed(0.0, first_s=first, last_s=last) for first, last in spans]
+    assert most_side_by_side([*rows, Timed(0.0, error="no")]) == 3
+    assert most_side_by_side([]) == 0
+
+
+def test_a_plan_is_told_for_engines_that_it_speaks_of() -> None:
+    model = plan_memory(
+        "smollm2-135m",
+        Architecture.from_config(read_model_config(PRESETS["smollm2-135m"], Path("cache"))),
+        dtype="bfloat16",
+        memory_bytes=2**34,
+        slots=8,
+        context_tokens=8192,
+        batches=[8],
+        lengths=[512],
+    )
+    settings = Settings(model="smollm2-135m")
+    assert planned_bytes(settings, "bfloat16", 8, 512) == model.table[0].bytes
+    assert planned_bytes(settings, None, 8, 512) is None
+    assert planned_bytes(Settings(engine="simulated"), "none", 8, 512) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"version": 2}'])

@@ -140,6 +140,8 @@ MISTAKES = [
     (("--vary", "engine=simulated", "--engine", "simulated"), "--vary: engine is given by another"),
     (("--vary", "slots=1", "--url", "http://x"), "--vary: the settings of a running server"),
     (("--url", "http://127.0.0.1:9/v1"), "no OpenAI-compatible server answers there"),
+    (("--frontier", "1"), "--frontier: '1' has a number that is not from 2 to 1,000,000"),
+    (("--frontier", "64", "--vary", "slots=1"), "--frontier: tries one setting"),
     (("--seconds", "nan"), "--seconds: must be above 0, at most 86,400"),
     (("--route", "audio"), "--route: 'audio' is neither chat nor completions"),
     (("--compare", "none.json"), "--compare: none.json cannot be read: No such file"),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from millpond.bench.figures import Figures
-from millpond.bench.records import Machine, Record
+from millpond.bench.records import Machine, Record, Setup
 from millpond.bench.report.tables import gibibytes, number
 
 # A machine whose load is above this before the run is not quiet.
@@ -18,13 +18,9 @@ def facts(record: Record) -> dict[str, str]:
         "machine": _machine(machine),
         "load average before": number(machine.load_average),
         "versions": ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
-        "requests": f"prompts of {setup.inputs} tokens, answers of {setup.outputs}; route {setup.route}, "
-        f"temperature {setup.temperature:g}, {'end tokens ignored, ' if setup.ignore_eos else ''}"
-        f"seed {setup.seed}",
-        "each load": f"at most {setup.requests:,} requests, started within {setup.seconds:g} s; "
-        f"{setup.warmup} before that are not counted; {setup.rounds} "
-        f"round{'s' if setup.rounds > 1 else ''}",
     }
+    if record.runs:
+        found |= _loads(setup)
     if setup.limits_ms:
         found["limits of goodput"] = ", ".join(
             f"{name} {limit:g} ms" for name, limit in setup.limits_ms.items()
@@ -35,6 +31,17 @@ def facts(record: Record) -> dict[str, str]:
         about += [f"{name} {value}" for name, value in target.worker.items() if value is not None]
         found[f"target {target.name}"] = ", ".join(filter(None, about))
     return found
+
+
+def _loads(setup: Setup) -> dict[str, str]:
+    return {
+        "requests": f"prompts of {setup.inputs} tokens, answers of {setup.outputs}; route {setup.route}, "
+        f"temperature {setup.temperature:g}, {'end tokens ignored, ' if setup.ignore_eos else ''}"
+        f"seed {setup.seed}",
+        "each load": f"at most {setup.requests:,} requests, started within {setup.seconds:g} s; "
+        f"{setup.warmup} before that are not counted; {setup.rounds} "
+        f"round{'s' if setup.rounds > 1 else ''}",
+    }
 
 
 def _machine(machine: Machine) -> str:

@@ -8,6 +8,7 @@ from millpond.bench.figures import PERCENTILES, WAITS_MS, Figures
 from millpond.bench.records import Tried
 
 MISSING = "–"
+OUTCOMES = {"fits": "fits", "waits": "waits for room", "fails": "fails"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,12 @@ def _waits(found: Sequence[Figures]) -> Table:
 
 
 def frontier_table(tried: Sequence[Tried]) -> Table:
-    words = {"fits": "fits", "waits": "waits for room", "fails": "fails"}
     rows = [
         [
             f"{one.length:,}",
             f"{one.batch:,}",
-            words[one.outcome] + (f": {one.error}" if one.error else ""),
-            number(one.most_rows),
+            OUTCOMES[one.outcome] + (f": {one.error}" if one.error else ""),
+            MISSING if one.most_rows is None else f"{one.most_rows:,}",
             gibibytes(one.memory_bytes),
             gibibytes(one.planned_bytes),
         ]
