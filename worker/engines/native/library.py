@@ -26,6 +26,7 @@ _FLAGS = (
     "-O3",
     "-fPIC",
     "-shared",
+    "-Werror=implicit-function-declaration",
     "-fvisibility=hidden",
     "-pthread",
     # Each product and sum is rounded as it is written, so that all compilers give the same bits.

@@ -55,9 +55,8 @@ static void adjust(const struct draw *d, int64_t vocab) {
     for (int64_t i = 0; i < d->num_banned; i++)
         if (d->banned[i] < vocab) d->logits[d->banned[i]] = -INFINITY;
     if (!d->allowed) return;
-    __m512 never = _mm512_set1_ps(-INFINITY);
-    for (int64_t i = 0; i < vocab; i += 16)
-        _mm512_mask_storeu_ps(d->logits + i, lanes(vocab - i) & ~d->allowed[i / 16], never);
+    for (int64_t i = 0; i < vocab; i++)
+        if (!(d->allowed[i / 16] >> i % 16 & 1)) d->logits[i] = -INFINITY;
 }
 
 /* The greatest of x, NaN if any is NaN. */
