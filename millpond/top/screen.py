@@ -89,13 +89,13 @@ def _figures(shown: Shown, history: History, width: int, *, wide: bool) -> Itera
         ("first token", [_since_accepted(e, e.first_token_ms) for e in ran]),
         ("end", [_since_accepted(e, e.run_ms) for e in ran]),
     ]
-    shares = (0.5, 0.9, 0.99) if wide else (0.5, 0.9)
+    shares, slash = ((0.5, 0.9, 0.99), " / ") if wide else ((0.5, 0.9), "/")
+    heading = slash.join(f"p{share * 100:.0f}" for share in shares)
     told = "   ".join(
-        f"{name} {' / '.join(_time(percentile(values, share)) for share in shares)}"
+        f"{name} {slash.join(_time(percentile(values, share)) for share in shares)}"
         for name, values in parts
     )
-    heading = " / ".join(f"p{share * 100:.0f}" for share in shares)
-    yield Text(f" {heading}:  {told}", "" if ran else "dim", no_wrap=True, overflow="ellipsis")
+    yield Text(f" {heading}   {told}", "" if ran else "dim", no_wrap=True, overflow="ellipsis")
 
 
 def _since_accepted(ending: Ending, ms: float | None) -> float:
