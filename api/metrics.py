@@ -138,6 +138,8 @@ def _queue_metrics(states: Mapping[str, QueueState]) -> Iterable[Metric]:
     lost = counter("millpond_leases_lost", "Leases that ended while their jobs ran.")
     retries = counter("millpond_retries", "Attempts that failed and are made again.")
     buried = counter("millpond_dead_letters", "Jobs that became dead letters.")
+    owed = gauge("millpond_pending_webhooks", "Webhooks that are neither delivered nor dropped.")
+    webhooks = counter("millpond_webhooks", "Webhooks that came to their end.", "outcome")
     for queue, state in states.items():
         for priority, number in state.queued.items():
             queued.add_metric([queue, priority], number)
@@ -154,8 +156,11 @@ def _queue_metrics(states: Mapping[str, QueueState]) -> Iterable[Metric]:
         lost.add_metric([queue], state.leases_lost)
         retries.add_metric([queue], state.retries)
         buried.add_metric([queue], state.dead_letters)
+        owed.add_metric([queue], state.webhooks_pending)
+        webhooks.add_metric([queue, "delivered"], state.webhooks_delivered)
+        webhooks.add_metric([queue, "dropped"], state.webhooks_dropped)
     yield from (queued, waiting, accepted, done, unfinished, running, delayed, dead)
-    yield from (missing, lost, retries, buried)
+    yield from (missing, lost, retries, buried, owed, webhooks)
 
 
 def _worker_metrics(states: Mapping[str, QueueState]) -> Iterable[Metric]:

@@ -31,7 +31,7 @@ class QueueState:
     ``waiting_ms`` is how long the next job has waited, of the tenant whose next has waited longest; 0 where
     nothing waits. ``leases_lost``, ``retries`` and ``dead_letters`` count since the queue was made, ``dead``
     are the dead letters that are kept. ``unfinished`` counts the queued and running jobs of each tenant that
-    has any.
+    has any. Webhooks are pending until they are delivered or, after their last try, dropped.
     """
 
     queued: dict[Priority, int]
@@ -45,6 +45,9 @@ class QueueState:
     leases_lost: int
     retries: int
     dead_letters: int
+    webhooks_pending: int
+    webhooks_delivered: int
+    webhooks_dropped: int
     unfinished: dict[str, int]
     workers: list[RegisteredWorker]
 
@@ -223,7 +226,7 @@ class Results:
         )
 
     async def queue_state(self) -> QueueState:
-        raw, dead, delayed, open, workers, now_ms, since = await self._scripts.run("state")
+        raw, dead, delayed, open, workers, now_ms, since, owed = await self._scripts.run("state")
         counts = {name: int(number) for name, number in _pairs(raw).items()}
         return QueueState(
             queued={p: counts.get(f"queued:{p}", 0) for p in Priority},
@@ -240,6 +243,9 @@ class Results:
             leases_lost=counts.get("lost", 0),
             retries=counts.get("retried", 0),
             dead_letters=counts.get("buried", 0),
+            webhooks_pending=owed,
+            webhooks_delivered=counts.get("delivered", 0),
+            webhooks_dropped=counts.get("undelivered", 0),
             unfinished={tenant: int(number) for tenant, number in _pairs(open).items()},
             workers=sorted(
                 (

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from millpond.errors import InvalidRequestError
 from millpond.queue.job_queue import JobQueue
+from millpond.queue.results import Results
 from millpond.webhooks.deliveries import Deliveries, Delivery, Outcome
 from millpond.webhooks.endpoints import MAX_ENDPOINTS, Endpoints
 from millpond.webhooks.events import WebhookEvent
@@ -71,6 +72,7 @@ async def due_again(redis: Redis, queue: JobQueue, name: str) -> None:
 async def test_however_a_job_ends_its_webhook_is_owed_from_then_on(
     redis: Redis,
     queue: JobQueue,
+    results: Results,
     deliveries: Deliveries,
     endpoints: Endpoints,
     end: Callable[[JobQueue], Awaitable[None]],
@@ -89,6 +91,7 @@ async def test_however_a_job_ends_its_webhook_is_owed_from_then_on(
     assert owed.secret == await endpoints.secret("default")
     assert await deliveries.settle(owed, Outcome.DELIVERED)
     assert await deliveries.pending() == 0
+    assert (await results.queue_state()).webhooks_delivered == 1
     check_only_ttl_left(await check_invariants(redis, queue.keys))
 
 

@@ -45,6 +45,9 @@ def queue(*workers: dict[str, Any], beat_age_ms: int = 0) -> QueueState:
         leases_lost=0,
         retries=0,
         dead_letters=0,
+        webhooks_pending=0,
+        webhooks_delivered=0,
+        webhooks_dropped=0,
         unfinished={},
         workers=[
             RegisteredWorker(

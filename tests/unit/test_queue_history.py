@@ -32,6 +32,9 @@ def state(*workers: RegisteredWorker, queued: int = 0) -> QueueState:
         leases_lost=0,
         retries=0,
         dead_letters=0,
+        webhooks_pending=0,
+        webhooks_delivered=0,
+        webhooks_dropped=0,
         unfinished={},
         workers=list(workers),
     )

@@ -23,6 +23,9 @@ def a_state(*workers: RegisteredWorker, queued: int = 3) -> QueueState:
         leases_lost=0,
         retries=0,
         dead_letters=2,
+        webhooks_pending=0,
+        webhooks_delivered=0,
+        webhooks_dropped=0,
         unfinished={},
         workers=list(workers),
     )

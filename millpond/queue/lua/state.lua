@@ -1,8 +1,8 @@
--- keys: counts dead delayed open workers active lane job
+-- keys: counts dead delayed open workers active lane job deliveries
 -- flags: no-writes
 -- uses: clock
 -- ARGV: none
--- -> {counts, dead letters, delayed jobs, unfinished jobs by tenant, workers, now, {acceptance of the next job of each priority that has waited longest, or nothing, ...}}; hashes as flat lists
+-- -> {counts, dead letters, delayed jobs, unfinished jobs by tenant, workers, now, {acceptance of the next job of each priority that has waited longest, or nothing, ...}, pending webhooks}; hashes as flat lists
 -- Reads only.
 
 -- The next job of a lane has mostly waited longest there; of many tenants only those that are served next are
@@ -28,4 +28,5 @@ return {
   redis.call('HGETALL', K.workers),
   now,
   since,
+  redis.call('ZCARD', K.deliveries),
 }
