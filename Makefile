@@ -35,7 +35,7 @@ $(VENV)/.installed: $(VENV)/.api $(VENV)/.worker
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(INSTALL) --editable '.[api,background,bench,worker,embedded,tracing,dev]'
+	$(INSTALL) --editable '.[api,background,bench,worker,embedded,compiler,tracing,dev]'
 	@touch $@
 
 install: $(VENV)/.installed ## create .venv and install the services

@@ -7,7 +7,7 @@ import os
 
 _given = {
     name: os.environ.pop(f"MILLPOND_{name}", None)
-    for name in ("CHAOS", "TIMINGS", "HANGUPS", "FUZZ_EXAMPLES", "VLLM")
+    for name in ("CHAOS", "TIMINGS", "HANGUPS", "FUZZ_EXAMPLES", "KERNELS", "VLLM")
 }
 
 FULL_CHAOS = _given["CHAOS"] == "full"
@@ -15,3 +15,4 @@ TIMINGS = int(_given["TIMINGS"] or 300)
 HANGUPS = int(_given["HANGUPS"] or 400)
 VLLM = _given["VLLM"]  # a command vllm, to be tried itself
 FUZZ_EXAMPLES = int(_given["FUZZ_EXAMPLES"] or 5)
+ALL_KERNELS = _given["KERNELS"] == "all"

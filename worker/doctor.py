@@ -36,8 +36,9 @@ def facts(settings: Settings) -> dict[str, Any]:
 
 def kernel_facts(settings: Settings, *, float32: bool) -> dict[str, Any]:
     """``kernels`` is the set that would compute; None: ``kernels_error`` says why, and torch does."""
+    from worker.engines.native.compiling import NoKernelsError, find_compiler
     from worker.engines.native.kernel_sets import cpu_features, machine, usable_sets
-    from worker.engines.native.library import NoKernelsError, find_compiler, load_library
+    from worker.engines.native.library import load_library
 
     usable = usable_sets(machine(), cpu_features(), most=settings.cpu_isa, float32=float32)
     kernels = reason = None

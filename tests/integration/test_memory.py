@@ -20,7 +20,8 @@ from worker.engines.base import Delta, EngineConfig, Finished, GenerationRequest
 from worker.engines.model import loading
 from worker.engines.model.engine import TransformersEngine
 from worker.engines.model.loading import LoadedModel
-from worker.engines.native.library import NoKernelsError, load_library
+from worker.engines.native.compiling import NoKernelsError
+from worker.engines.native.library import load_library
 from worker.engines.native.pages import PagedCache
 
 PRESET = Preset(name="tiny", source="", context_tokens=exact.CONTEXT_TOKENS)

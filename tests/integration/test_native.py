@@ -18,8 +18,9 @@ from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampl
 from worker.engines.model import loading, self_check
 from worker.engines.model.backend import prefill
 from worker.engines.model.engine import TransformersEngine
-from worker.engines.native import library
-from worker.engines.native.library import NoKernelsError, load_library
+from worker.engines.native import compiling
+from worker.engines.native.compiling import NoKernelsError
+from worker.engines.native.library import load_library
 from worker.engines.native.pages import PAGE_TOKENS, PagedCache
 from worker.engines.native.runner import NativeRunner
 from worker.engines.scheduling.prefill import Chunk
@@ -342,7 +343,7 @@ def test_without_a_compiler_torch_computes(
     load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = load("llama").model.config._name_or_path
-    monkeypatch.setattr(library, "find_compiler", lambda: None)
+    monkeypatch.setattr(compiling, "find_compiler", lambda: None)
     config = EngineConfig(
         "transformers", Path(folder), preset(), dtype="bfloat16", slots=7, cache_dir=tmp_path
     )
@@ -356,7 +357,7 @@ def test_int8_without_kernels_is_refused(
     load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = load("llama").model.config._name_or_path
-    monkeypatch.setattr(library, "find_compiler", lambda: None)
+    monkeypatch.setattr(compiling, "find_compiler", lambda: None)
     config = EngineConfig(
         "transformers", Path(folder), preset(), weights="int8", slots=7, cache_dir=tmp_path
     )

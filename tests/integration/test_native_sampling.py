@@ -20,7 +20,8 @@ from tests.conftest import skip_or_fail
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
 from worker.engines.model import loading
 from worker.engines.model.engine import TransformersEngine
-from worker.engines.native.library import NoKernelsError, load_library
+from worker.engines.native.compiling import NoKernelsError
+from worker.engines.native.library import load_library
 from worker.engines.native.sampler import NativeSampler
 from worker.engines.sampling.sampling import (
     Output,

@@ -18,7 +18,8 @@ from worker.engines.model import backend, loading, self_check
 from worker.engines.model.engine import TransformersEngine
 from worker.engines.model.loading import LoadedModel
 from worker.engines.model.probe_text import probe_tokens
-from worker.engines.native.library import NoKernelsError, load_library
+from worker.engines.native.compiling import NoKernelsError
+from worker.engines.native.library import load_library
 from worker.engines.native.pages import PagedCache
 from worker.engines.native.smoothing import ChannelPeaks
 from worker.engines.scheduling.prefill import Chunk, cut_chunks

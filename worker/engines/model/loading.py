@@ -16,9 +16,10 @@ from millpond.models.memory_plan import BUCKETS, PAGES, Footprint
 from millpond.models.tokenization import Tokenizer
 from worker.engines.base import Device, DType, EngineConfig
 from worker.engines.model.probe_text import probe_tokens
+from worker.engines.native.compiling import NoKernelsError
 from worker.engines.native.kernel_sets import cpu_features
 from worker.engines.native.kernels import NativeKernels
-from worker.engines.native.library import Library, NoKernelsError, load_library
+from worker.engines.native.library import Library, load_library
 from worker.engines.native.weights import NotNativeError, Weights, check_native
 from worker.engines.torch import attention
 from worker.engines.torch.adapters import TokenGroups, attach

@@ -54,19 +54,19 @@ KERNEL_SETS = (
         (*_AVX512_FLAGS, "-mavx512vnni", "-mavx512bf16"),
         multiplies=True,
     ),
-    KernelSet("neon", "aarch64", frozenset({"asimd"}), ("-march=armv8-a",)),
+    KernelSet("neon", "aarch64", frozenset({"asimd"}), ("-mcpu=generic",)),
     KernelSet(
         "neon_dotprod",
         "aarch64",
         frozenset({"asimd", "asimddp"}),
-        ("-march=armv8.2-a+dotprod",),
+        ("-mcpu=generic+dotprod",),
         multiplies=True,
     ),
     KernelSet(
         "neon_bf16",
         "aarch64",
         frozenset({"asimd", "asimddp", "bf16"}),
-        ("-march=armv8.2-a+dotprod+bf16",),
+        ("-mcpu=generic+dotprod+bf16",),
         multiplies=True,
     ),
 )

@@ -1,43 +1,18 @@
-"""Compile the kernels once for each machine, keep them on disk, load them."""
+"""The kernels for this machine, compiled once and kept on disk."""
 
 import ctypes
-import hashlib
-import importlib.util
 import logging
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from millpond.settings.types import CpuIsa
+from worker.engines.native import compiling
+from worker.engines.native.compiling import NoKernelsError
 from worker.engines.native.kernel_sets import KernelSet, cpu_features, machine, usable_sets
 
-_SOURCES = Path(__file__).parent / "csrc"
-_COMPILERS = ("gcc", "clang", "cc")
-_COMPILE_TIMEOUT_S = 120.0
-_FLAGS = (
-    "-std=gnu11",
-    "-O3",
-    "-fPIC",
-    "-shared",
-    "-Werror=implicit-function-declaration",
-    "-fvisibility=hidden",
-    "-pthread",
-    # Each product and sum is rounded as it is written, so that all compilers give the same bits.
-    "-ffp-contract=off",
-)
-
 _log = logging.getLogger(__name__)
-
-
-class NoKernelsError(Exception):
-    """There are no compiled kernels on this machine, and the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +29,20 @@ class Library:
 
     @property
     def active_type(self) -> type:
-        return {2: np.uint16, 4: np.float32}[self._size("active")]
+        return {2: np.uint16, 4: np.float32}[self.activation_bytes]
 
     @property
     def quant_type(self) -> type:
-        return {1: np.uint8, 2: np.uint16}[self._size("quant")]
+        return {1: np.uint8, 2: np.uint16}[self.functions.millpond_quant_bytes()]
 
     @property
     def activation_bytes(self) -> int:
-        return self._size("active")
+        return int(self.functions.millpond_active_bytes())
 
     @property
     def stored_bytes(self) -> int:
         """Of each key and each value."""
         return 4 if self.float32 else 2
-
-    def _size(self, name: str) -> int:
-        return ctypes.c_int64.in_dll(self.functions, f"millpond_{name}_bytes").value
 
 
 def load_library(cache_dir: Path, isa: CpuIsa = "auto", *, float32: bool = False) -> Library:
@@ -85,55 +57,14 @@ def load_library(cache_dir: Path, isa: CpuIsa = "auto", *, float32: bool = False
 
 def load_set(kernels: KernelSet, cache_dir: Path, *, float32: bool = False) -> Library:
     """These kernels, which the processor must be able to run. Raises NoKernelsError."""
-    flags = (*_FLAGS, *kernels.flags, *(("-DFLOAT32",) if float32 else ()))
+    flags = compiling.compile_flags(kernels, float32=float32)
     kind = f"{kernels.name}-float32" if float32 else kernels.name
-    path = cache_dir.expanduser() / "kernels" / f"millpond-{kind}-{_fingerprint(flags)}.so"
+    name = f"millpond-{kind}-{compiling.fingerprint(flags)}.so"
+    path = cache_dir.expanduser() / "kernels" / name
     try:
         if not path.is_file():
-            _compile(path, flags)
+            compiling.compile_library(compiling.find_compiler(), flags, path)
+            _log.info("compiled kernels, once, to %s", path)
         return Library(kernels, ctypes.CDLL(str(path)), float32)
     except OSError as error:
         raise NoKernelsError(f"{path}: {error}") from error
-
-
-def find_compiler() -> list[str] | None:
-    """A C compiler of the system's, or the one inside the PyPI package ziglang."""
-    for name in _COMPILERS:
-        if found := shutil.which(name):
-            return [found]
-    if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "cc"]
-    return None
-
-
-def _fingerprint(flags: Sequence[str]) -> str:
-    digest = hashlib.sha256(repr((flags, platform.libc_ver())).encode())
-    for source in sorted(_SOURCES.rglob("*.[ch]")):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _compile(path: Path, flags: Sequence[str]) -> None:
-    """Compile beside ``path`` and move into place whole; processes may do so at once."""
-    compiler = find_compiler()
-    if compiler is None:
-        raise NoKernelsError(
-            "there is no C compiler; install gcc, or the package ziglang (millpond[compiler])"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
-        made = Path(folder) / "forward.so"
-        _call([*compiler, *flags, str(_SOURCES / "forward.c"), "-lm", "-o", str(made)])
-        made.replace(path)
-    _log.info("compiled kernels, once, to %s", path)
-
-
-def _call(command: list[str]) -> None:
-    try:
-        done = subprocess.run(  # noqa: S603 - a compiler from the PATH, on our own files
-            command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise NoKernelsError(f"the compiler took longer than {_COMPILE_TIMEOUT_S} s") from error
-    if done.returncode:
-        raise NoKernelsError(f"the compiler fails: {done.stderr[-500:]}")

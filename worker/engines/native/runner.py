@@ -26,8 +26,6 @@ class NativeRunner:
         self._model = model
         self._cache = cache
         self._forward = library.functions.millpond_forward
-        self._forward.argtypes = (ctypes.POINTER(structs.Model), ctypes.POINTER(structs.Batch))
-        self._forward.restype = None
         self._library = library
         self._scratch: dict[str, npt.NDArray[Any]] = {}
         self._logits = LogitsBuffer(model.vocab_size)
@@ -95,7 +93,7 @@ class NativeRunner:
             best=best.ctypes.data,
             **self._scratch_for(len(ids), len(ended)),
         )
-        self._forward(self._model.struct, batch)
+        self._forward(ctypes.byref(self._model.struct), ctypes.byref(batch))
         found: list[int] = best.tolist()
         return found
 

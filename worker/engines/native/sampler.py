@@ -17,8 +17,6 @@ class NativeSampler:
 
     def __init__(self, library: Library) -> None:
         self._sample = library.functions.millpond_sample
-        self._sample.argtypes = (ctypes.POINTER(structs.DrawBatch),)
-        self._sample.restype = None
         self._scratch = np.empty(0, dtype=np.float32)
 
     def __call__(
@@ -45,7 +43,7 @@ class NativeSampler:
             scratch=self._scratch.ctypes.data,
             tokens=tokens.ctypes.data,
         )
-        self._sample(batch)
+        self._sample(ctypes.byref(batch))
         del arrays
         return [None if token < 0 else token for token in tokens.tolist()]
 

@@ -104,7 +104,8 @@ static void sample(void *argument) {
 #define EXPORTED __attribute__((visibility("default")))
 
 /* How activations lie in memory. */
-EXPORTED const int64_t millpond_active_bytes = sizeof(active), millpond_quant_bytes = sizeof(quant);
+EXPORTED int64_t millpond_active_bytes(void) { return sizeof(active); }
+EXPORTED int64_t millpond_quant_bytes(void) { return sizeof(quant); }
 
 EXPORTED void millpond_forward(const struct model *model, const struct batch *batch) {
     struct call call = {model, batch};
