@@ -63,7 +63,7 @@ MUTATIONS = [
     lua(
         "what was written counts in the next attempt",
         "records",
-        "'fence', 'charge', 'said')",
+        "'fence', 'charge', 'said', 'thought')",
         "'fence', 'charge')",
     ),
     lua(

@@ -27,7 +27,8 @@ class Behaviour:
     connection breaks; after ``end_after`` the stream ends without a finish reason; after
     ``hang_after`` nothing more comes; after ``junk_after`` an event is no JSON; after
     ``error_after`` it is an error.
-    ``other_text`` generates as if the prompt were another.
+    ``other_text`` generates as if the prompt were another. ``deltas`` are sent instead of a text, as those
+    of a chat.
     """
 
     status: int = 200
@@ -40,6 +41,7 @@ class Behaviour:
     junk_after: int | None = None
     error_after: int | None = None
     other_text: bool = False
+    deltas: Sequence[dict[str, str]] = ()
 
 
 NORMAL = Behaviour()
@@ -189,6 +191,14 @@ class Upstream:
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n"
         )
+        if how.deltas:
+            for i, delta in enumerate(how.deltas, 1):
+                reason = "stop" if i == len(how.deltas) else None
+                choice = {"index": 0, "delta": delta, "finish_reason": reason}
+                _event(writer, json.dumps({"choices": [choice]}).encode())
+            _event(writer, b"[DONE]")
+            writer.write(b"0\r\n\r\n")
+            return True
         prompt = _prompt(request)
         generated = _generate(request, prompt, other=how.other_text)
         for written, (token_ids, text, reason) in enumerate(generated):

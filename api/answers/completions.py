@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from api.directory import ServedQueue
 from api.http.hangup import until_hangup
 from api.services import Services
 from millpond.errors import MillpondError
-from millpond.messages import EventType, JobEvent, JobResult, JobStatus
+from millpond.messages import Choice, EventType, JobEvent, JobResult, JobStatus
 from millpond.openai.responses import Chunks, StreamedTexts, completion, numbered
 
 # A wait is renewed after this; only the client's timeout ends it.
@@ -108,14 +108,14 @@ class CompletionStream(Response):
         shapes = Chunks(
             jobs.ids[0], chat=jobs.chat, model=jobs.served.model, created_s=jobs.created_s
         )
-        texts = StreamedTexts(jobs.n * len(jobs.ids))
+        sent = _Sent(shapes, jobs.n * len(jobs.ids))
         try:
             if jobs.chat:
                 for index in range(jobs.n):
                     await _send(send, _event(shapes.role(index)))
             async with asyncio.TaskGroup() as group:
                 following = [
-                    group.create_task(self._follow(send, shapes, texts, place, running))
+                    group.create_task(self._follow(send, sent, place, running))
                     for place in range(len(jobs.ids))
                 ]
             if self._include_usage:
@@ -129,31 +129,52 @@ class CompletionStream(Response):
         except* OSError:
             log.debug("client_left")
 
-    async def _follow(
-        self, send: Send, shapes: Chunks, texts: StreamedTexts, place: int, running: set[str]
-    ) -> JobResult:
+    async def _follow(self, send: Send, sent: "_Sent", place: int, running: set[str]) -> JobResult:
         """Send the texts of one job as they come. Raises JobFailedError, ChangedTextError."""
         jobs, id, first = self._jobs, self._jobs.ids[place], self._jobs.n * place
         events = jobs.served.results.subscribe(id, tenant=jobs.tenant)
         async with contextlib.aclosing(cast(AsyncGenerator[JobEvent, None], events)) as following:
             async for event in following:
-                if event.type is EventType.DELTA:
-                    index = first + (event.index or 0)
-                    part = texts.new_part(index, event.offset, event.text)
-                    if part:
-                        await _send(send, _event(shapes.text(index, part)))
-                elif event.type is EventType.FINISHED:
+                for shape in sent.next_part(event, first):
+                    await _send(send, _event(shape))
+                if event.type is EventType.FINISHED:
                     assert event.result is not None
                     running.discard(id)
                     if event.result.status is not JobStatus.SUCCEEDED:
                         raise JobFailedError(event.result)
                     for choice in numbered(event.result, first):
-                        rest = texts.rest(choice)
-                        if rest:
-                            await _send(send, _event(shapes.text(choice.index, rest)))
-                        await _send(send, _event(shapes.end(choice)))
+                        for shape in sent.last_parts(choice):
+                            await _send(send, _event(shape))
                     return event.result
         raise AssertionError("events end with the result")
+
+
+class _Sent:
+    """The texts and the reasonings of a request's choices, as far as they have been sent; makes chunks of
+    what is new."""
+
+    def __init__(self, shapes: Chunks, choices: int) -> None:
+        self._shapes = shapes
+        self._texts, self._thoughts = StreamedTexts(choices), StreamedTexts(choices)
+
+    def next_part(self, event: JobEvent, first: int) -> Iterator[dict[str, Any]]:
+        """Of a job whose choices begin with number ``first``. Raises ChangedTextError."""
+        index = first + (event.index or 0)
+        match event.type:
+            case EventType.REASONING:
+                if part := self._thoughts.new_part(index, event.offset, event.text):
+                    yield self._shapes.reasoning(index, part)
+            case EventType.DELTA:
+                if part := self._texts.new_part(index, event.offset, event.text):
+                    yield self._shapes.text(index, part)
+
+    def last_parts(self, choice: Choice) -> Iterator[dict[str, Any]]:
+        """What is left to send of a choice that has ended. Raises ChangedTextError."""
+        if thought := self._thoughts.rest(choice.index, choice.reasoning_content):
+            yield self._shapes.reasoning(choice.index, thought)
+        if rest := self._texts.rest(choice.index, choice.text):
+            yield self._shapes.text(choice.index, rest)
+        yield self._shapes.end(choice)
 
 
 @contextlib.asynccontextmanager

@@ -112,7 +112,7 @@ def event_data(event: JobEvent) -> bytes:
     """The fields that this type of event has, as JSON on one line."""
     fields: dict[str, object] = {"type": event.type, "id": event.id, "attempt": event.attempt}
     match event.type:
-        case EventType.DELTA:
+        case EventType.DELTA | EventType.REASONING:
             fields |= {"text": event.text, "offset": event.offset}
             if event.index is not None:
                 fields["index"] = event.index

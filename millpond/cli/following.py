@@ -5,6 +5,7 @@ import contextlib
 import sys
 
 from rich.console import Console
+from rich.text import Text
 
 from millpond.client import Client
 from millpond.errors import MillpondError
@@ -16,7 +17,8 @@ EXPLAIN_AFTER_S = 2.0
 
 
 class Follower:
-    """Prints a job's first text. On a terminal piece by piece; else whole, when it is certain.
+    """Prints a job's first text. On a terminal piece by piece, its reasoning dimmed on standard error; else
+    whole, when it is certain.
 
     A text that is begun anew, since its worker died, can only be marked on a terminal; a pipe gets the
     final text alone.
@@ -28,6 +30,7 @@ class Follower:
         self._notes = Console(stderr=True, highlight=False)
         self._heard_s = 0.0
         self._printed = False
+        self._thinking = False
 
     async def follow(self, id: str) -> JobResult:
         """Until the job has ended; its result."""
@@ -52,7 +55,13 @@ class Follower:
         raise AssertionError("the last event is the finished one")
 
     def _show(self, event: JobEvent) -> None:
-        if event.type is EventType.DELTA and not event.index and self._live:
+        if event.type is EventType.REASONING and not event.index and self._live:
+            self._thinking = True
+            self._notes.print(Text(event.text, style="dim"), end="")
+        elif event.type is EventType.DELTA and not event.index and self._live:
+            if self._thinking:
+                self._note("\n")
+            self._thinking = False
             self._printed = True
             print(event.text, end="", flush=True)
         elif event.type is EventType.RESET:

@@ -31,6 +31,7 @@ from millpond.messages.requests import (
 )
 from millpond.messages.results import (
     Choice,
+    CompletionTokensDetails,
     FinishReason,
     GeneratedToken,
     JobError,
@@ -49,6 +50,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "TENANT_PATTERN",
     "Choice",
+    "CompletionTokensDetails",
     "EventType",
     "FinishReason",
     "GeneratedToken",

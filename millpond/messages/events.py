@@ -10,6 +10,7 @@ from millpond.messages.results import JobResult, JobStatus
 
 class EventType(StrEnum):
     STARTED = "started"
+    REASONING = "reasoning"
     DELTA = "delta"
     RESET = "reset"
     FINISHED = "finished"
@@ -19,7 +20,8 @@ class JobEvent(Stored):
     """One entry of a job's event stream and the payload of its channel.
 
     ``started``: an attempt began. ``delta``: append ``text``, which begins at character ``offset`` of
-    the attempt's text, or of the choice ``index``. ``reset``: the attempt is void; discard its text.
+    the attempt's text, or of the choice ``index``. ``reasoning``: the same of what the model thinks before it
+    answers. ``reset``: the attempt is void; discard its text.
     ``finished``: the last event; ``result`` is the stored result.
     """
 

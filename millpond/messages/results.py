@@ -31,11 +31,20 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class CompletionTokensDetails(Stored):
+    """``reasoning_tokens`` are those before the answers, with the markers around the reasoning."""
+
+    reasoning_tokens: int
+
+
 class Usage(Stored):
     """The prompt counts once, however many texts were generated from it."""
 
     prompt_tokens: int
     completion_tokens: int
+    completion_tokens_details: CompletionTokensDetails | None = Field(
+        default=None, description="If the model reasoned."
+    )
 
     @property
     def total_tokens(self) -> int:
@@ -62,6 +71,7 @@ class Choice(Stored):
     index: int
     finish_reason: FinishReason
     text: str
+    reasoning_content: str = ""
     token_ids: list[int] | None = None
     logprobs: list[GeneratedToken] | None = None
 
@@ -107,6 +117,9 @@ class JobResult(Stored):
     status: JobStatus
     finish_reason: FinishReason
     text: str = ""
+    reasoning_content: str = Field(
+        default="", description="What the model thought before the text, without its markers."
+    )
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
     logprobs: list[GeneratedToken] | None = Field(

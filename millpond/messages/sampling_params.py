@@ -52,6 +52,11 @@ class SamplingParams(Frozen):
         default=1, description="How many texts to write, each with a seed of its own."
     )
     max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
+    max_reasoning_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = Field(
+        default=None,
+        description="Of a model that reasons aloud: end its reasoning after so many tokens, which "
+        "are part of max_tokens.",
+    )
     min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_OUTPUT_TOKENS)] = 0
     temperature: Annotated[StrictFloat, Field(ge=0.0, le=10.0)] | None = None
     top_p: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] | None = None

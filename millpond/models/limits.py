@@ -6,7 +6,7 @@ Every side that takes jobs runs them: the API and the worker as part of
 
 from millpond.errors import InvalidRequestError, UnknownModelError
 from millpond.messages import JobRequest
-from millpond.models.presets import Preset
+from millpond.models.presets import Preset, ThinkingMarkers
 
 # Log-probabilities in one result; each takes about 60 bytes there and in the finished message.
 MAX_LOGPROB_ENTRIES = 50_000
@@ -38,7 +38,25 @@ def check_limits(request: JobRequest, preset: Preset) -> int:
             limit=preset.context_tokens - 1,
         )
     _check_logprobs(request, max_tokens)
+    _check_reasoning(request, preset)
     return max_tokens
+
+
+def thinking_of(request: JobRequest, preset: Preset) -> ThinkingMarkers | None:
+    """The markers of the job's reasoning; None where the model does not reason, or only continues text."""
+    conversation = request.messages is not None or (request.prompt is not None and not request.raw)
+    return preset.thinking if conversation else None
+
+
+def _check_reasoning(request: JobRequest, preset: Preset) -> None:
+    if request.max_reasoning_tokens is None or thinking_of(request, preset) is not None:
+        return
+    raise InvalidRequestError(
+        "max_reasoning_tokens",
+        f"{preset.name} does not reason aloud"
+        if preset.thinking is None
+        else "applies to conversations only, not to raw prompts or token_ids",
+    )
 
 
 def _check_chat(request: JobRequest, preset: Preset) -> None:

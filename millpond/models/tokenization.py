@@ -35,6 +35,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Token ids of a text for the model to continue."""
 
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of a text in the middle of others."""
+
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins.
 
@@ -62,6 +65,9 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def encode_part(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         turns = "".join(f"{m.role}: {m.content}\n" for m in messages)
@@ -112,6 +118,9 @@ class FolderTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text, special_tokens=True)
+
+    def encode_part(self, text: str) -> list[int]:
+        return self._encode(text, special_tokens=False)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         if self._template is None:

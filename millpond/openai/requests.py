@@ -79,6 +79,8 @@ def _given(fields: Mapping[str, Any], refused: Mapping[str, tuple[Any, ...]]) ->
 def _message(fields: Any) -> Any:
     if not isinstance(fields, dict):
         return fields
+    # An answer may come back as it was given; models do not read the reasoning of earlier turns.
+    fields = {name: value for name, value in fields.items() if name != "reasoning_content"}
     message = _given(fields, _NOT_SUPPORTED_IN_A_MESSAGE)
     if message.get("role") == "developer":
         message["role"] = "system"

@@ -22,6 +22,7 @@ def numbered(result: JobResult, first: int) -> list[Choice]:
             index=0,
             finish_reason=result.finish_reason,
             text=result.text,
+            reasoning_content=result.reasoning_content,
             token_ids=result.token_ids,
             logprobs=result.logprobs,
         )
@@ -59,15 +60,20 @@ def completion_id(job_id: str, *, chat: bool) -> str:
     return f"{'chatcmpl' if chat else 'cmpl'}-{job_id}"
 
 
-def usage_of(results: Sequence[JobResult]) -> dict[str, int]:
+def usage_of(results: Sequence[JobResult]) -> dict[str, Any]:
     usages = [result.usage for result in results if result.usage is not None]
     prompt_tokens = sum(usage.prompt_tokens for usage in usages)
     completion_tokens = sum(usage.completion_tokens for usage in usages)
-    return {
+    usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+    details = [u.completion_tokens_details for u in usages if u.completion_tokens_details]
+    if details:
+        reasoning_tokens = sum(detail.reasoning_tokens for detail in details)
+        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return usage
 
 
 def _choice(choice: Choice, *, chat: bool) -> dict[str, Any]:
@@ -77,7 +83,10 @@ def _choice(choice: Choice, *, chat: bool) -> dict[str, Any]:
         "logprobs": _logprobs(choice.logprobs, chat=chat),
     }
     if chat:
-        shape["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.reasoning_content:
+            message["reasoning_content"] = choice.reasoning_content
+        shape["message"] = message
     else:
         shape["text"] = choice.text
     if choice.token_ids is not None:
@@ -116,6 +125,10 @@ class Chunks:
 
     def text(self, index: int, text: str) -> dict[str, Any]:
         return self._of(self._delta(index, text))
+
+    def reasoning(self, index: int, text: str) -> dict[str, Any]:
+        """Of a chat: other completions do not reason."""
+        return self._of({**self._delta(index, ""), "delta": {"reasoning_content": text}})
 
     def end(self, choice: Choice) -> dict[str, Any]:
         """The last chunk of a choice, with all its log-probabilities."""
@@ -164,9 +177,9 @@ class StreamedTexts:
         self._sent[index] += new
         return new
 
-    def rest(self, choice: Choice) -> str:
+    def rest(self, index: int, text: str) -> str:
         """The unsent rest of a choice that has ended."""
-        sent = self._sent[choice.index]
-        if not choice.text.startswith(sent):
+        sent = self._sent[index]
+        if not text.startswith(sent):
             raise ChangedTextError
-        return choice.text[len(sent) :]
+        return text[len(sent) :]

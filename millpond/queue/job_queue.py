@@ -15,6 +15,7 @@ from millpond.errors import (
     QueueFullError,
 )
 from millpond.messages import (
+    EventType,
     FinishReason,
     JobEvent,
     JobRequest,
@@ -263,7 +264,7 @@ class JobQueue:
             [
                 event.id,
                 fence,
-                "" if event.index is None else event.index,
+                _part(event),
                 event.offset,
                 len(event.text),
                 # The stream names the entry; the script puts that name into what it publishes.
@@ -333,3 +334,9 @@ def _lengths(result: JobResult) -> list[Arg]:
         return [served, "", ""]
     output = max(1, output // len(result.choices or [result]))
     return [served, output, "1" if result.finish_reason is FinishReason.LENGTH else "0"]
+
+
+def _part(event: JobEvent) -> str:
+    """Which of the job's texts it goes on, as the record names it."""
+    choice = "" if event.index is None else f":{event.index}"
+    return f"{'thought' if event.type is EventType.REASONING else 'said'}{choice}"

@@ -138,6 +138,7 @@ def _check_queued(shot: Snapshot, id: str, record: dict[str, str]) -> None:
         "cancel",
         "charge",
         "said",
+        "thought",
     }
     if "deadline" in record:
         assert shot.get("deadlines")[id] == int(record["deadline"])

@@ -12,7 +12,7 @@ import pytest
 from millpond.messages import FinishReason
 from millpond.messages.constraints import Constraint
 from millpond.models.grammars import GrammarCompiler
-from millpond.models.presets import Preset
+from millpond.models.presets import THINK, Preset
 from millpond.models.tokenization import ByteTokenizer
 from tests.upstream import Upstream
 from worker.engines import build_engine
@@ -146,6 +146,7 @@ class Rows:
     def _check_end(self, end: Finished) -> None:
         deltas = self.deltas.get(end.id, [])
         assert "".join(d.text for d in deltas) == end.text
+        assert "".join(d.reasoning for d in deltas) == end.reasoning
         assert tuple(t for d in deltas for t in d.token_ids) == end.token_ids
         assert (end.error is not None) == (end.reason is FinishReason.ERROR)
         if end.logprobs is not None:
@@ -380,6 +381,35 @@ def test_a_constraint_that_becomes_too_complex_ends_its_row_alone(engine: Engine
     assert not ends["bad"].retryable
     assert "constraint" in str(ends["bad"].error)
     assert ends["good"].reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_is_made_to_end_its_reasoning_and_its_constraint_begins(
+    build: Build, temperature: float
+) -> None:
+    """In company of rows that do not reason, whose tokens stay as they were."""
+    alone = run(build(), request("free", max_tokens=40, temperature=temperature))["free"]
+    reasoning = replace(
+        constrained("json", temperature=temperature, max_reasoning_tokens=12), thinking=THINK
+    )
+    opened = replace(
+        reasoning, id="json 1", prompt_token_ids=TOKENIZER.encode("why?<think>\n"), grammar=None
+    )
+    engine = build()
+    if not paced_by_steps(engine):
+        assert len(engine.admit([reasoning])) == 1  # an upstream cannot be made to
+        return
+    ends = run(engine, reasoning, opened, request("free", max_tokens=40, temperature=temperature))
+    assert same_row(ends["free"], alone)
+    made, free = ends["json"], ends["json 1"]
+    assert made.token_ids[:8] == tuple(TOKENIZER.encode("<think>\n"))
+    assert made.reasoning.endswith("\n")
+    assert re.fullmatch(CONSTRAINTS["json"][2], made.text)
+    # Bytes of random weights are no characters; what is forced is.
+    for end in (made, free):
+        forced = bytes(end.token_ids[12 : 12 + len("\n</think>\n\n")])
+        assert forced.decode() == "\n</think>\n\n"
+        assert end.reasoning_tokens == 12 + len("\n</think>")
 
 
 def test_bad_requests_are_rejected_and_touch_no_other(engine: Engine) -> None:

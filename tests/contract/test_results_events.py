@@ -54,6 +54,25 @@ async def test_replay_of_an_ended_job(queue: JobQueue, results: Results) -> None
     assert all(e.event_id for e in events)
 
 
+async def test_reasoning_is_counted_apart_from_the_text(queue: JobQueue, results: Results) -> None:
+    """What is sent again is known by its own offset, and a second attempt begins at 0 with both."""
+    await put(queue, "a")
+    for attempt in (1, 2):
+        job = await take_one(queue)
+        thought = JobEvent(type=EventType.REASONING, id="a", attempt=attempt, text="hm ", offset=0)
+        more = thought.model_copy(update={"text": "so", "offset": 3})
+        said = JobEvent(type=EventType.DELTA, id="a", attempt=attempt, text="4", offset=0)
+        pieces = [(job.fence, event) for event in (thought, more, said)]
+        assert await queue.emit(pieces) == [Commit.STORED] * 3
+        assert await queue.emit(pieces) == [Commit.KNOWN] * 3
+        if attempt == 1:
+            await queue.release([("a", job.fence)])
+    await queue.complete([(job.fence, success("a", "4"))])
+    events = await collect(results.subscribe("a"))
+    told = [(str(event.type), event.offset, event.text) for event in events if event.text]
+    assert told == [("reasoning", 0, "hm "), ("reasoning", 3, "so"), ("delta", 0, "4")] * 2
+
+
 async def test_replay_after_an_event(queue: JobQueue, results: Results) -> None:
     await put(queue, "a")
     await write(queue, "a", "one ", "two ", "three ")

@@ -77,9 +77,9 @@ async def test_what_was_not_answered_is_sent_again_as_it_was(
     """Else the server, which may have written it, could not know it again."""
     job = in_flight()
     queue.refuses = True
-    running.add_text(job.rows[0], "one ")
+    running.add_text(job.rows[0].text, "one ")
     await sent(queue, 1)
-    running.add_text(job.rows[0], "two")
+    running.add_text(job.rows[0].text, "two")
     await sent(queue, 3)
     queue.refuses = False
     running.add_ending(ending(job, "one two"))
@@ -93,13 +93,13 @@ async def test_what_was_not_answered_is_sent_again_as_it_was(
 async def test_a_result_does_not_wait_for_refused_text(queue: Refusing, running: Committer) -> None:
     ended, going_on = in_flight(), in_flight()
     queue.refuses = True
-    running.add_text(ended.rows[0], "text")
+    running.add_text(ended.rows[0].text, "text")
     running.add_ending(ending(ended, "text"))
     async with asyncio.timeout(5):
         await running.settled()
     assert queue.stored == ["text"]
     number = len(queue.deltas)
-    running.add_text(going_on.rows[0], "later")
+    running.add_text(going_on.rows[0].text, "later")
     await sent(queue, number + 2)
     assert set(queue.deltas[number:]) == {(0, "later")}, (
         "the ended job's text is left to its result"

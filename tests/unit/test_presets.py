@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from millpond.errors import ModelLoadError
-from millpond.models.presets import PRESETS, find_preset
+from millpond.models.presets import PRESETS, THINK, find_preset
 
 
 def folder(path: Path, config: Any, generation: Any = None) -> Path:
@@ -87,6 +87,23 @@ def test_a_folder_without_a_chat_template_is_a_base_model(
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert find_preset(str(folder(tmp_path, {})), tmp_path).chat is chat
+
+
+@pytest.mark.parametrize(
+    ("template", "thinks"),
+    [
+        (TEMPLATE, False),
+        ("{% if add_generation_prompt %}<think>\n{% endif %}", True),
+        ("{{ message.content.split('</think>')[-1] }}", True),
+    ],
+)
+def test_a_template_with_a_marker_is_of_a_model_that_reasons(
+    tmp_path: Path, template: str, thinks: bool
+) -> None:
+    (tmp_path / "chat_template.jinja").write_text(template)
+    preset = find_preset(str(folder(tmp_path, {})), tmp_path)
+    assert preset.thinking == (THINK if thinks else None)
+    assert PRESETS["vibethinker-3b"].thinking == THINK
 
 
 @pytest.mark.parametrize("model", ["nothing", "", "./folder/x", "/no/such", "a/b/c"])

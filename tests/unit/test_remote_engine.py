@@ -12,7 +12,7 @@ import pytest
 from millpond.errors import ModelLoadError
 from millpond.messages import FinishReason, JobRequest, Message
 from millpond.models.grammars import GrammarCompiler
-from millpond.models.presets import Preset
+from millpond.models.presets import THINK, Preset
 from millpond.models.tokenization import ByteTokenizer
 from tests.upstream import NORMAL, Behaviour, Upstream
 from worker.engines.base import (
@@ -403,6 +403,28 @@ def test_an_upstream_without_token_ids_is_given_openais_constraints_only(connect
         [rejection] = connect(upstream).admit([constrained({"guided_regex": "a"})])
     assert rejection.code is RejectionCode.INVALID
     assert rejection.message.startswith("guided_regex")
+
+
+def test_the_reasoning_of_an_upstream_is_split_here_or_there(connect: Connect) -> None:
+    """vLLM tells it apart if it is configured to; a text with the markers in it gives the same."""
+
+    def row(*deltas: dict[str, str]) -> Finished:
+        with Upstream(token_ids=False) as upstream:
+            engine = connect(upstream, route="chat")
+            upstream.script += [Behaviour(deltas=deltas)]
+            return run(engine, replace(request(), thinking=THINK))["r"]
+
+    marked = row({"content": "<think>\nhm"}, {"content": ", so</th"}, {"content": "ink>\n4."})
+    apart = row(
+        {"reasoning_content": "hm"}, {"reasoning": ", so"}, {"content": "4"}, {"content": "."}
+    )
+    for end in (marked, apart):
+        assert (end.reasoning, end.text, end.reason) == ("hm, so", "4.", FinishReason.STOP)
+
+
+def test_an_upstreams_reasoning_cannot_be_ended(upstream: Upstream, connect: Connect) -> None:
+    [rejection] = connect(upstream).admit([request(max_reasoning_tokens=5)])
+    assert rejection.message.startswith("max_reasoning_tokens")
 
 
 def test_an_adapter_is_a_model_of_the_upstreams(upstream: Upstream) -> None:

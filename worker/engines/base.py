@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from millpond.messages import FinishReason, Message
 from millpond.models.grammars import Grammar
-from millpond.models.presets import Preset
+from millpond.models.presets import Preset, ThinkingMarkers
 from millpond.settings.types import CpuIsa
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -56,7 +56,8 @@ class Sampling:
     prompt and output, the other two are of the output alone; ``logit_bias`` are pairs of a token id
     and what is added to its logit, each id once. ``logprobs`` is how many likeliest tokens to
     return with each generated one; None returns nothing. ``loop_repeats`` is how often a row may repeat
-    itself, see `LoopFinder`; None lets it.
+    itself, see `LoopFinder`; None lets it. ``max_reasoning_tokens`` is when a row that still reasons is
+    made to answer.
     """
 
     max_tokens: int
@@ -73,6 +74,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    max_reasoning_tokens: int | None = None
     loop_repeats: int | None = None
     logprobs: int | None = None
 
@@ -84,7 +86,8 @@ class GenerationRequest:
     ``predicted_tokens`` is how much output to expect, at least 1, and None for all of
     ``max_tokens``. It decides what is reserved for the row at first, and does not affect its result.
     ``messages`` is the conversation that the prompt was made from, for engines whose model is behind
-    a template of its own; empty if the prompt is something else. ``grammar`` is what the text must follow.
+    a template of its own; empty if the prompt is something else. ``grammar`` is what the text must
+    follow, and ``thinking`` how the reasoning before it is marked, if the model reasons.
     """
 
     id: str
@@ -94,6 +97,7 @@ class GenerationRequest:
     messages: tuple[Message, ...] = ()
     adapter: str | None = None
     grammar: Grammar | None = None
+    thinking: ThinkingMarkers | None = None
 
     @property
     def expected_tokens(self) -> int:
@@ -169,12 +173,14 @@ class RowUsage:
 class Delta:
     """New text of a row: whole characters, never past a stop string. May be empty text, new tokens.
 
-    A row's deltas, joined, are the text and the tokens of its `Finished`.
+    ``reasoning`` comes before the text. A row's deltas, joined, are the reasoning, the text and the
+    tokens of its `Finished`.
     """
 
     id: str
     text: str
     token_ids: tuple[int, ...]
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +201,9 @@ class Finished:
 
     ``token_ids`` holds every generated token, the one that ended the row included; ``text`` holds
     neither that token nor the stop string. ``logprobs`` goes with ``token_ids``, if asked for. Where
-    the engine gets text instead of tokens, there are none, and ``usage`` is set. ``retryable``: an
-    error that another attempt, later or elsewhere, may not meet.
+    the engine gets text instead of tokens, there are none, and ``usage`` is set. ``reasoning`` is what
+    the model thought before, without its markers; ``reasoning_tokens`` of the tokens are its.
+    ``retryable``: an error that another attempt, later or elsewhere, may not meet.
     """
 
     id: str
@@ -208,6 +215,8 @@ class Finished:
     retryable: bool = False
     logprobs: tuple[TokenLogprobs, ...] | None = None
     usage: RowUsage | None = None
+    reasoning: str = ""
+    reasoning_tokens: int = 0
 
     @property
     def completion_tokens(self) -> int:

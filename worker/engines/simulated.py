@@ -207,7 +207,9 @@ class SimulatedEngine:
         done = len(row.token_ids)
         for position in range(done, done + count):
             token_id = plan[position] if position < len(plan) else ByteTokenizer.EOS
-            if row.matcher is not None:
+            if row.forced_token_id is not None:
+                token_id = row.forced_token_id
+            elif row.matcher is not None:
                 row.matcher.compute()
                 if row.matcher.error is not None:
                     row.fail_constraint()

@@ -15,7 +15,7 @@ from millpond.errors import QueueUnavailableError
 from millpond.messages import EventType, JobEvent, JobResult
 from millpond.queue.claims import ClaimedJob, Commit
 from millpond.queue.job_queue import JobQueue
-from worker.jobs.in_flight import JobRow
+from worker.jobs.in_flight import StreamedPart
 
 log = structlog.get_logger("millpond.committer")
 
@@ -45,18 +45,18 @@ class Committer:
         self._queue = queue
         self._on_committed = on_committed
         self._interval_s = delta_interval_s
-        self._texts: dict[str, JobRow] = {}
+        self._texts: dict[tuple[str, EventType], StreamedPart] = {}
         self._endings: list[Ending] = []
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
 
-    def add_text(self, choice: JobRow, text: str) -> None:
+    def add_text(self, part: StreamedPart, text: str) -> None:
         """Buffer streamed text; it is written soon, together with what follows until then."""
-        if not text or not choice.job.request.stream:
+        if not text or not part.row.job.request.stream:
             return
-        choice.unwritten += text
-        self._texts[choice.row] = choice
+        part.unwritten += text
+        self._texts[part.row.row, part.type] = part
         self._changed.set()
 
     def add_ending(self, ending: Ending) -> None:
@@ -91,7 +91,7 @@ class Committer:
             refusal = error
         if endings:
             await self._write_endings(endings)
-            self._texts = {k: c for k, c in self._texts.items() if c.job.row not in rows}
+            self._texts = {k: p for k, p in self._texts.items() if p.row.job.row not in rows}
         if self._endings:
             self._changed.set()
         if refusal is not None:
@@ -113,32 +113,32 @@ class Committer:
         """Write the text that is due: by its interval, or because its job ends with this write."""
         now = asyncio.get_running_loop().time()
         due = [
-            choice
-            for choice in self._texts.values()
-            if choice.job.row in ending_rows or now - choice.written_s >= self._interval_s
+            part
+            for part in self._texts.values()
+            if part.row.job.row in ending_rows or now - part.row.written_s >= self._interval_s
         ]
         if due:
             await self._send(due)
             # What came since a delta that had to be sent again.
-            if rest := [c for c in due if c.unwritten and c.job.row in ending_rows]:
+            if rest := [p for p in due if p.unwritten and p.row.job.row in ending_rows]:
                 await self._send(rest)
         if self._texts:
-            soonest = min(choice.written_s for choice in self._texts.values()) + self._interval_s
+            soonest = min(part.row.written_s for part in self._texts.values()) + self._interval_s
             asyncio.get_running_loop().call_at(max(soonest, now), self._changed.set)
 
-    async def _send(self, choices: list[JobRow]) -> None:
-        for choice in choices:
+    async def _send(self, parts: list[StreamedPart]) -> None:
+        for part in parts:
             # What was not answered is sent again as it was: the server knows it by its offset.
-            if not choice.sending:
-                choice.sending, choice.unwritten = choice.unwritten, ""
-        await self._queue.emit([(c.job.claimed.fence, _delta(c)) for c in choices])
+            if not part.sending:
+                part.sending, part.unwritten = part.unwritten, ""
+        await self._queue.emit([(p.row.job.claimed.fence, _delta(p)) for p in parts])
         now = asyncio.get_running_loop().time()
-        for choice in choices:
-            choice.written_chars += len(choice.sending)
-            choice.sending = ""
-            choice.written_s = now
-            if not choice.unwritten:
-                del self._texts[choice.row]
+        for part in parts:
+            part.written_chars += len(part.sending)
+            part.sending = ""
+            part.row.written_s = now
+            if not part.unwritten:
+                del self._texts[part.row.row, part.type]
 
     def _done(self, ending: Ending, commit: Commit) -> None:
         self._endings.remove(ending)
@@ -147,13 +147,13 @@ class Committer:
         self._on_committed(ending, commit)
 
 
-def _delta(choice: JobRow) -> JobEvent:
-    job = choice.job
+def _delta(part: StreamedPart) -> JobEvent:
+    job = part.row.job
     return JobEvent(
-        type=EventType.DELTA,
+        type=part.type,
         id=job.id,
         attempt=job.claimed.attempt,
-        text=choice.sending,
-        offset=choice.written_chars,
-        index=choice.index if len(job.rows) > 1 else None,
+        text=part.sending,
+        offset=part.written_chars,
+        index=part.row.index if len(job.rows) > 1 else None,
     )

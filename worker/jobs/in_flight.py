@@ -1,11 +1,14 @@
 """One job in flight: what was claimed, how far its rows are, the result it will have."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from millpond.messages import (
     Choice,
+    CompletionTokensDetails,
+    EventType,
     FinishReason,
     GeneratedToken,
     JobError,
@@ -19,6 +22,7 @@ from millpond.messages import (
     seed_from_id,
 )
 from millpond.models.grammars import Grammar
+from millpond.models.limits import thinking_of
 from millpond.models.presets import Preset
 from millpond.models.prompts import PreparedPrompt
 from millpond.models.tokenization import Tokenizer
@@ -44,6 +48,18 @@ _MESSAGES = {
 
 
 @dataclass(slots=True)
+class StreamedPart:
+    """A row's text or its reasoning as it is streamed: what waits to be written, what is on its way until
+    the server has answered, and how many characters were written before."""
+
+    row: "JobRow"
+    type: EventType
+    unwritten: str = ""
+    sending: str = ""
+    written_chars: int = 0
+
+
+@dataclass(slots=True)
 class JobRow:
     """One of a job's texts: a row of the engine's, from admission to its end."""
 
@@ -52,12 +68,13 @@ class JobRow:
     state: RowState = RowState.WAITING
     num_tokens: int = 0  # generated so far
     finished: Finished | None = None  # set once it has ended
-    # Streamed text: what waits to be written, what is on its way until the server has answered, and how
-    # many characters were written before.
-    unwritten: str = ""
-    sending: str = ""
-    written_chars: int = 0
-    written_s: float = 0.0
+    written_s: float = 0.0  # when text of it was last written
+    text: StreamedPart = field(init=False)
+    reasoning: StreamedPart = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.text = StreamedPart(self, EventType.DELTA)
+        self.reasoning = StreamedPart(self, EventType.REASONING)
 
     @property
     def row(self) -> str:
@@ -185,6 +202,7 @@ class InFlightJob:
                 messages=self.prompt.messages,
                 adapter=self.request.adapter,
                 grammar=self.grammar,
+                thinking=thinking_of(self.request, preset),
             )
             for row in self.waiting
         ]
@@ -210,6 +228,7 @@ class InFlightJob:
             stop=tuple(request.stop),
             stop_token_ids=tuple(request.stop_token_ids),
             ignore_eos=request.ignore_eos,
+            max_reasoning_tokens=request.max_reasoning_tokens,
             loop_repeats=request.loop_repeats,
             logprobs=request.logprobs,
         )
@@ -240,6 +259,7 @@ class InFlightJob:
             status=status,
             finish_reason=worst.reason,
             text=first.text,
+            reasoning_content=first.reasoning_content,
             token_ids=first.token_ids,
             prompt_token_ids=self.prompt.token_ids
             if request.return_prompt_token_ids and usage is None
@@ -249,6 +269,7 @@ class InFlightJob:
             usage=Usage(
                 prompt_tokens=usage.prompt if usage else len(self.prompt.token_ids),
                 completion_tokens=sum(end.completion_tokens for end in ends),
+                completion_tokens_details=_details(ends),
             ),
             error=error,
             metadata=request.metadata,
@@ -279,6 +300,7 @@ class InFlightJob:
             index=index,
             finish_reason=finished.reason,
             text=finished.text,
+            reasoning_content=finished.reasoning,
             token_ids=list(finished.token_ids) if asked and finished.usage is None else None,
             logprobs=_logprobs(finished, tokenizer),
         )
@@ -304,6 +326,11 @@ def failure(claimed: ClaimedJob, code: str, message: str, request: JobRequest | 
         error=JobError(code=code, message=message),
         metadata={} if request is None else request.metadata,
     )
+
+
+def _details(ends: Sequence[Finished]) -> CompletionTokensDetails | None:
+    tokens = sum(end.reasoning_tokens for end in ends)
+    return CompletionTokensDetails(reasoning_tokens=tokens) if tokens else None
 
 
 def never_run(row: JobRow) -> Finished:

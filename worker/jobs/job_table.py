@@ -169,7 +169,7 @@ class JobTable:
         for event in turn.events:
             row = self._row(event.id)
             job = row.job
-            if job.first_token_s is None and (event.token_ids or event.text):
+            if job.first_token_s is None and (event.token_ids or event.text or event.reasoning):
                 job.first_token_s = now_s
                 read_tokens += len(job.prompt.token_ids)
             if isinstance(event, Finished):
@@ -184,7 +184,8 @@ class JobTable:
                 continue
             row.num_tokens += len(event.token_ids)
             if job.state is not JobState.LOST:
-                self.committer.add_text(row, event.text)
+                self.committer.add_text(row.reasoning, event.reasoning)
+                self.committer.add_text(row.text, event.text)
         return read_tokens
 
     def stop(self, job: InFlightJob, state: JobState) -> bool:

@@ -1,12 +1,11 @@
 -- keys: job events
--- ARGV: event_maxlen, then id, fence, choice or '', offset, characters, event JSON for each delta
+-- ARGV: event_maxlen, then id, fence, the text's field in the record, offset, characters, event JSON for each delta
 -- -> for each delta: 'stored' | 'known' (it was written before, or the job keeps no stream) | 'lost'
 -- The record knows up to where each text has been written, so a delta that comes again is not repeated.
 
 local answers = {}
 for i = 2, #ARGV, 6 do
-  local id, choice, event = ARGV[i], ARGV[i + 2], ARGV[i + 5]
-  local said = choice == '' and 'said' or 'said:' .. choice
+  local id, said, event = ARGV[i], ARGV[i + 2], ARGV[i + 5]
   local record = redis.call('HMGET', K.job .. id, 'status', 'fence', 'stream', said)
   local answer = 'known'
   if record[1] ~= 'running' or record[2] ~= ARGV[i + 1] then

@@ -51,9 +51,9 @@ end
 -- What nobody asks for any more when a job has ended; it is kept for a dead letter.
 local function trim(job, n)
   redis.call('HDEL', job, 'kind', 'prompt', 'tokens', 'most', 'n', 'order', 'worker', 'charge', 'said',
-    'cancel', 'deadline', 'due', 'metadata', 'trace', 'webhook')
+    'thought', 'cancel', 'deadline', 'due', 'metadata', 'trace', 'webhook')
   for choice = 0, (n or 0) - 1 do
-    redis.call('HDEL', job, 'said:' .. choice)
+    redis.call('HDEL', job, 'said:' .. choice, 'thought:' .. choice)
   end
 end
 
@@ -119,9 +119,9 @@ local function take_back(id, now, refund, why)
     redis.call('ZADD', K.deadlines, record[4], id)
   end
   redis.call('HSET', job, 'status', 'queued')
-  redis.call('HDEL', job, 'worker', 'claimed', 'fence', 'charge', 'said')
+  redis.call('HDEL', job, 'worker', 'claimed', 'fence', 'charge', 'said', 'thought')
   for choice = 0, (record[8] or 0) - 1 do
-    redis.call('HDEL', job, 'said:' .. choice)
+    redis.call('HDEL', job, 'said:' .. choice, 'thought:' .. choice)
   end
   redis.call('HINCRBY', K.counts, 'running', -1)
   redis.call('HINCRBY', K.counts, 'queued:' .. record[1], 1)

@@ -8,26 +8,32 @@ from typing import Any
 import openai
 import pytest
 
-from millpond.models.presets import PRESETS
+from millpond.models.presets import PRESETS, Preset
 from millpond.models.tokenization import ByteTokenizer
 from tests.integration.conftest import RunningApi
 from worker.engines.base import EngineConfig
-from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedEngine
+from worker.engines.simulated import (
+    SimulatedConfig,
+    SimulatedCosts,
+    SimulatedEngine,
+    SimulatedFaults,
+)
 from worker.window import WindowPolicy
 from worker.worker import Worker, WorkerOptions
 
 MODEL = "simulated"
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
+ECHO = SimulatedFaults(echo_marker="[say]")
 PACED = SimulatedCosts(prefill_s_per_token=0.0, decode_s_per_step=0.002, decode_s_per_row=0.0)
 
 
 @contextlib.asynccontextmanager
-async def running_worker(api: RunningApi) -> AsyncIterator[None]:
-    preset, tokenizer = PRESETS[MODEL], ByteTokenizer()
+async def running_worker(api: RunningApi, preset: Preset = PRESETS[MODEL]) -> AsyncIterator[None]:
+    tokenizer = ByteTokenizer()
     config = EngineConfig("simulated", None, preset, slots=8)
     worker = Worker(
         api.queue,
-        lambda: SimulatedEngine(config, tokenizer, SimulatedConfig(costs=PACED)),
+        lambda: SimulatedEngine(config, tokenizer, SimulatedConfig(costs=PACED, faults=ECHO)),
         tokenizer,
         preset,
         WorkerOptions("w1", WindowPolicy.at_once(8), heartbeat_s=0.05, grace_s=5.0),

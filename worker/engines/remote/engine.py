@@ -176,6 +176,8 @@ class RemoteEngine:
         for field in ("logprobs", "loop_repeats"):
             if getattr(request.sampling, field) is not None and not self._exact:
                 return f"{field}: this model's upstream tells no token ids, which that needs"
+        if request.sampling.max_reasoning_tokens is not None:
+            return "max_reasoning_tokens: this model's upstream cannot be made to end its reasoning"
         constraint = None if request.grammar is None else request.grammar.constraint
         # Only vLLM is known to take the others, and it tells token ids.
         if constraint is not None and constraint.kind not in _OPENAI_KINDS and not self._exact:

@@ -40,6 +40,7 @@ class RemoteRow:
         self._text = ""  # as received, over all requests; of rows of text
         self._num_repeated = 0  # characters, or tokens, of it that this request has sent again
         self._num_chunks = 0
+        self._in_reasoning = False  # of a text whose reasoning the upstream tells apart
         self._end: FinishReason | None = None
         self._usage: RowUsage | None = None
 
@@ -56,6 +57,7 @@ class RemoteRow:
         self._num_chunks = 0
         self._end = None
         self._num_repeated = 0
+        self._in_reasoning = False
         if self._begins_again:
             return ()
         self._num_repeated = len(self.row.token_ids)
@@ -73,12 +75,27 @@ class RemoteRow:
                 self._check_repeated(len(self.row.token_ids))
                 self.row.end(self._end)
             self._check_constraint()
-        elif chunk.text:
+        elif text := self._marked(chunk):
             self._num_chunks += 1
-            self._take_text(chunk.text)
+            self._take_text(text)
             self._count_step(1, num_open)
             if self.ended:
                 self.cancel()
+
+    def _marked(self, chunk: Chunk) -> str:
+        """The chunk's text as the model wrote it: where the upstream has cut the reasoning out, its markers
+        are put back, and the row splits it like any other."""
+        markers = self.request.thinking
+        if markers is None:
+            return chunk.text
+        text = ""
+        if chunk.reasoning:
+            text = chunk.reasoning if self._in_reasoning else markers.start + chunk.reasoning
+            self._in_reasoning = True
+        if chunk.text:
+            text += markers.end + chunk.text if self._in_reasoning else chunk.text
+            self._in_reasoning = False
+        return text
 
     def stream_over(self) -> None:
         """The stream came to its proper end; what follows the finish reason has been taken, too."""

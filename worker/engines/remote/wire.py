@@ -24,7 +24,8 @@ class ChunkError(Exception):
 class Chunk:
     """One piece of a stream. ``token_ids`` is None where the upstream does not tell them.
 
-    ``usage`` comes with the last chunk, from upstreams that count.
+    ``usage`` comes with the last chunk, from upstreams that count. ``reasoning`` is what an upstream
+    tells apart from the text.
     """
 
     text: str = ""
@@ -32,6 +33,7 @@ class Chunk:
     end: FinishReason | None = None
     usage: RowUsage | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    reasoning: str = ""
 
 
 def body(
@@ -148,7 +150,9 @@ def read_chunk(data: Any) -> Chunk:
         return Chunk(usage=usage)
     try:
         choice = choices[0]
-        text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+        delta = choice.get("delta") or {}
+        text = choice.get("text") or delta.get("content") or ""
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
         ids = choice.get("token_ids")
         token_ids = None if ids is None else tuple(int(i) for i in ids)
         reason = choice.get("finish_reason") or None
@@ -156,12 +160,12 @@ def read_chunk(data: Any) -> Chunk:
         logprobs = None if told is None or token_ids is None else _logprobs(told)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ChunkError(f"an event cannot be read: {type(error).__name__}") from error
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not isinstance(reasoning, str):
         raise ChunkError("the text of an event is no string")
     if reason is not None and reason not in _ENDS:
         raise ChunkError(f"the upstream ended the row with finish_reason {str(reason)[:40]!r}")
     end = None if reason is None else _ENDS[reason]
-    return Chunk(text, token_ids, end, usage, logprobs)
+    return Chunk(text, token_ids, end, usage, logprobs, reasoning)
 
 
 def error_message(data: Any) -> str:

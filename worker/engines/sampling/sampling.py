@@ -111,14 +111,20 @@ def needs_logits(row: Row) -> bool:
 def next_tokens(output: Output, rows: Sequence[Row], sampler: Sampler) -> NextTokens:
     tokens: list[int | None] = [None] * len(rows) if output.best is None else list(output.best)
     places = [i for i, row in enumerate(rows) if output.best is None or needs_logits(row)]
-    if not places:
-        return NextTokens(tokens, [None] * len(rows))
-    assert output.logits is not None
-    raw = RawLogprobs(output.logits, rows)
-    drawn = sampler(output.logits, places, [rows[i] for i in places])
-    for place, token in zip(places, drawn, strict=True):
-        tokens[place] = token
-    return NextTokens(tokens, raw.of(tokens))
+    raw: RawLogprobs | None = None
+    if places:
+        assert output.logits is not None
+        raw = RawLogprobs(output.logits, rows)
+        drawn = sampler(output.logits, places, [rows[i] for i in places])
+        for place, token in zip(places, drawn, strict=True):
+            tokens[place] = token
+    tokens = [_forced(row, token) for row, token in zip(rows, tokens, strict=True)]
+    return NextTokens(tokens, [None] * len(rows) if raw is None else raw.of(tokens))
+
+
+def _forced(row: Row, token: int | None) -> int | None:
+    """What must come, unless the logits show that something is wrong."""
+    return token if token is None or row.forced_token_id is None else row.forced_token_id
 
 
 def torch_sampler(

@@ -1,6 +1,7 @@
 """One job's tokens and progress inside an engine."""
 
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Collection, Sequence
 
 from millpond.messages import FinishReason
 from millpond.models.tokenization import Tokenizer
@@ -15,8 +16,11 @@ from worker.engines.base import (
 from worker.engines.scheduling.kv_budget import GROWTH_TOKENS
 from worker.engines.scheduling.loop_finder import LoopFinder
 from worker.engines.scheduling.matcher import Matcher
-from worker.engines.scheduling.row_text import RowText
+from worker.engines.scheduling.split_text import SplitText
 from worker.engines.scheduling.token_counts import TokenCounts
+
+# No marker has more tokens, with the white space behind it.
+_MARKER_TOKENS = 24
 
 
 class Row:
@@ -33,10 +37,13 @@ class Row:
     __slots__ = (
         "_end_token_ids",
         "_expected_tokens",
+        "_forced",
+        "_grammar",
         "_loop",
-        "_new_text",
-        "_row_text",
+        "_markers",
+        "_split",
         "_taken_tokens",
+        "_tokenizer",
         "adapter",
         "adjusts_logits",
         "arrival",
@@ -76,14 +83,28 @@ class Row:
         self.decode_rows = 0
         self.counts = _counts(request)
         self.adjusts_logits = self.counts is not None or bool(sampling.logit_bias)
-        grammar = request.grammar
-        self.matcher = None if grammar is None else Matcher(grammar, tokenizer.vocab_size)
+        self._grammar = request.grammar
+        self.matcher: Matcher | None = None
         self.usage: RowUsage | None = None
         end_ids: Collection[int] = () if sampling.ignore_eos else tokenizer.eos_token_ids
         self._end_token_ids = frozenset((*end_ids, *sampling.stop_token_ids))
         self._loop = None if sampling.loop_repeats is None else LoopFinder(sampling.loop_repeats)
-        self._row_text = RowText(tokenizer, sampling.stop, min_tokens=sampling.min_tokens)
-        self._new_text: list[str] = []
+        self._tokenizer = tokenizer
+        self._markers = request.thinking
+        opened = self._markers is not None and _ends_with(
+            self.prompt_token_ids, self._markers.start, tokenizer
+        )
+        self._split = SplitText(
+            tokenizer,
+            self._markers,
+            opened=opened,
+            stop=sampling.stop,
+            min_tokens=sampling.min_tokens,
+        )
+        self._forced: deque[int] = deque()
+        if self._grammar is not None and self._markers is not None and not opened:
+            self._force(f"{self._markers.start}\n")
+        self._follow_grammar()
         self._taken_tokens = 0
 
     @property
@@ -121,7 +142,14 @@ class Row:
     @property
     def suppressed_token_ids(self) -> Collection[int]:
         """Tokens that must not be generated next: those that would end the row too early."""
-        return self._end_token_ids if len(self.token_ids) + 1 < self.sampling.min_tokens else ()
+        still_thinking = self._grammar is not None and self.matcher is None
+        early = len(self.token_ids) + 1 < self.sampling.min_tokens
+        return self._end_token_ids if still_thinking or early else ()
+
+    @property
+    def forced_token_id(self) -> int | None:
+        """The token that must come next, whatever the model would choose."""
+        return self._forced[0] if self._forced else None
 
     def append(self, token_id: int, logprobs: TokenLogprobs | None = None) -> None:
         """Take the next generated token; sets `finish_reason` if it ends the row."""
@@ -140,10 +168,13 @@ class Row:
         if self.matcher is not None and not self.matcher.accept(token_id):
             self.fail_constraint()
             return
-        text = self._row_text.push(token_id)
-        if text:
-            self._new_text.append(text)
-        if self._row_text.stopped or (self.matcher is not None and self.matcher.finished):
+        self._split.push(token_id)
+        if self._forced:
+            forced = self._forced.popleft()
+            assert token_id == forced
+        self._stop_thinking_in_time()
+        self._follow_grammar()
+        if self._split.stopped or (self.matcher is not None and self.matcher.finished):
             self.end(FinishReason.STOP)
         elif num_generated >= self.sampling.max_tokens:
             self.end(FinishReason.LENGTH)
@@ -167,10 +198,8 @@ class Row:
         Whoever calls it says when the row ends, and sets ``usage``.
         """
         assert self.finish_reason is None
-        shown = self._row_text.push_text(text)
-        if shown:
-            self._new_text.append(shown)
-        if self._row_text.stopped:
+        self._split.push_text(text)
+        if self._split.stopped:
             self.end(FinishReason.STOP)
 
     def end(
@@ -179,10 +208,8 @@ class Row:
         """End the row. ``error`` is given exactly with reason ERROR; see `Finished`."""
         assert self.finish_reason is None
         assert (reason is FinishReason.ERROR) == (error is not None)
-        rest = self._row_text.finish()
-        if rest:
-            self._new_text.append(rest)
-        if reason is FinishReason.LENGTH and self._row_text.stopped:
+        self._split.finish()
+        if reason is FinishReason.LENGTH and self._split.stopped:
             reason = FinishReason.STOP
         self.finish_reason = reason
         self.error = error
@@ -190,26 +217,24 @@ class Row:
 
     @property
     def text(self) -> str:
-        """All text so far that is certain."""
-        return self._row_text.text
+        """All text of the answer so far that is certain."""
+        return self._split.text
 
     def take_delta(self) -> Delta | None:
         """Tokens and text since the last call, None if there are none."""
         new_ids = tuple(self.token_ids[self._taken_tokens :])
-        if not new_ids and not self._new_text:
+        reasoning, text = self._split.take()
+        if not new_ids and not reasoning and not text:
             return None
-        text = "".join(self._new_text)
-        self._new_text.clear()
         self._taken_tokens = len(self.token_ids)
-        return Delta(self.id, text, new_ids)
+        return Delta(self.id, text, new_ids, reasoning)
 
     def finished(self) -> Finished:
         assert self.finish_reason is not None
-        assert not self._new_text
         return Finished(
             id=self.id,
             reason=self.finish_reason,
-            text=self._row_text.text,
+            text=self._split.text,
             token_ids=tuple(self.token_ids),
             stats=RowStats(
                 group_rows=self.group_rows,
@@ -219,7 +244,33 @@ class Row:
             retryable=self.retryable,
             logprobs=None if self.sampling.logprobs is None else tuple(self.logprobs),
             usage=self.usage,
+            reasoning=self._split.reasoning,
+            reasoning_tokens=self._split.reasoning_tokens,
         )
+
+    def _stop_thinking_in_time(self) -> None:
+        """Once it has thought for long enough, the end marker is put into the row's mouth."""
+        most = self.sampling.max_reasoning_tokens
+        if most is None or self._markers is None or self._split.answering or self._forced:
+            return
+        if len(self.token_ids) >= most:
+            self._force(f"\n{self._markers.end}\n\n")
+
+    def _force(self, text: str) -> None:
+        self._forced.extend(self._tokenizer.encode_part(text))
+
+    def _follow_grammar(self) -> None:
+        """A constraint is the answer's: it begins when the reasoning is over."""
+        wanted = self._grammar is not None and self.matcher is None
+        if wanted and self._split.answering and not self._forced:
+            assert self._grammar is not None
+            self.matcher = Matcher(self._grammar, self._tokenizer.vocab_size)
+
+
+def _ends_with(token_ids: Sequence[int], text: str, tokenizer: Tokenizer) -> bool:
+    """Whether so many tokens, decoded, end with this text and perhaps white space."""
+    tail = tokenizer.decode(token_ids[-_MARKER_TOKENS:])
+    return tail.rstrip().endswith(text)
 
 
 def _counts(request: GenerationRequest) -> TokenCounts | None:

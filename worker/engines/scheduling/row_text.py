@@ -27,6 +27,12 @@ class RowText:
         self._held = ""
         self._exempt_chars = 0
         self._stopped = False
+        self._after_stop = ""
+
+    @property
+    def after_stop(self) -> str:
+        """What was decoded behind the stop string."""
+        return self._after_stop
 
     @property
     def stopped(self) -> bool:
@@ -104,7 +110,9 @@ class RowText:
             self._exempt_chars = len(self._held)
         found = self._find_stop()
         if found is not None:
-            delta, self._held, self._stopped = self._held[:found], "", True
+            at, stop = found
+            delta, self._after_stop = self._held[:at], self._held[at + len(stop) :]
+            self._held, self._stopped = "", True
         else:
             keep = self._undecided_chars()
             cut = len(self._held) - keep
@@ -114,13 +122,13 @@ class RowText:
             self._emitted.append(delta)
         return delta
 
-    def _find_stop(self) -> int | None:
-        """Where the earliest stop string begins in the held text."""
-        first: int | None = None
+    def _find_stop(self) -> tuple[int, str] | None:
+        """The earliest stop string in the held text, and where it begins."""
+        first: tuple[int, str] | None = None
         for stop in self._stop:
             at = self._held.find(stop, max(0, self._exempt_chars - len(stop) + 1))
-            if at >= 0 and (first is None or at < first):
-                first = at
+            if at >= 0 and (first is None or at < first[0]):
+                first = at, stop
         return first
 
     def _undecided_chars(self) -> int:

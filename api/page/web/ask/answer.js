@@ -7,8 +7,7 @@ import { copied } from "../render/code.js";
 import { split } from "../render/reasoning.js";
 
 export function Answer({ job, id }) {
-  const text = job.result ? job.result.text : job.text;
-  const { reasoning, answer, thinking } = split(text);
+  const { reasoning, answer, thinking } = parts(job);
   const ended = job.phase === "ended";
   return html`
     <section class="answer" aria-label="Answer" aria-busy=${ended ? "false" : "true"}>
@@ -23,6 +22,13 @@ export function Answer({ job, id }) {
       ${ended && html`<${Receipt} result=${job.result} />`}
     </section>
   `;
+}
+
+/** What the service tells apart; where it does not, what the markers in the text do. */
+function parts({ result, text, reasoning }) {
+  const answer = result ? result.text : text;
+  const thought = result ? result.reasoning_content : reasoning;
+  return thought ? { reasoning: thought, answer, thinking: !answer } : split(answer);
 }
 
 function Markdown({ text, ended }) {

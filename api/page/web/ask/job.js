@@ -6,7 +6,7 @@ const LOOK_EVERY_MS = 1000;
 // Text is shown this often at most.
 const SHOW_EVERY_MS = 60;
 
-const START = { phase: "looking", text: "", state: null, result: null, problem: null, broken: false };
+const START = { phase: "looking", text: "", reasoning: "", state: null, result: null, problem: null, broken: false };
 
 /** Follows the job `id` until it has ended. */
 export function useJob(id) {
@@ -29,7 +29,9 @@ async function follow(id, set, signal) {
   let started = state.status === "running";
   let over = false;
   const looking = lookWhileWaiting(id, set, signal, () => started || over);
-  const text = new GrowingText((shown) => set({ text: shown, phase: "running", broken: false }));
+  const growing = (name) => new GrowingText((shown) => set({ [name]: shown, phase: "running", broken: false }));
+  const text = growing("text");
+  const reasoning = growing("reasoning");
   try {
     const last = (event) => event.type === "finished";
     const onBreak = () => set({ broken: true });
@@ -39,8 +41,11 @@ async function follow(id, set, signal) {
         set({ phase: "running", broken: false });
       } else if (type === "delta") {
         text.add(data);
+      } else if (type === "reasoning") {
+        reasoning.add(data);
       } else if (type === "reset") {
         text.clear();
+        reasoning.clear();
       } else if (type === "finished") {
         set({ phase: "ended", result: data.result ?? (await get(`v1/jobs/${id}`, signal)).result });
       }
@@ -48,6 +53,7 @@ async function follow(id, set, signal) {
   } finally {
     over = true;
     text.close();
+    reasoning.close();
     await looking;
   }
 }
