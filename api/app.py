@@ -19,6 +19,7 @@ from api.http.tracing import TracingMiddleware
 from api.metrics import Metrics
 from api.requests.uploads import ENVELOPE_BYTES
 from api.routes import (
+    batches,
     bulk,
     completions,
     dead,
@@ -70,9 +71,9 @@ def create_app(settings: Settings, tracer: "Tracer | None" = None) -> FastAPI:
     keyed = (bulk, lists, jobs, events, dead, queue, models, metrics)
     for module in keyed:
         app.include_router(module.router, responses=problems(*KEY_PROBLEMS))
-    for module in (completions, files, health, docs, page):
+    for module in (completions, files, batches, health, docs, page):
         app.include_router(module.router)
-    every = (*keyed, completions, files, health, docs, page)
+    every = (*keyed, completions, files, batches, health, docs, page)
     app.state.routes = [route for module in every for route in module.router.routes]
     install_error_handlers(app)
     install_openapi(app, settings.max_wait_s)

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from api.access.gate import Gate
 from api.access.open_answers import OpenAnswers
 from api.answers.readiness import ReadinessCheck
+from api.background_jobs import BackgroundJobs
 from api.directory import Directory, ServedQueue
 from api.metrics import Metrics
 from api.page.files import PageFiles
@@ -20,6 +21,7 @@ from api.watch import watch_queue
 from millpond.access.api_keys import ApiKeys
 from millpond.access.rate_limits import RateLimiter
 from millpond.batches.files import Files
+from millpond.batches.records import Batches
 from millpond.batches.storage import Storage
 from millpond.models.presets import Preset
 from millpond.queue.connection import connect
@@ -49,6 +51,8 @@ class Services:
     files: Files
     storage: Storage
     webhooks: WebhookCheck
+    batches: Batches
+    background_jobs: BackgroundJobs
     closing: asyncio.Event
 
     @property
@@ -79,6 +83,8 @@ async def open_services(
         files=Files(redis, settings.queue),
         storage=Storage(settings.files_place),
         webhooks=WebhookCheck(settings),
+        batches=Batches(redis, settings.queue),
+        background_jobs=BackgroundJobs(settings.redis_url, settings.queue),
         closing=asyncio.Event(),
     )
     background = [
@@ -96,6 +102,7 @@ async def open_services(
         await end_tasks(*background)
         services.webhooks.close()
         await directory.close()
+        services.background_jobs.close()
         await subscriptions.close()
         await redis.aclose()
 

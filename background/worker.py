@@ -18,8 +18,10 @@ from rq import Queue, Retry, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from millpond.background_jobs import (
+    BATCHES,
     DELIVER_WEBHOOKS,
     FAILURE_TTL_S,
+    LOOK_AFTER_BATCHES,
     RESULT_TTL_S,
     RETRIES,
     WEBHOOKS,
@@ -36,7 +38,10 @@ LOOK_AROUND_EVERY_S = 5
 AWAY_RETRY_S = 0.5
 # Of each kind, enqueued when a worker starts and regularly while it lives: they find what a killed
 # process left.
-PERIODIC: Mapping[str, Sequence[BackgroundJob]] = {WEBHOOKS: (DELIVER_WEBHOOKS,)}
+PERIODIC: Mapping[str, Sequence[BackgroundJob]] = {
+    BATCHES: (LOOK_AFTER_BATCHES,),
+    WEBHOOKS: (DELIVER_WEBHOOKS,),
+}
 
 log = structlog.get_logger("millpond.background")
 

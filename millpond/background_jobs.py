@@ -33,6 +33,8 @@ def rq_queue_name(home: str, kind: str) -> str:
     return f"{home}-{kind}"
 
 
+# Takes up batches that nobody works on, and cleans their storage.
+LOOK_AFTER_BATCHES = BackgroundJob(BATCHES, "background.batches.tasks.look_after")
 # Delivers webhooks for so long, and then once more.
 WEBHOOK_SLICE_S = 600
 DELIVER_WEBHOOKS = BackgroundJob(

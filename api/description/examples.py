@@ -234,3 +234,42 @@ OUTPUT_LINE = (
     '{"id":"batch_req_a","custom_id":"a","response":{"status_code":200,"request_id":"k3v...",'
     '"body":{"object":"chat.completion"}},"error":null}\n'
 )
+
+_BATCH_ID = "batch_0d8e4c1f2a3b4c5d6e7f8091"
+BATCH: dict[str, Any] = {
+    "id": _BATCH_ID,
+    "object": "batch",
+    "endpoint": "/v1/chat/completions",
+    "errors": None,
+    "input_file_id": _FILE_ID,
+    "completion_window": "24h",
+    "status": "in_progress",
+    "model": "smollm2-135m",
+    "output_file_id": "file-91b0a1c2d3e4f5061728394a",
+    "error_file_id": None,
+    "created_at": 1_760_000_000,
+    "in_progress_at": 1_760_000_001,
+    "expires_at": 1_760_086_400,
+    "finalizing_at": None,
+    "completed_at": None,
+    "failed_at": None,
+    "expired_at": None,
+    "cancelling_at": None,
+    "cancelled_at": None,
+    "request_counts": {"completed": 120, "failed": 0, "total": 1_000},
+    "usage": {
+        "input_tokens": 4_440,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 1_320,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 5_760,
+    },
+    "metadata": None,
+}
+BATCH_LIST: dict[str, Any] = {
+    "object": "list",
+    "data": [BATCH],
+    "first_id": _BATCH_ID,
+    "last_id": _BATCH_ID,
+    "has_more": False,
+}

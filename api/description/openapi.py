@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 from api.answers.openai_errors import openai_shape
 from api.answers.problems import PROBLEM_MEDIA_TYPE, Fault, Problem
 from api.answers.schemas import OpenAIErrorBody, ProblemBody
+from api.requests.batches import BatchRequest
 from api.requests.bodies import MAX_BULK_JOBS
 from millpond.messages import JobRequest
 from millpond.openai.requests import ChatRequest, CompletionRequest
@@ -124,6 +125,14 @@ _EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
         {
             "detail": "the batch that writes file-5f0c3a9be1d24786a0c1b2d3 still runs; cancel it first"
         },
+    ),
+    "batch_not_found": (
+        404,
+        {"detail": "batch_id: no batch 'batch_1': the id is unknown, or it is long over"},
+    ),
+    "batch_ended": (
+        409,
+        {"detail": "batch_0d8e4c1f2a3b4c5d6e7f8091 cannot be cancelled: it is completed"},
     ),
     "tenant_files_full": (
         429,
@@ -249,6 +258,7 @@ _UNDERIVED: tuple[type[BaseModel], ...] = (
     BulkBody,
     ChatRequest,
     CompletionRequest,
+    BatchRequest,
     ProblemBody,
     OpenAIErrorBody,
 )

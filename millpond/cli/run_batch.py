@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import uuid
 from pathlib import Path
 from typing import IO, Annotated
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from millpond.batches.flight import Place
 from millpond.batches.run import BatchRun, BatchTotals
 from millpond.cli.batch_place import batch_place
 from millpond.cli.options import (
@@ -35,12 +37,15 @@ from millpond.openai.batch_file import (
     keep_finished,
     output_line,
     read_rows,
+    split_lines,
 )
 from millpond.queue.connection import connect
 from millpond.queue.job_queue import JobQueue
 from millpond.queue.results import Results
 from millpond.queue.subscriptions import Subscriptions
 from millpond.settings import Settings, load_settings
+
+READ_BYTES = 1024 * 1024
 
 
 def run_batch(
@@ -109,8 +114,9 @@ def run_batch(
 def _read(path: Path, *, any_model: bool) -> tuple[list[Row], list[BadLine]]:
     rows: list[Row] = []
     bad: list[BadLine] = []
-    with path.open("rb") as lines:
-        for item in read_rows(lines, any_model=any_model):
+    with path.open("rb") as file:
+        blocks = iter(functools.partial(file.read, READ_BYTES), b"")
+        for item in read_rows(split_lines(blocks), any_model=any_model):
             if isinstance(item, Row):
                 rows.append(item)
             else:
@@ -147,12 +153,11 @@ async def _run(
         async with batch_place(settings, console) as place:
             redis = connect(place.redis_url)
             subscriptions = Subscriptions(redis)
-            batch = BatchRun(
+            queue = Place(
                 JobQueue(redis, place.queue, settings.queue_options()),
                 Results(redis, place.queue, subscriptions),
-                subscriptions,
-                run_id,
             )
+            batch = BatchRun(queue, subscriptions, run_id)
             progress.update(bar, description="running")
             async for row, result in batch.results(rows):
                 totals.add(result)

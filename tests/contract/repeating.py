@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from millpond.queue.keys import Keys
-from millpond.queue.scripts import Arg, Scripts
+from millpond.queue.scripts import Arg, KeyNames, Scripts
 from tests.contract.invariants import Snapshot
 
 # More would take the suite too long.
@@ -35,6 +34,8 @@ def done_before(name: str, first: Any) -> Any:
             return []
         case "reap":
             return [0, 0, 0, 0]
+        case "file_remove":
+            return b"none" if first == b"removed" else first
         case "claim":  # what was missing has been struck off
             return [*first[:-1], 0]
     return first
@@ -77,9 +78,10 @@ class Repeating:
         assert second == expected, f"{name} made again answers {second}, not {expected}"
         return first if expected != first else second
 
-    async def _keyspace(self, keys: Keys) -> dict[str, Any]:
+    async def _keyspace(self, keys: KeyNames) -> dict[str, Any]:
         shot = await Snapshot.take(self._redis, keys)
-        ignored = {keys[name] for name in TAKEN_BY_OTHERS}
         return {
-            key: (value, shot.ttls[key]) for key, value in shot.raw.items() if key not in ignored
+            key: (value, shot.ttls[key])
+            for key, value in shot.raw.items()
+            if key.rpartition(":")[2] not in TAKEN_BY_OTHERS
         }

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
+from redis.asyncio import Redis
 
 from millpond.local.server import RedisServer
 from millpond.messages import JobRequest
@@ -19,6 +22,10 @@ from millpond.queue.job_queue import JobQueue
 from millpond.settings import Settings
 from millpond.webhooks.deliveries import Deliveries
 from tests.acceptance.conftest import until
+from tests.integration.conftest import StartApi
+from tests.integration.openai_client.conftest import client_of, running_worker
+from tests.integration.openai_client.test_batches import CHAT, request
+from tests.integration.test_redis_security import USERS, url_of
 from tests.webhook_receiver import NO_ANSWER, answer, receiving
 
 RQ = Path(sys.executable).parent / "rq"
@@ -88,3 +95,38 @@ async def test_a_webhook_outlives_the_process_that_was_sending_it(
 
     first, second = (got.headers["webhook-id"] for got in receiver.received)
     assert first == second
+
+
+async def test_it_needs_no_more_rights_than_its_user_has(
+    redis_server: RedisServer, start_api: StartApi, tmp_path: Path
+) -> None:
+    """A batch from its file to its end, with the API's and the background worker's own users."""
+    async with Redis.from_url(redis_server.url) as root:
+        for name, rules in USERS.items():
+            await root.execute_command("ACL", "SETUSER", name, *rules)
+    settings = Settings(
+        redis_url=url_of(redis_server, "background"), engine="simulated", data_dir=tmp_path
+    )
+    async with background(settings):
+        url = url_of(redis_server, "api")
+        async with start_api(url, data_dir=tmp_path) as api, client_of(api) as client:
+            file = await client.files.create(file=("in.jsonl", request("a")), purpose="batch")
+            asked: dict[str, Any] = {"endpoint": CHAT, "completion_window": "1h"}
+            made = await client.batches.create(input_file_id=file.id, **asked)
+            other = await client.batches.create(input_file_id=file.id, **asked)
+            await client.batches.cancel(other.id)
+
+            async def has_ended(id: str, status: str) -> bool:
+                return (await client.batches.retrieve(id)).status == status
+
+            root = connect(redis_server.url)
+            async with running_worker(replace(api, queue=JobQueue(root, "default"))):
+                await until(lambda: has_ended(made.id, "completed"), 30.0, "the batch ends")
+                await until(lambda: has_ended(other.id, "cancelled"), 30.0, "the other one, too")
+            await root.aclose()
+            await client.files.delete(file.id)
+
+            def objects() -> set[str]:
+                return {path.name.split("-")[0] for path in (tmp_path / "files").iterdir()}
+
+            await until(lambda: objects() == {made.id}, 30.0, "what is not needed is removed")

@@ -9,8 +9,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
+from api.background_jobs import BackgroundJobs
 from millpond.access.api_keys import ApiKeys, Scope
 from millpond.access.rate_limits import RateLimiter
+from millpond.batches.files import Files, new_file_id
+from millpond.batches.records import Batches, NewBatch, new_batch_id
+from millpond.batches.steps import next_step
 from millpond.errors import LimitExceededError, QueueUnavailableError
 from millpond.listing import JobLists
 from millpond.local.server import RedisServer, free_port
@@ -75,12 +79,40 @@ def result(id: str, status: JobStatus = JobStatus.SUCCEEDED) -> JobResult:
     )
 
 
+async def use_files_and_batches(api: Redis, url: str) -> None:
+    """What the API does with them; the background worker's part is in test_background.py."""
+    files, batches = Files(api, "default"), Batches(api, "default")
+    id = new_file_id()
+    await files.doom(id, in_s=60)
+    await files.add(
+        id,
+        "acme",
+        filename="a",
+        object_name=id,
+        num_bytes=1,
+        ttl_s=3_600,
+        max_tenant_bytes=9,
+    )
+    for newest_first in (True, False):
+        await files.page("acme", after=id, limit=1, newest_first=newest_first)
+    assert await files.parts(id) == [(id, 1)]
+    new = NewBatch("acme", "/v1/completions", id, "1h", 3_600, None, None, None, None)
+    batch = await batches.create(new_batch_id(), new)
+    await batches.page("acme", after=None, limit=1)
+    await batches.cancel(batch.id, "acme")
+    await files.remove(id, "acme")
+    jobs = BackgroundJobs(url, "default")
+    await asyncio.to_thread(jobs._enqueue, next_step(batch))
+    jobs.close()
+
+
 async def run_everything(api_url: str, worker_url: str) -> None:
     """Every operation of the queue, each side with its own connection."""
     api, worker = connect(api_url), connect(worker_url)
     subscriptions = Subscriptions(api)
     front, back = JobQueue(api, "default", OPTIONS), JobQueue(worker, "default", OPTIONS)
     await QueueDirectory(worker).announce("default", ABOUT)
+    await use_files_and_batches(api, api_url)
     assert await QueueDirectory(api).all() == {"default": ABOUT}
     results = Results(api, "default", subscriptions)
     running: list[asyncio.Task[list[EventType]]] = []
@@ -243,6 +275,13 @@ FORBIDDEN = {
         "HGET mp:{default}:webhook-secrets default",
         "GET mp:{other}:result:a",
         "SUBSCRIBE mp:{other}:events",
+    ],
+    "background": [
+        "FLUSHALL",
+        "SMEMBERS mp:{default}:api-keys",
+        "HGETALL mp:{default}:api-key:a",
+        "HSET mp:queues default x",
+        "GET other",
     ],
     "reader": [
         "GET mp:{default}:body:a",
