@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help install install-api install-worker dev demo up dist test check format chaos mutations fuzz \
-	bench-queue bench-windows bench-lengths bench-completions \
-	bench-engine bench-sampling page-libraries audit clean
+	bench bench-queue bench-lengths bench-engine bench-sampling page-libraries audit clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -83,14 +82,11 @@ mutations: dev ## plant faults one at a time and see that the tests notice, abou
 dist: dev ## build the wheel and the sdist into dist/
 	$(BIN)/python -m build
 
+bench: install ## what this machine can do: a ladder of loads and a report; ARGS for other ones
+	$(BIN)/millpond bench $(ARGS)
+
 bench-queue: dev ## the queue's figures beside RQ's
 	$(BIN)/python -m bench.queue
-
-bench-windows: dev ## what each window policy adds to a job's wait, two minutes
-	$(BIN)/python -m bench.windows
-
-bench-completions: dev ## what the API and the queue add to a completion, a minute
-	$(BIN)/python -m bench.completions
 
 bench-lengths: dev ## what shorter-first gains over the order of arrival, simulated in seconds
 	$(BIN)/python -m bench.lengths

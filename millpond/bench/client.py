@@ -23,22 +23,22 @@ _MAX_ERROR_CHARS = 200
 class BenchClient:
     """Of one server, by its base URL with ``/v1``. Connections are kept and not limited."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, model: str) -> None:
+    def __init__(
+        self, url: str, session: aiohttp.ClientSession, model: str, *, stream: bool
+    ) -> None:
         self.url = url
         self.model = model
+        self._stream = stream
         self._session = session
 
     async def send(self, question: Question, due_s: float | None = None) -> Timed:
-        """Ask, and read the stream to its end. It never raises for what the server does.
+        """Ask, and read the answer to its end. It never raises for what the server does.
 
         ``due_s`` is when it was to be sent, if that is what counts.
         """
-        fields = {
-            **question.body,
-            "model": self.model,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        fields = {**question.body, "model": self.model}
+        if self._stream:
+            fields |= {"stream": True, "stream_options": {"include_usage": True}}
         body = orjson.dumps(fields)
         timed = Timed(time.perf_counter() if due_s is None else due_s)
         path = question.route.removeprefix("/v1")
@@ -49,10 +49,13 @@ class BenchClient:
                     said = (await response.text())[:_MAX_ERROR_CHARS]
                     timed.error = f"{response.status}: {said}"
                     return timed
-                await _read(response.content, timed)
+                if self._stream:
+                    await _read_stream(response.content, timed)
+                else:
+                    _read_whole(await response.read(), timed)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             timed.error = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
-        if timed.error is None and timed.first_s is None:
+        if timed.error is None and timed.last_s is None:
             timed.error = "no text came"
         return timed
 
@@ -91,7 +94,13 @@ class BenchClient:
         return {}
 
 
-async def _read(content: aiohttp.StreamReader, timed: Timed) -> None:
+def _read_whole(answer: bytes, timed: Timed) -> None:
+    """Raises ValueError for an answer that is not JSON."""
+    timed.last_s = time.perf_counter()
+    timed.usage = orjson.loads(answer).get("usage")
+
+
+async def _read_stream(content: aiohttp.StreamReader, timed: Timed) -> None:
     """The events of a stream. Raises ValueError for a line that is not JSON."""
     async for line in content:
         data = line.removeprefix(b"data:").strip()
@@ -133,7 +142,7 @@ async def _models(session: aiohttp.ClientSession, url: str) -> list[dict[str, An
 
 @contextlib.asynccontextmanager
 async def bench_client(
-    url: str, model: str | None, api_key: str | None
+    url: str, model: str | None, api_key: str | None, *, stream: bool
 ) -> AsyncIterator[BenchClient]:
     """A client for this model, or for the first that the server lists. Raises BenchError."""
     headers = {"Content-Type": "application/json"}
@@ -147,4 +156,4 @@ async def bench_client(
         chosen = models[0] if model is None and models else model
         if chosen not in models:
             raise BenchError(f"{url} serves {models}, not {chosen!r}")
-        yield BenchClient(url, session, str(chosen))
+        yield BenchClient(url, session, str(chosen), stream=stream)

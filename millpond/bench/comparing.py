@@ -100,13 +100,14 @@ def _tokens(run: LoadRun) -> list[Block]:
 
 
 def _tokens_between(request: Answered, begin_s: float, end_s: float) -> float:
-    if request.error is not None or request.first_s is None or request.last_s is None:
+    if request.error is not None or request.last_s is None:
         return 0.0
     tokens = request.output_tokens or 0
-    if request.last_s <= request.first_s:
+    first_s = request.sent_s if request.first_s is None else request.first_s
+    if request.last_s <= first_s:
         return float(tokens if begin_s <= request.last_s < end_s else 0)
-    common_s = min(request.last_s, end_s) - max(request.first_s, begin_s)
-    return tokens * max(0.0, common_s) / (request.last_s - request.first_s)
+    common_s = min(request.last_s, end_s) - max(first_s, begin_s)
+    return tokens * max(0.0, common_s) / (request.last_s - first_s)
 
 
 def _rate(blocks: Sequence[Block]) -> float | None:

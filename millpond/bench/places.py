@@ -44,10 +44,11 @@ class Server:
     url: str
     model: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    stream: bool = True
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Open]:
-        async with _client(self.url, self.model, self.api_key) as client:
+        async with _client(self.url, self.model, self.api_key, stream=self.stream) as client:
             yield await _look(client, self.name, self.url, {})
 
 
@@ -59,6 +60,7 @@ class OwnStack:
     settings: Settings
     varied: dict[str, str]
     say: Say
+    stream: bool = True
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Open]:
@@ -67,7 +69,7 @@ class OwnStack:
         settings = self.settings.model_copy(update=own)
         async with (
             temporary_stack(settings, prefix=FOLDER_PREFIX, api=True, say=self.say) as stack,
-            _client(f"{stack.api_url}/v1", None, None) as client,
+            _client(f"{stack.api_url}/v1", None, None, stream=self.stream) as client,
         ):
             found = await _look(client, self.name, None, self.varied)
             found.worker_pid = stack.children["worker"].pid
@@ -75,14 +77,14 @@ class OwnStack:
 
 
 def _client(
-    url: str, model: str | None, api_key: str | None
+    url: str, model: str | None, api_key: str | None, *, stream: bool
 ) -> contextlib.AbstractAsyncContextManager["BenchClient"]:
     """Its package is optional, and no other command loads it. Raises BenchError without it."""
     try:
         from millpond.bench.client import bench_client
     except ModuleNotFoundError as error:
         raise BenchError(f"{error.name} is missing; install millpond[bench]") from error
-    return bench_client(url, model, api_key)
+    return bench_client(url, model, api_key, stream=stream)
 
 
 async def _look(

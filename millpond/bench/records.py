@@ -64,6 +64,7 @@ class Setup(Frozen):
 
     command: str
     route: str
+    stream: bool
     inputs: str
     outputs: str
     temperature: float

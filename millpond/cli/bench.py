@@ -112,6 +112,9 @@ def bench(
         ),
     ] = None,
     route: Annotated[str, typer.Option(help="chat or completions.")] = "chat",
+    stream: Annotated[
+        bool, typer.Option(help="Streamed answers; without, there is no time to the first token.")
+    ] = True,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
     ignore_eos: Annotated[
         bool, typer.Option(help="Full-length answers, on servers that know ignore_eos.")
@@ -155,6 +158,7 @@ def bench(
     setup = Setup(
         command=shlex.join(["millpond", *sys.argv[1:]]),
         route=route,
+        stream=stream,
         inputs=f"{inputs}" if workload is None else workload.name,
         outputs=f"{outputs}" if workload is None else workload.name,
         temperature=temperature,
@@ -183,7 +187,10 @@ def bench(
         )
     elif not loads:
         loads = parse_loads(DEFAULT_CONCURRENCY, None, 1)
-    places = servers(url, model) if url else own_places(vary or [], assigned, flags, shown.say)
+    if url:
+        places = servers(url, model, stream=stream)
+    else:
+        places = own_places(vary or [], assigned, flags, shown.say, stream=stream)
 
     def words_of(wording: Wording) -> Workload:
         return questions or MadeUp(inputs, outputs, asking, wording, seed)

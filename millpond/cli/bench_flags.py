@@ -108,7 +108,7 @@ def read_workload(field: str, path: Path) -> FromFile:
         raise InvalidRequestError(field, f"{path} cannot be read: {error.strerror}") from error
 
 
-def servers(texts: Sequence[str], model: str | None) -> list[Place]:
+def servers(texts: Sequence[str], model: str | None, *, stream: bool) -> list[Place]:
     """``[NAME=]URL`` each; without a name it is the host."""
     api_key = os.environ.get(API_KEY_VARIABLE)
     found: dict[str, Place] = {}
@@ -124,12 +124,17 @@ def servers(texts: Sequence[str], model: str | None) -> list[Place]:
         name = before if named else parts.netloc
         if name in found:
             raise InvalidRequestError("--url", f"{name!r} is there twice; give names: NAME=URL")
-        found[name] = Server(name, url, model, api_key)
+        found[name] = Server(name, url, model, api_key, stream)
     return list(found.values())
 
 
 def own_places(
-    varied: Sequence[str], assigned: dict[str, str], flags: dict[str, Any], say: Say
+    varied: Sequence[str],
+    assigned: dict[str, str],
+    flags: dict[str, Any],
+    say: Say,
+    *,
+    stream: bool,
 ) -> list[Place]:
     """A stack for each variant; without any, the one that runs in the data folder if it serves the same.
 
@@ -142,9 +147,9 @@ def own_places(
             if flags.get(name) is not None or name in assigned:
                 raise InvalidRequestError("--vary", f"{name} is given by another flag, too")
         settings = _settings(assigned | variant, flags)
-        if not varied and (running := _running_place(settings)) is not None:
+        if not varied and (running := _running_place(settings, stream=stream)) is not None:
             return [running]
-        found.append(OwnStack(variant_name(variant) or OURS, settings, variant, say))
+        found.append(OwnStack(variant_name(variant) or OURS, settings, variant, say, stream))
     return found
 
 
@@ -159,8 +164,9 @@ def _settings(assigned: dict[str, str], flags: dict[str, Any]) -> Settings:
     return settings
 
 
-def _running_place(settings: Settings) -> Server | None:
+def _running_place(settings: Settings, *, stream: bool) -> Server | None:
     running = StackFile.read(settings.data_dir)
     if running is None or running.api_url is None or running.serves != settings.serves():
         return None
-    return Server(OURS, f"{running.api_url}/v1", api_key=os.environ.get(API_KEY_VARIABLE))
+    api_key = os.environ.get(API_KEY_VARIABLE)
+    return Server(OURS, f"{running.api_url}/v1", api_key=api_key, stream=stream)

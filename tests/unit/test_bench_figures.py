@@ -60,6 +60,7 @@ def record_of(*runs: LoadRun) -> Record:
         setup=Setup(
             command="millpond bench",
             route="chat",
+            stream=True,
             inputs="1",
             outputs="1",
             temperature=0.0,

@@ -89,7 +89,7 @@ def test_every_combination_is_a_variant() -> None:
 
 
 def test_servers_have_the_names_that_they_are_given() -> None:
-    places = servers(["http://a:1/v1/", "vllm=https://a:1/v1"], None)
+    places = servers(["http://a:1/v1/", "vllm=https://a:1/v1"], None, stream=True)
     assert [(place.name, getattr(place, "url", "")) for place in places] == [
         ("a:1", "http://a:1/v1"),
         ("vllm", "https://a:1/v1"),
@@ -110,9 +110,15 @@ WRONG = [
     (lambda: parse_loads("1", None, 3), "--burst: belongs to --rate"),
     (lambda: parse_limits(["tft=1"]), "--limit: 'tft' is none of ttft, tpot, e2e, wait"),
     (lambda: parse_limits(["ttft=soon"]), "--limit: 'ttft=soon' is not of the form"),
-    (lambda: servers(["a:1"], None), "--url: 'a:1' must begin with http:// or https://"),
-    (lambda: servers(["http://me:x@a"], None), "--url: must have no user, password or query"),
-    (lambda: servers(["http://a"] * 2, None), "--url: 'a' is there twice; give names"),
+    (
+        lambda: servers(["a:1"], None, stream=True),
+        "--url: 'a:1' must begin with http:// or https://",
+    ),
+    (
+        lambda: servers(["http://me:x@a"], None, stream=True),
+        "--url: must have no user, password or query",
+    ),
+    (lambda: servers(["http://a"] * 2, None, stream=True), "--url: 'a' is there twice; give names"),
     (lambda: parse_varied("--vary", ["slots"]), "--vary: 'slots' is not of the form"),
     (lambda: parse_varied("--vary", ["a=1,1"]), "--vary: 'a=1,1' has a value twice"),
     (

@@ -36,6 +36,7 @@ def facts(record: Record) -> dict[str, str]:
 def _loads(setup: Setup) -> dict[str, str]:
     return {
         "requests": f"prompts of {setup.inputs} tokens, answers of {setup.outputs}; route {setup.route}, "
+        f"{'streamed' if setup.stream else 'whole'}, "
         f"temperature {setup.temperature:g}, {'end tokens ignored, ' if setup.ignore_eos else ''}"
         f"seed {setup.seed}",
         "each load": f"at most {setup.requests:,} requests, started within {setup.seconds:g} s; "
@@ -86,7 +87,8 @@ def tiles(found: Sequence[Figures]) -> dict[str, str]:
         f"requests a second at {best.load}": number(best.requests_per_s),
     }
     for load, ttft in {one.load: one.latency_ms("ttft", 50) for one in (light, best)}.items():
-        shown[f"to the first token at {load}, p50"] = number(ttft, " ms")
+        if ttft is not None:
+            shown[f"to the first token at {load}, p50"] = number(ttft, " ms")
     if light is not best and light.output_tokens_per_s:
         times = best.output_tokens_per_s / light.output_tokens_per_s
         shown[f"times the throughput of {light.load}"] = number(times)
