@@ -1,13 +1,18 @@
 """The real SmolLM2-135M: right answers, exactness and the chat template."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from millpond.errors import ModelLoadError
 from millpond.messages import FinishReason, Message
+from millpond.messages.constraints import Constraint
+from millpond.models.grammars import GrammarCompiler
 from millpond.models.presets import PRESETS, SMOLLM2_WHEEL, Preset
 from millpond.models.tokenization import FolderTokenizer
 from worker.engines import build_engine
@@ -17,6 +22,16 @@ from worker.weights import prepare_model
 pytestmark = pytest.mark.model
 
 PRESET = PRESETS["smollm2-135m"]
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 30},
+        "born": {"type": "integer", "minimum": 1000, "maximum": 2100},
+        "field": {"enum": ["mathematics", "poetry"]},
+    },
+    "required": ["name", "born", "field"],
+    "additionalProperties": False,
+}
 QUESTIONS = [
     "What is the capital of France?",
     "List the first five prime numbers.",
@@ -103,6 +118,32 @@ def test_a_sampled_row_is_the_same_in_company(engine: Engine, tokenizer: FolderT
     others = [chat(tokenizer, f"o{i}", q, temperature=1.0) for i, q in enumerate(QUESTIONS)]
     alone = run(engine, [row])["r"]
     assert run(engine, others, [row])["r"].token_ids == alone.token_ids
+
+
+def test_a_schema_is_kept_to_among_free_rows_which_stay_as_they_were(
+    engine: Engine, tokenizer: FolderTokenizer
+) -> None:
+    free = [chat(tokenizer, f"free {i}", q) for i, q in enumerate(QUESTIONS[:2])]
+    alone = run(engine, free)
+    wrapped = Constraint("json_schema", "response_format", json.dumps(PERSON))
+    grammar = GrammarCompiler(tokenizer).compile(wrapped)
+    rows = [
+        replace(
+            chat(
+                tokenizer, f"{i}", "Who was Ada Lovelace?", max_tokens=60, temperature=i / 2, seed=i
+            ),
+            grammar=grammar,
+        )
+        for i in range(3)
+    ]
+    ends = run(engine, [free[0], *rows], [free[1]])
+    assert {name: ends[name].token_ids for name in alone} == {
+        name: end.token_ids for name, end in alone.items()
+    }
+    finished = [ends[row.id] for row in rows if ends[row.id].reason is FinishReason.STOP]
+    assert finished
+    for end in finished:
+        Draft202012Validator(PERSON).validate(json.loads(end.text))
 
 
 def test_deltas_and_stop_strings_on_real_text(engine: Engine, tokenizer: FolderTokenizer) -> None:
