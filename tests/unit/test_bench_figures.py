@@ -4,17 +4,20 @@ import csv
 import io
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
 
 from millpond.bench.comparing import Moved, compare
-from millpond.bench.figures import figures, percentile
+from millpond.bench.figures import figures, group_runs, percentile
 from millpond.bench.frontier import most_side_by_side, planned_bytes
 from millpond.bench.loads import ClosedLoop
 from millpond.bench.records import Answered, LoadRun, Machine, Record, Setup, Target
+from millpond.bench.report.bars import Bars, bars_svg
 from millpond.bench.report.charts import Chart, Line, nice_top, svg
 from millpond.bench.report.files import read_record, write_report
+from millpond.bench.report.plots import charts
 from millpond.bench.report.text import as_csv
 from millpond.bench.timed import Timed
 from millpond.errors import InvalidRequestError
@@ -171,8 +174,20 @@ def test_a_chart_draws_its_points_inside_and_escapes_names() -> None:
     line = Line("<b>", [(1, 10), (4, 40)], colour=0)
     drawn = svg(Chart("p", "t", "x", "y", [line], log_x=True, steps=(1, 4)))
     assert "<b>" not in drawn
-    assert "M58.0 194.8L466.0 59.2" in drawn
+    assert "M58.0 194.8L456.0 59.2" in drawn
     assert svg(Chart("p", "t", "x", "y", [Line("none", [], 0)])) == ""
+
+
+def test_targets_under_one_load_are_bars_as_long_as_their_figures() -> None:
+    drawn = bars_svg(Bars("p", "t", "y", [("slots=<1>", 50.0), ("slots=8", 200.0)]))
+    assert "slots=&lt;1&gt;" in drawn
+    assert re.findall(r'width="([\d.]+)"', drawn) == ["102.5", "410.0"]
+    one, other = simulated(1), simulated(2)
+    both = [*one.runs, *(run.model_copy(update={"target": "other"}) for run in other.runs)]
+    found = [figures(runs, {}) for runs in group_runs(both)]
+    first = charts(found, both)[0]
+    assert isinstance(first, Bars)
+    assert [name for name, _ in first.values] == ["ours", "other"]
 
 
 def test_a_report_is_written_and_read_back(tmp_path: Path) -> None:

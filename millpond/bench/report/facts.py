@@ -82,8 +82,9 @@ def tiles(found: Sequence[Figures]) -> dict[str, str]:
         (one for one in found if (one.target, one.kind) == (best.target, best.kind)),
         key=lambda one: one.level,
     )
+    of = f" of {best.target}" if len({one.target for one in found}) > 1 else ""
     shown = {
-        f"output tokens a second at {best.load}": number(best.output_tokens_per_s),
+        f"output tokens a second{of} at {best.load}": number(best.output_tokens_per_s),
         f"requests a second at {best.load}": number(best.requests_per_s),
     }
     for load, ttft in {one.load: one.latency_ms("ttft", 50) for one in (light, best)}.items():

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from millpond.bench.comparing import CONFIDENCE, Moved
 from millpond.bench.figures import figures, group_runs
 from millpond.bench.records import Record
+from millpond.bench.report.bars import Bars, bars_svg
 from millpond.bench.report.charts import svg
 from millpond.bench.report.facts import facts, tiles, warnings
 from millpond.bench.report.plots import charts
@@ -41,7 +42,10 @@ def _shown(record: Record, moved: Sequence[Moved]) -> dict[str, str]:
     if moved:
         shown.insert(0, moved_table(moved))
     about = facts(record)
-    drawn = [(chart, svg(chart)) for chart in charts(found, record.runs)]
+    drawn = [
+        (chart, bars_svg(chart) if isinstance(chart, Bars) else svg(chart))
+        for chart in charts(found, record.runs)
+    ]
     page = _page().render(
         title=TITLE,
         subtitle=f"{record.setup.command}, {record.began_at}",

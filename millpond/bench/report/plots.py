@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from millpond.bench.figures import Figures, latencies
 from millpond.bench.records import LoadRun
+from millpond.bench.report.bars import Bars
 from millpond.bench.report.charts import Chart, Line
 
 # Points of the line that shows a distribution.
@@ -16,9 +17,12 @@ _LATENCY_CHARTS = (
 )
 
 
-def charts(found: Sequence[Figures], runs: Sequence[LoadRun]) -> list[Chart]:
-    """By load, for closed and open loops apart, and the distributions at the heaviest load of each kind."""
-    made = []
+def charts(found: Sequence[Figures], runs: Sequence[LoadRun]) -> list[Chart | Bars]:
+    """By load, for closed and open loops apart, and the distributions at the heaviest load of each kind.
+
+    Several targets under one load are shown as bars.
+    """
+    made: list[Chart | Bars] = []
     for kind, part, x_title in (
         ("closed", "Closed loop", "requests at once"),
         ("open", "Open loop", "requests sent per second"),
@@ -26,6 +30,11 @@ def charts(found: Sequence[Figures], runs: Sequence[LoadRun]) -> list[Chart]:
         some = [one for one in found if one.kind == kind]
         if len({one.level for one in some}) > 1:
             made += _by_level(some, part, x_title, log_x=kind == "closed")
+        elif len(some) > 1:
+            rates = [(one.target, one.output_tokens_per_s) for one in some]
+            made.append(
+                Bars(part, f"Throughput at {some[0].load}", "output tokens a second", rates)
+            )
         if some:
             made += _distributions(some, part, runs)
     return made
