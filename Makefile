@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help install install-api install-worker dev demo up dist test check format chaos mutations fuzz \
-	bench bench-queue bench-lengths bench-engine bench-sampling page-libraries audit clean
+	bench bench-queue bench-batches bench-lengths bench-engine bench-sampling page-libraries audit clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ bench: install ## what this machine can do: a ladder of loads and a report; ARGS
 
 bench-queue: dev ## the queue's figures beside RQ's
 	$(BIN)/python -m bench.queue
+
+bench-batches: dev ## a batch of 50,000 lines over HTTP, with its memory and what it adds to other jobs
+	$(BIN)/python -m bench.batches
 
 bench-lengths: dev ## what shorter-first gains over the order of arrival, simulated in seconds
 	$(BIN)/python -m bench.lengths

@@ -10,10 +10,12 @@ from rich.markup import escape
 
 from millpond import __version__
 from millpond.cli import (
+    batch,
     bench,
     chat,
     dead,
     doctor,
+    files,
     jobs,
     keys,
     models,
@@ -70,7 +72,9 @@ app.command("background")(services.background)
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
+app.add_typer(batch.app, name="batch")
 app.add_typer(dead.app, name="dead")
+app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(tenants.app, name="tenants")
