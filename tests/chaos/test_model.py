@@ -239,8 +239,8 @@ class QueueMachine(RuleBasedStateMachine):
 def test_the_queue_does_what_the_model_does(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = scripts.load_script
 
-    def with_our_clock(name: str) -> scripts.Script:
-        script = real(name)
+    def with_our_clock(name: str, package: str) -> scripts.Script:
+        script = real(name, package)
         ours = f"redis.call('HMGET', '{CLOCK}', 's', 'us')".encode()
         source = script.source.replace(b"redis.call('TIME')", ours)
         sha = scripts.sha1(source, usedforsecurity=False).hexdigest()
