@@ -46,6 +46,10 @@ class RunningApi:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
+    async def look(self) -> None:
+        """Take the snapshot of the queue anew, which else serves for a second."""
+        await self.services.home.monitor.state(max_age_s=0)
+
     async def claim(self) -> ClaimedJob:
         """Take the next job as a worker would."""
         claim = await self.queue.claim("w1", 1, budget_tokens=PLENTY, capacity_tokens=PLENTY)

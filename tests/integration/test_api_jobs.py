@@ -37,6 +37,7 @@ async def test_with_a_worker_the_reason_counts_the_jobs_ahead(api: RunningApi) -
     await api.queue.beat("w1", a_worker(slots=4, in_flight=4, jobs_per_s=2.0))
     first = await api.submit("first")
     second = await api.submit("second")
+    await api.look()
 
     body = (await api.http.get(f"/v1/jobs/{second}")).json()
 
@@ -148,6 +149,7 @@ async def test_queue_models_and_metrics_show_the_worker(api: RunningApi) -> None
     }
     await api.queue.beat("w1", a_worker(**state))
     await api.submit(priority="batch")
+    await api.look()
 
     queue = (await api.http.get("/v1/queue")).json()
     models = (await api.http.get("/v1/models")).json()
