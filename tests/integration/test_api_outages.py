@@ -20,6 +20,7 @@ async def test_a_full_queue_says_when_to_come_back(
 ) -> None:
     async with start_api(redis_server.url, max_depth=100) as api:
         await api.queue.beat("w1", a_worker(jobs_per_s=2.5))
+        await api.look()
         jobs = {"jobs": [{"prompt": "a"}] * 100}
         assert (await api.http.post("/v1/jobs/bulk", json=jobs)).json()["accepted"] == 100
 
