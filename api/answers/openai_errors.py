@@ -27,6 +27,7 @@ _STATUS_AND_CODE = {
     "prompt_too_long": (400, "context_length_exceeded"),
     "unauthenticated": (401, "invalid_api_key"),
     "unknown_model": (404, "model_not_found"),
+    "webhook_forbidden": (400, "webhook_forbidden"),
 }
 # Failures that the request itself caused; others are the service's.
 _CLIENTS_FAULTS = {"invalid_request", "prompt_too_long", "does_not_fit", "cancelled"}

@@ -7,6 +7,7 @@ from pydantic import Field, StrictInt, field_validator
 
 from millpond.messages import MAX_METADATA_VALUE_CHARS
 from millpond.messages.fields import CHECKED, Frozen
+from millpond.messages.webhook_url import WebhookUrl
 from millpond.openai.requests import Route
 
 MAX_METADATA = 16
@@ -34,6 +35,9 @@ class BatchRequest(Frozen):
         dict[_MetadataKey, _MetadataValue] | None, Field(max_length=MAX_METADATA)
     ] = None
     output_expires_after: ExpiresAfter | None = None
+    webhook_url: WebhookUrl | None = Field(
+        default=None, description="Told when the batch has ended, by a signed POST."
+    )
 
     @field_validator("completion_window")
     @classmethod

@@ -45,6 +45,7 @@ async def create_batch(request: Request, api: Api, caller: Submitter) -> Respons
     """Its lines are checked first; one that is bad fails the batch. Rows run at the priority `batch`."""
     caller.check_priority(Priority.BATCH)
     asked = await parse(BatchRequest, await read_json(request))
+    await api.webhooks.check(asked.webhook_url)
     after = asked.output_expires_after
     batch = await api.batches.create(
         new_batch_id(),
@@ -58,6 +59,7 @@ async def create_batch(request: Request, api: Api, caller: Submitter) -> Respons
             output_ttl_s=None if after is None else float(after.seconds),
             tenant_limit=caller.unfinished_jobs,
             tenant_bytes=caller.stored_bytes,
+            webhook_url=asked.webhook_url,
         ),
     )
     await api.background_jobs.enqueue(next_step(batch))

@@ -8,6 +8,7 @@ import structlog
 from background.batches.advancing import advance as advance_batch
 from background.batches.checking import GivenUpError
 from background.batches.finalizing import finalize as finalize_batch
+from background.batches.telling import tell_webhooks
 from background.batches.validating import validate as validate_batch
 from background.batches.workplace import Workplace, open_workplace
 from background.worker import Running, running
@@ -33,7 +34,7 @@ def finalize(batch: str, after_turn: int) -> None:
 
 
 def look_after() -> None:
-    """Take up batches that nobody works on, and clean the storage."""
+    """Take up batches that nobody works on or told of, and clean the storage."""
     asyncio.run(_look_after(running()))
 
 
@@ -54,6 +55,8 @@ async def _work(process: Running, id: str, after_turn: int, work: Slice) -> None
         if batch is not None and not batch.ended:
             await at.batches.release(turn, clean=clean)
             process.enqueue(next_step(batch))
+        else:
+            await tell_webhooks(at.batches, at.deliveries)
 
 
 async def _look_after(process: Running) -> None:
@@ -67,6 +70,7 @@ async def _look_after(process: Running) -> None:
         for batch in await at.batches.unfinished():
             if batch.leased_ms <= now_ms:
                 process.enqueue(next_step(batch))
+        await tell_webhooks(at.batches, at.deliveries)
         objects = await at.files.sweep()
         if objects:
             await asyncio.to_thread(at.storage.remove, objects)

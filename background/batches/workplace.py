@@ -15,10 +15,12 @@ from millpond.batches.records import LEASE_S, Batches, Turn, TurnOverError
 from millpond.batches.storage import Storage
 from millpond.queue.connection import connect
 from millpond.queue.job_queue import JobQueue
+from millpond.queue.keys import Keys
 from millpond.queue.results import Results
 from millpond.queue.subscriptions import Subscriptions
 from millpond.settings import Settings
 from millpond.tasks import end_tasks
+from millpond.webhooks.deliveries import Deliveries
 
 RENEW_EVERY_S = LEASE_S / 3
 
@@ -33,6 +35,7 @@ class Workplace:
     files: Files
     storage: Storage
     subscriptions: Subscriptions
+    deliveries: Deliveries
     stopping: Event
 
     def place(self, queue: str) -> Place:
@@ -55,6 +58,7 @@ async def open_workplace(running: Running) -> AsyncIterator[Workplace]:
             Files(redis, settings.queue),
             Storage(settings.files_place),
             subscriptions,
+            Deliveries(redis, Keys(settings.queue)),
             running.stopping,
         )
     finally:

@@ -26,6 +26,8 @@ BATCH_KEYS: dict[str, str] = {
     "batches": "batches:",
     # Set of the ids of batches that have not ended.
     "unfinished": "unfinished",
+    # Set of the ids of batches that have ended, and whose webhooks are not yet owed.
+    "untold": "untold",
     # List of "OBJECT FIRST_PLACE" of a batch: its checked rows, in the order in which they run.
     "rows": "rows:",
     # Bitmap of a batch: the places of the rows that are written, or dropped.

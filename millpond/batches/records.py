@@ -60,6 +60,7 @@ class NewBatch:
     output_ttl_s: float | None
     tenant_limit: int | None
     tenant_bytes: int | None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class BatchRecord:
     outcome: BatchStatus | None
     turn: int
     leased_ms: int
+    webhook_url: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -165,6 +167,7 @@ class Batches:
             "output_ttl_s": new.output_ttl_s,
             "tenant_limit": new.tenant_limit,
             "tenant_bytes": new.tenant_bytes,
+            "webhook_url": new.webhook_url,
             "output_id": new_file_id(),
             "errors_id": new_file_id(),
         }
@@ -228,10 +231,21 @@ class Batches:
 
     async def unfinished(self) -> list[BatchRecord]:
         """Those of all tenants that have not ended."""
+        return [record for _, record in await self._members("unfinished") if record is not None]
+
+    async def untold(self) -> list[tuple[str, BatchRecord | None]]:
+        """Those that have ended, and of which no webhook is owed yet; None: the record has expired."""
+        return await self._members("untold")
+
+    async def told(self, id: str) -> None:
+        """Its webhooks are owed now."""
+        await self._scripts.run("batch_told", id)
+
+    async def _members(self, name: str) -> list[tuple[str, BatchRecord | None]]:
         with raising_unavailable():
-            ids: Any = await self._redis.smembers(self.keys["unfinished"])
-        found = [await self.find(id.decode()) for id in sorted(ids)]
-        return [record for record in found if record is not None]
+            members: Any = await self._redis.smembers(self.keys[name])
+        ids = sorted(id.decode() for id in members)
+        return [(id, await self.find(id)) for id in ids]
 
     async def now_ms(self) -> int:
         with raising_unavailable():
@@ -396,4 +410,5 @@ def _record(id: str, found: Mapping[bytes, bytes]) -> BatchRecord:
         outcome=None if outcome is None else BatchStatus(outcome),
         turn=number("turn"),
         leased_ms=number("lease"),
+        webhook_url=fields.get("webhook_url"),
     )

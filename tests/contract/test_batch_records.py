@@ -1,8 +1,11 @@
 """Turns of a batch, and what a process whose turn is over can no longer do."""
 
+from dataclasses import replace
+
 import pytest
 from redis.asyncio import Redis
 
+from background.batches.telling import tell_webhooks
 from millpond.batches import records
 from millpond.batches.files import Files, new_file_id
 from millpond.batches.records import (
@@ -18,6 +21,8 @@ from millpond.batches.records import (
     new_batch_id,
 )
 from millpond.errors import BatchEndedError, FileInUseError, UnknownBatchError, UnknownFileError
+from millpond.queue.keys import Keys
+from millpond.webhooks.deliveries import Deliveries
 
 ME = "acme"
 
@@ -166,9 +171,33 @@ async def test_the_end_joins_the_files_and_dooms_what_they_were(
     await files.removed(["one", "rows-0", "rows-1", "two"])
     assert await files.sweep() == []
     assert await batches.unfinished() == []
+    assert [id for id, _ in await batches.untold()] == [batch.id]
     assert await batches.take(batch.id, batch.turn) is None
     await files.remove(batch.output_file, ME)
     assert await files.sweep() == ["joined"]
+
+
+async def test_webhooks_are_owed_once_when_a_batch_has_ended(
+    redis: Redis, batches: Batches, files: Files
+) -> None:
+    """Whoever ended it may die before it has told anybody."""
+    deliveries = Deliveries(redis, Keys("test"))
+    url = "https://receiver.example/hook"
+    new = replace(asking(await upload(files)), webhook_url=url)
+    batch = await batches.create(new_batch_id(), new)
+    await tell_webhooks(batches, deliveries)
+    assert await deliveries.pending() == 0
+
+    turn = await take(batches, batch.id)
+    await batches.end(turn, BatchStatus.FAILED, file_ttl_s=3_600, problems=[BatchProblem("a", "b")])
+    for _ in range(2):
+        await tell_webhooks(batches, deliveries)
+
+    [owed] = await deliveries.take(10)
+    assert (owed.event, owed.url, owed.tenant) == ("batch.failed", url, ME)
+    assert owed.data is not None
+    assert (owed.subject, owed.data["id"], owed.data["status"]) == (batch.id, batch.id, "failed")
+    assert await batches.untold() == []
 
 
 async def test_a_cancel(batches: Batches, files: Files) -> None:

@@ -167,7 +167,7 @@ async def test_dead_and_endless_receivers_hold_up_nobody(api: RunningApi) -> Non
         silent = await stack.enter_async_context(receiving(NO_ANSWER))
         endless = await stack.enter_async_context(receiving(ENDLESS))
         good = await stack.enter_async_context(receiving())
-        deliverer = await stack.enter_async_context(delivering(api, timeout_s=0.5))
+        deliverer = await stack.enter_async_context(delivering(api, timeout_s=2.0))
         for _ in range(20):
             await run(api, webhook_url=silent.url())
         await run(api, webhook_url=endless.url())
@@ -227,6 +227,20 @@ async def test_a_job_with_a_forbidden_webhook_is_refused(api: RunningApi, url: s
         assert METADATA_SERVICE not in str(problem["errors"])
     assert bulk["accepted"] == 1
     assert await api.queue.depth() == 1
+
+
+async def test_a_batch_with_a_forbidden_webhook_is_refused(api: RunningApi) -> None:
+    batch = {
+        "input_file_id": "file-a",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+        "webhook_url": FORBIDDEN[0],
+    }
+    refused = await api.http.post("/v1/batches", json=batch)
+
+    error = refused.json()["error"]
+    assert refused.status_code == 400
+    assert (error["param"], error["code"]) == ("webhook_url", "webhook_forbidden")
 
 
 async def test_a_name_is_resolved_before_the_job_is_accepted(

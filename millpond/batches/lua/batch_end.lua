@@ -1,4 +1,4 @@
--- keys: batch unfinished file parts rows done doomed expiring
+-- keys: batch unfinished untold file parts rows done doomed expiring
 -- flags: allow-oom
 -- uses: clock turns
 -- ARGV: id, turn, final status, ttl of the record in ms, ttl of the files in ms, errors as JSON or '',
@@ -47,4 +47,5 @@ if ARGV[6] ~= '' then
 end
 redis.call('PEXPIRE', batch, ARGV[4])
 redis.call('SREM', K.unfinished, id)
+redis.call('SADD', K.untold, id)
 return 1
