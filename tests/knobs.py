@@ -7,12 +7,22 @@ import os
 
 _given = {
     name: os.environ.pop(f"MILLPOND_{name}", None)
-    for name in ("CHAOS", "TIMINGS", "HANGUPS", "FUZZ_EXAMPLES", "KERNELS", "SCHEMAS", "VLLM")
+    for name in (
+        "CHAOS",
+        "COOKBOOK",
+        "TIMINGS",
+        "HANGUPS",
+        "FUZZ_EXAMPLES",
+        "KERNELS",
+        "SCHEMAS",
+        "VLLM",
+    )
 }
 
 FULL_CHAOS = _given["CHAOS"] == "full"
 TIMINGS = int(_given["TIMINGS"] or 300)
 HANGUPS = int(_given["HANGUPS"] or 400)
+COOKBOOK = _given["COOKBOOK"]  # the model for docs/cookbook.md; by default none, but simulated
 VLLM = _given["VLLM"]  # a command vllm, to be tried itself
 SCHEMAS = int(_given["SCHEMAS"] or 30)  # from 500 on with the real model, too
 FUZZ_EXAMPLES = int(_given["FUZZ_EXAMPLES"] or 5)
