@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import httpx
 import orjson
 import pytest
 
@@ -90,6 +91,10 @@ async def test_up_works_outside_of_the_tree(environment: Path, elsewhere: Path) 
         command = (environment / "millpond", "submit", "hi", "--wait", "--json")
         out = await asyncio.to_thread(run, *command, cwd=elsewhere)
         assert orjson.loads(out)["status"] == "succeeded"
+        url = run(environment / "millpond", "url", cwd=elsewhere).strip()
+        page = httpx.get(url).text
+        script = page.partition('<script type="module" src="')[2].partition('"')[0]
+        assert httpx.get(f"{url}/{script}").status_code == 200, "the page is in the wheel"
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)

@@ -6,9 +6,10 @@ import { useModels } from "./lib/models.js";
 import { link, useRoute } from "./lib/route.js";
 import { Ask } from "./ask/view.js";
 
-const VIEWS = { ask: "Ask", queue: "Queue" };
+const VIEWS = { ask: "Ask", many: "Many at once", queue: "Queue" };
 // The others are loaded when they are opened.
 const LATER = {
+  many: () => import("./many/view.js").then((module) => module.Many),
   queue: () => import("./queue/view.js").then((module) => module.Queue),
 };
 

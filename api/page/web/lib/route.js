@@ -1,7 +1,7 @@
 // Where we are: the fragment of the address, as #/VIEW/ID. Nothing secret ever stands there.
 import { useEffect, useState } from "./html.js";
 
-const VIEWS = ["ask", "queue"];
+const VIEWS = ["ask", "many", "queue"];
 
 function read() {
   const [view, id] = location.hash.replace(/^#\/?/, "").split("/");
