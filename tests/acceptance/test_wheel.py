@@ -92,9 +92,10 @@ async def test_up_works_outside_of_the_tree(environment: Path, elsewhere: Path) 
         out = await asyncio.to_thread(run, *command, cwd=elsewhere)
         assert orjson.loads(out)["status"] == "succeeded"
         url = run(environment / "millpond", "url", cwd=elsewhere).strip()
-        page = httpx.get(url).text
-        script = page.partition('<script type="module" src="')[2].partition('"')[0]
-        assert httpx.get(f"{url}/{script}").status_code == 200, "the page is in the wheel"
+        async with httpx.AsyncClient(base_url=url) as http:
+            page = (await http.get("/")).text
+            script = page.partition('<script type="module" src="')[2].partition('"')[0]
+            assert (await http.get(f"/{script}")).status_code == 200, "the page is in the wheel"
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)

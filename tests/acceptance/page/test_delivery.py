@@ -9,27 +9,29 @@ MAX_ASK_BYTES = 400 * 1024
 
 
 def test_ask_is_under_400_kb_with_maths_and_code(simulated: Server, visit: Visit) -> None:
+    """What it prints with ``-s`` is in docs/performance.md. A time is never tested."""
     visitor = visit(simulated)
-    sizes: dict[str, int] = {}
 
-    def measure(name: str) -> None:
+    def received_bytes() -> int:
         found = visitor.page.evaluate(
             "() => performance.getEntries().filter((e) => e.encodedBodySize)"
             ".map((e) => [e.name, e.encodedBodySize])"
         )
-        sizes[name] = sum(size for url, size in found if "/v1/" not in url)
+        return sum(size for url, size in found if "/v1/" not in url)
 
     page = visitor.open()
     expect(page.get_by_role("heading", level=1)).to_be_visible()
     page.wait_for_load_state("networkidle")
-    measure("first")
+    first_bytes = received_bytes()
+    paint_ms = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     page.goto(f"{simulated.url}/#/ask/{simulated.say(MATHS_AND_CODE)}")
     expect(page.locator(".hljs-keyword").first).to_be_visible()
     expect(page.locator(".katex-display").first).to_be_visible()
     page.wait_for_load_state("networkidle")
-    measure("all")
-    assert sizes["first"] < 150 * 1024, sizes
-    assert sizes["all"] < MAX_ASK_BYTES, sizes
+    all_bytes = received_bytes()
+    print(f"\nfirst paint {paint_ms:.0f} ms, {first_bytes / 1024:.0f} KB", end="; ")
+    print(f"with maths and code {all_bytes / 1024:.0f} KB")
+    assert 0 < first_bytes < all_bytes < MAX_ASK_BYTES
 
 
 def test_the_policy_lets_nothing_else_run(simulated: Server, visit: Visit) -> None:

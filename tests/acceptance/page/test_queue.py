@@ -33,8 +33,8 @@ def test_the_batch_slot_by_slot(simulated: Server, visit: Visit) -> None:
     page = visitor.open("#/queue")
     expect(page.get_by_text("Live", exact=True)).to_be_visible()
     flood(simulated, 200)
-    expect(page.locator(".lanes figcaption")).to_contain_text("16 of 16 slots taken")
-    ended = page.locator(".lanes figcaption").filter(
+    expect(page.locator(".strip figcaption")).to_contain_text("16 of 16 slots taken")
+    ended = page.locator(".strip figcaption").filter(
         has_text=re.compile(r"[1-9]\d* rows ended in 10 s")
     )
     expect(ended).to_be_visible()
@@ -45,11 +45,11 @@ def test_the_batch_slot_by_slot(simulated: Server, visit: Visit) -> None:
     expect(
         page.get_by_role("img", name=re.compile("^Throughput: tokens a second [1-9]"))
     ).to_be_visible(timeout=15_000)
-    painted = page.locator(".lanes canvas").evaluate(
+    painted = page.locator(".strip canvas").evaluate(
         "(canvas) => new Set(new Uint32Array("
         "canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size"
     )
-    assert painted > 3, "lanes, prompts, rows that write and rows that ended"
+    assert painted > 3, "slots, prompts, rows that write and rows that ended"
     visitor.look("queue")
     page.goto(f"{simulated.url}/#/ask")
     expect(page.get_by_role("heading", name="Ask a question")).to_be_visible()

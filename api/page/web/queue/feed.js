@@ -1,12 +1,12 @@
 // The queue's event stream as state: the whole queue each second, the batches several times a second.
 import { events } from "../lib/api.js";
 import { useEffect, useState } from "../lib/html.js";
-import { LaneBook } from "./lanebook.js";
+import { SlotBook } from "./slotbook.js";
 
 const KEPT_MOMENTS = 600;
 const NOTHING = { queue: null, history: [], batches: new Map(), live: false, problem: null };
 
-/** {queue, history, batches, live, problem} of this model's queue; `batches` are a LaneBook by worker. */
+/** {queue, history, batches, live, problem} of this model's queue; `batches` are a SlotBook by worker. */
 export function useQueue(model) {
   const [seen, setSeen] = useState(NOTHING);
   useEffect(() => {
@@ -30,7 +30,7 @@ export function useQueue(model) {
           history: [...old.history, moment(data)].slice(-KEPT_MOMENTS),
         }));
       } else if (type === "rows") {
-        if (!batches.has(data.worker)) batches.set(data.worker, new LaneBook());
+        if (!batches.has(data.worker)) batches.set(data.worker, new SlotBook());
         batches.get(data.worker).take(data, performance.now());
       } else if (type === "away") {
         set(() => ({ live: false, problem: new Error("Redis does not answer; trying again") }));

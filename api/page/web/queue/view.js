@@ -4,7 +4,7 @@ import { count, plural, rate } from "../lib/format.js";
 import { Charts } from "./charts.js";
 import { DeadLetters } from "./dead.js";
 import { useQueue } from "./feed.js";
-import { Batch } from "./lanes.js";
+import { Batch } from "./strip.js";
 import { Waiting } from "./waiting.js";
 import { Workers } from "./workers.js";
 

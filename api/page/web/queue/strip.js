@@ -1,7 +1,7 @@
-// The batch of each worker, drawn: a lane for each slot, a bar for each row, now at the right edge.
+// The batch of each worker, drawn: a strip for each slot, a bar for each row, now at the right edge.
 import { html, useEffect, useRef, useState } from "../lib/html.js";
 import { plural } from "../lib/format.js";
-import { KEPT_MS } from "./lanebook.js";
+import { KEPT_MS } from "./slotbook.js";
 
 const HEIGHT = 224;
 const FRAME_MS = 50;
@@ -25,7 +25,7 @@ export function Batch({ batches, workers }) {
       alive.length === 0
         ? html`<p class="nothing">No worker is alive, so nothing runs. Jobs wait until one is.</p>`
         : alive.map(
-            (worker) => html`<${Lanes} key=${worker.id} worker=${worker} book=${batches.get(worker.id)} />`,
+            (worker) => html`<${Strip} key=${worker.id} worker=${worker} book=${batches.get(worker.id)} />`,
           )
     }
     <p class="hint">
@@ -35,7 +35,7 @@ export function Batch({ batches, workers }) {
   `;
 }
 
-function Lanes({ worker, book }) {
+function Strip({ worker, book }) {
   const canvas = useRef(null);
   const held = useRef(book);
   held.current = book;
@@ -55,7 +55,7 @@ function Lanes({ worker, book }) {
   }, []);
 
   return html`
-    <figure class="lanes">
+    <figure class="strip">
       <figcaption>
         <b>${worker.id}</b>
         <span>${words || (worker.state === "ready" ? "looking" : worker.state)}</span>
@@ -99,11 +99,11 @@ function draw(canvas, book, now) {
   const step = HEIGHT / shown;
   const tall = Math.max(1, step - GAP);
   const x = (time) => width - ((now - time) / KEPT_MS) * width;
-  for (let lane = 0; lane < shown; lane++) {
-    const y = lane * step;
+  for (let slot = 0; slot < shown; slot++) {
+    const y = slot * step;
     pen.fillStyle = ink["--sunken"];
     pen.fillRect(0, y, width, tall);
-    for (const bar of book.lanes[lane] ?? []) drawBar(pen, ink, bar, x, y, tall, now);
+    for (const bar of book.strips[slot] ?? []) drawBar(pen, ink, bar, x, y, tall, now);
   }
 }
 

@@ -3,14 +3,14 @@ export const KEPT_MS = 30_000;
 
 const name = (row) => `${row.job}/${row.index}`;
 
-/** A row takes the lowest free lane, as it takes a slot, and keeps it until it ends. */
-export class LaneBook {
+/** A row takes the lowest free strip, as it takes a slot, and keeps it until it ends. */
+export class SlotBook {
   constructor() {
     this.slots = 0;
     this.waiting = 0;
     this.rows = [];
     this.ended = 0;
-    this.lanes = []; // for each lane its bars, oldest first
+    this.strips = []; // for each strip its bars, oldest first
     this.running = new Map(); // name of a row -> its bar
   }
 
@@ -36,10 +36,10 @@ export class LaneBook {
     this.#forget(now - KEPT_MS);
   }
 
-  /** So many lanes show everything of late: at least eight, a power of two. */
+  /** So many strips show everything of late: at least eight, a power of two. */
   get shown() {
     let highest = 0;
-    this.lanes.forEach((bars, i) => {
+    this.strips.forEach((bars, i) => {
       if (bars.length) highest = i + 1;
     });
     let shown = 8;
@@ -49,22 +49,22 @@ export class LaneBook {
 
   /** Rows that ended within the last so many milliseconds. */
   endedWithin(ms, now) {
-    return this.lanes.flat().filter((bar) => bar.to !== null && bar.to > now - ms).length;
+    return this.strips.flat().filter((bar) => bar.to !== null && bar.to > now - ms).length;
   }
 
   #enter(row, now) {
-    const free = this.lanes.findIndex((bars) => !bars.length || bars.at(-1).to !== null);
-    const lane = free === -1 ? this.lanes.push([]) - 1 : free;
+    const free = this.strips.findIndex((bars) => !bars.length || bars.at(-1).to !== null);
+    const strip = free === -1 ? this.strips.push([]) - 1 : free;
     const bar = { job: row.job, from: now, wrote: null, to: null, tokens: 0, most: 0 };
-    this.lanes[lane].push(bar);
+    this.strips[strip].push(bar);
     this.running.set(name(row), bar);
     return bar;
   }
 
   #forget(before) {
-    for (const bars of this.lanes) {
+    for (const bars of this.strips) {
       while (bars.length && bars[0].to !== null && bars[0].to < before) bars.shift();
     }
-    while (this.lanes.length && !this.lanes.at(-1).length) this.lanes.pop();
+    while (this.strips.length && !this.strips.at(-1).length) this.strips.pop();
   }
 }
