@@ -77,7 +77,7 @@ def running(folder: Path, *arguments: str) -> Iterator[Server]:
         until(
             lambda: "Ctrl-C" in output.read_text() or process.poll() is not None,
             "millpond up is ready",
-            90.0,
+            180.0,  # a first start compiles the kernels
         )
         assert process.poll() is None, output.read_text()
         about = StackFile.read(data)
