@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from millpond.local.server import free_port
 from millpond.local.stack_file import StackFile
@@ -28,6 +28,7 @@ WIDTHS = (1280, 390)
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 # What a simulated row writes stands between two of these in its prompt.
 ECHO = "@@"
+PATIENCE_MS = 20_000
 # A job whose prompt has this fails, and succeeds when it is retried.
 FLAKY = "stumble"
 SLOTS = 16
@@ -99,6 +100,7 @@ def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
         skip_or_fail("there is no chromium here")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield started
@@ -170,7 +172,7 @@ class Visitor:
         self.page = self._watched(self._contexts[0].new_page())
 
     def _watched(self, page: Page) -> Page:
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("dialog", lambda dialog: (self.complaints.append("a dialog"), dialog.dismiss()))
