@@ -64,6 +64,16 @@ def test_a_prompt_may_have_opened_the_reasoning() -> None:
     assert made.reasoning_tokens == len("it is 4</think>")
 
 
+def test_what_shares_a_token_with_the_end_marker_is_no_part_of_a_constrained_answer() -> None:
+    """Whose grammar begins with the next token."""
+    for constrained, answer in ((False, "{ 4"), (True, "4")):
+        made = SplitText(TOKENIZER, THINK, opened=True, constrained=constrained)
+        made.push_text("hm</think>\n{ ")
+        made.push_text("4")
+        made.finish()
+        assert (made.reasoning, made.text) == ("hm", answer)
+
+
 def test_stop_strings_are_the_answers() -> None:
     made = split("<think>one stop</think>two stop three", stop=["stop"])
     assert (made.reasoning, made.text, made.stopped) == ("one stop", "two ", True)

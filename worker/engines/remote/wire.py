@@ -1,5 +1,6 @@
 """What is sent to the upstream and how its chunks are read. Pure."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,8 +108,8 @@ def follows(constraint: Constraint, text: str) -> bool:
     match constraint.kind:
         case "json_object" | "json_schema":
             try:
-                value = orjson.loads(text)
-            except ValueError:
+                value = json.loads(text)  # which reads integers of any length
+            except (ValueError, RecursionError):
                 return False
             return constraint.kind == "json_schema" or isinstance(value, dict)
         case "choice":

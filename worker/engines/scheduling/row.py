@@ -100,6 +100,7 @@ class Row:
             opened=opened,
             stop=sampling.stop,
             min_tokens=sampling.min_tokens,
+            constrained=self._grammar is not None,
         )
         self._forced: deque[int] = deque()
         if self._grammar is not None and self._markers is not None and not opened:

@@ -19,7 +19,8 @@ class SplitText:
 
     Without ``markers``, and for a text that does not begin with the start marker, all is answer. ``opened``:
     the prompt ends with the start marker. White space behind a marker is dropped. Stop strings and
-    ``min_tokens`` are the answer's.
+    ``min_tokens`` are the answer's. ``constrained``: the answer begins with a token of its own, so what the
+    last token of the reasoning has behind the end marker is dropped.
     """
 
     def __init__(
@@ -30,8 +31,10 @@ class SplitText:
         opened: bool = False,
         stop: Sequence[str] = (),
         min_tokens: int = 0,
+        constrained: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self._constrained = constrained
         self._stop = tuple(stop)
         self._min_tokens = min_tokens
         self._part = _Part.ANSWER
@@ -117,7 +120,8 @@ class SplitText:
             self._part, self._reasoned = _Part.ANSWER, True
             left = max(0, self._min_tokens - len(self._token_ids))
             self._answer = RowText(self._tokenizer, self._stop, min_tokens=left)
-            self._say(self._answer.push_text(self._thought.after_stop))
+            if not self._constrained:
+                self._say(self._answer.push_text(self._thought.after_stop))
 
     def _take_back_opening(self) -> None:
         """The model does not think this time: all that came is answer."""
