@@ -59,18 +59,24 @@ class Follower:
             self._thinking = True
             self._notes.print(Text(event.text, style="dim"), end="")
         elif event.type is EventType.DELTA and not event.index and self._live:
-            if self._thinking:
-                self._note("\n")
-            self._thinking = False
+            self._end_reasoning()
             self._printed = True
             print(event.text, end="", flush=True)
         elif event.type is EventType.RESET:
+            self._end_reasoning()
             if self._printed:
                 print(flush=True)
             self._printed = False
             self._note(f"starting over: {event.reason}")
 
+    def _end_reasoning(self) -> None:
+        """The answer begins on a line of its own."""
+        if self._thinking:
+            self._notes.print("\n")
+        self._thinking = False
+
     def _finish(self, result: JobResult) -> None:
+        self._end_reasoning()
         if result.status is not JobStatus.SUCCEEDED:
             if self._printed:
                 print(flush=True)
