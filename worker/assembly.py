@@ -72,6 +72,7 @@ def worker_engine(
         kv_tokens=settings.kv_tokens,
         memory_share=settings.memory_share,
         max_batched_tokens=settings.max_batched_tokens,
+        prefix_cache_tokens=settings.prefix_cache_tokens,
         weights=settings.weights,
         cpu_isa=settings.cpu_isa,
         cache_dir=settings.cache_dir,

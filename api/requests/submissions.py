@@ -1,5 +1,7 @@
 """Batches submits: jobs that arrive during a round trip to Redis share the next one."""
 
+import hashlib
+
 from api.access.gate import Caller
 from millpond.messages import JobRequest
 from millpond.models.prompts import PreparedPrompt
@@ -19,7 +21,7 @@ def new_job(
 ) -> NewJob:
     """The job to queue for a caller, with the counted tokens."""
     return NewJob(
-        request,
+        request.model_copy(update={"cache_salt": _salt(caller, request.cache_salt)}),
         id,
         caller.tenant,
         tokens=prompt.budget_tokens,
@@ -28,6 +30,14 @@ def new_job(
         prompt_tokens=len(prompt.token_ids),
         traceparent=traceparent,
     )
+
+
+def _salt(caller: Caller, own: str | None) -> str | None:
+    """Tenants share nothing in the prefix cache: from how fast it answers, one could guess at the other's
+    prompts."""
+    if caller.key is None:
+        return own
+    return hashlib.sha256(f"{caller.tenant}\0{own or ''}".encode()).hexdigest()[:32]
 
 
 class SubmitBatcher(Batcher[NewJob, Submission]):

@@ -31,6 +31,6 @@ class EventLines:
             return
         style = _STYLES[event.level]
         line = Text.assemble(
-            (f"{now:%H:%M:%S} ", "dim"), (f"{event.source:<7}", "bold"), (event.message, style)
+            (f"{now:%H:%M:%S} ", "dim"), (f"{event.source:<11}", "bold"), (event.message, style)
         )
         self._console.print(line, soft_wrap=True)

@@ -119,6 +119,11 @@ class JobRequest(SamplingParams):
     deadline_s: Annotated[StrictFloat, Field(gt=0.0, le=MAX_DEADLINE_S)] | None = Field(
         default=None, description="Seconds after acceptance at which an unfinished job expires."
     )
+    cache_salt: Annotated[str, Field(min_length=1, max_length=128), CHECKED] | None = Field(
+        default=None,
+        description="Jobs with different salts share nothing in the prefix cache. Where keys are asked for, "
+        "tenants share nothing in any case.",
+    )
     metadata: Annotated[
         dict[
             Annotated[str, Field(min_length=1, max_length=64), CHECKED],

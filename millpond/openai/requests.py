@@ -175,6 +175,7 @@ class _Answered(Frozen):
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    cache_salt: str | None = None
     deadline_s: float | None = None
     truncate: Truncation = Truncation.ERROR
     priority: Priority = Priority.INTERACTIVE

@@ -27,6 +27,10 @@ class QueueSettings(BaseModel):
         description="The most that is prefilled between two decode steps; a long prompt goes in "
         "chunks.",
     )
+    prefix_cache_tokens: Annotated[int, Field(ge=0)] = Field(
+        default=32_768,
+        description="Keys and values kept for rows that begin alike; 0 shares nothing.",
+    )
     group_padded_tokens: Count = Field(
         default=4096, description="Prefill budget of one group, padding included."
     )

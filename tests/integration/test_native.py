@@ -102,10 +102,11 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., loading.Load
 
 
 def engine_of(
-    loaded: loading.LoadedModel, slots: int = 7, system_prompt: str = ""
+    loaded: loading.LoadedModel, slots: int = 7, system_prompt: str = "", **options: Any
 ) -> TransformersEngine:
     config = EngineConfig(
-        "transformers", None, preset(system_prompt), slots=slots, kv_tokens=slots * CONTEXT_TOKENS
+        *("transformers", None, preset(system_prompt)),
+        **{"slots": slots, "kv_tokens": slots * CONTEXT_TOKENS, **options},
     )
     return TransformersEngine(loaded, config, ByteTokenizer())
 
@@ -266,7 +267,7 @@ def test_a_shared_system_prompt_changes_no_bit(
         [*prefix[:-1], 7, 8, 9],
     ]
     rows = [request(f"{i}", p, 40, temperature=i % 2) for i, p in enumerate(prompts)]
-    engine = engine_of(loaded, len(rows), system_prompt)
+    engine = engine_of(loaded, len(rows), system_prompt, prefix_cache_tokens=0)
     read: list[int] = []
     run = engine._runner._run
     monkeypatch.setattr(

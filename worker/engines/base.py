@@ -29,7 +29,8 @@ class EngineConfig:
     them. ``slots`` bounds the rows of the batch,
     ``kv_tokens`` the tokens of KV cache that all rows may reserve; None lets the engine choose.
     ``memory_share`` is the part of the free memory that this engine may plan with.
-    ``max_batched_tokens`` is the most that is prefilled between two decode steps.
+    ``max_batched_tokens`` is the most that is prefilled between two decode steps. Up to
+    ``prefix_cache_tokens`` of keys and values are kept when their rows have ended, for rows that begin alike.
     """
 
     engine: str
@@ -41,6 +42,7 @@ class EngineConfig:
     kv_tokens: int | None = None
     memory_share: float = 1.0
     max_batched_tokens: int = 512
+    prefix_cache_tokens: int = 32_768
     weights: Weights = "auto"
     cpu_isa: CpuIsa = "auto"
     cache_dir: Path = Path.home() / ".cache" / "millpond"
@@ -87,7 +89,8 @@ class GenerationRequest:
     ``max_tokens``. It decides what is reserved for the row at first, and does not affect its result.
     ``messages`` is the conversation that the prompt was made from, for engines whose model is behind
     a template of its own; empty if the prompt is something else. ``grammar`` is what the text must
-    follow, and ``thinking`` how the reasoning before it is marked, if the model reasons.
+    follow, and ``thinking`` how the reasoning before it is marked, if the model reasons. Rows with
+    different ``cache_salt`` share no keys and values.
     """
 
     id: str
@@ -98,6 +101,7 @@ class GenerationRequest:
     adapter: str | None = None
     grammar: Grammar | None = None
     thinking: ThinkingMarkers | None = None
+    cache_salt: str = ""
 
     @property
     def expected_tokens(self) -> int:

@@ -203,6 +203,7 @@ class InFlightJob:
                 adapter=self.request.adapter,
                 grammar=self.grammar,
                 thinking=thinking_of(self.request, preset),
+                cache_salt=self.request.cache_salt or "",
             )
             for row in self.waiting
         ]

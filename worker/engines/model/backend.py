@@ -25,6 +25,13 @@ class Cache(Protocol):
     def allocate(self, rows: list[Row]) -> None:
         """Allocate blocks for all of these rows, or, out of memory, for none."""
 
+    def share(self, rows: Iterable[Row]) -> set[str]:
+        """Let rows that are about to be read go on behind what others have read. Returns the ids of those
+        that should wait, because another of these rows reads the same tokens now."""
+
+    def offer(self, rows: Iterable[Row]) -> None:
+        """These rows have been read further: others may share what was read."""
+
     def copy(self, source: Row, row: Row) -> None:
         """Copy the keys and values of another row with the same tokens, which has read them."""
 
@@ -70,7 +77,12 @@ def prefill(
 
 
 def build_backend(
-    loaded: LoadedModel, *, kv_tokens: int, slots: int, prefix: Sequence[int] = ()
+    loaded: LoadedModel,
+    *,
+    kv_tokens: int,
+    slots: int,
+    prefix_cache_tokens: int = 0,
+    prefix: Sequence[int] = (),
 ) -> tuple[Cache, Runner]:
     """A cache for so many tokens and rows, and its runner.
 
@@ -78,7 +90,11 @@ def build_backend(
     """
     if loaded.native is not None:
         pages = PagedCache(
-            loaded.native.page_bytes, kv_tokens=kv_tokens, slots=slots, prefix_tokens=len(prefix)
+            loaded.native.page_bytes,
+            kv_tokens=kv_tokens,
+            slots=slots,
+            prefix_tokens=len(prefix),
+            prefix_cache_tokens=prefix_cache_tokens,
         )
         runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
         if prefix:

@@ -60,6 +60,7 @@ class TransformersEngine:
             loaded,
             kv_tokens=sizing.kv_tokens,
             slots=sizing.slots,
+            prefix_cache_tokens=config.prefix_cache_tokens,
             prefix=shared_prefix(config.preset, tokenizer),
         )
         self._sampler = build_sampler(loaded)
@@ -156,12 +157,13 @@ class TransformersEngine:
         assert prefill is not None
         if not prefill.begun:
             self._cache.allocate(prefill.rows)
-        chunk = self._scheduler.next_chunk()
+        chunk = self._scheduler.next_chunk(self._cache.share(prefill.rows))
         ended = prefill.ended(chunk)
         rows = [row for alike in ended.values() for row in alike]
         shared = len(rows) > len(ended)
         with self._masks.beside(rows):
             output = self._runner.read(chunk, logits=shared and any(map(needs_logits, rows)))
+        self._cache.offer([row for row, _, _ in chunk.pieces])
         if not rows:
             return [], NextTokens([], [])
         for source, *others in ended.values():

@@ -1,8 +1,14 @@
-"""Keys and values of the running rows in pages of 64 tokens, each over all layers."""
+"""Keys and values of the running rows in pages of 64 tokens, each over all layers.
+
+Rows that begin with the same tokens share their full pages, also with rows that have ended (`PrefixCache`).
+"""
+
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
+from worker.engines.native.prefix_cache import PageKeys, PrefixCache
 from worker.engines.scheduling.row import Row
 
 PAGE_TOKENS = 64
@@ -11,18 +17,22 @@ PAGE_TOKENS = 64
 class PageTable:
     """One row's pages, in the order of its tokens; ``numbers`` has room for all it may come to.
 
-    The first ``borrowed`` of the ``used`` pages belong to the shared prefix.
+    Of the ``used`` pages the first ``borrowed`` are shared with other rows, and the first ``offered`` are
+    known to the prefix cache. So many ``given_tokens`` did not have to be read.
     """
 
-    def __init__(self, most_tokens: int) -> None:
-        self.numbers: npt.NDArray[np.int32] = np.zeros(pages_for(most_tokens), dtype=np.int32)
+    def __init__(self, row: Row) -> None:
+        self.numbers: npt.NDArray[np.int32] = np.zeros(pages_for(row.most_tokens), dtype=np.int32)
         self.used = 0
         self.borrowed = 0
+        self.offered = 0
+        self.given_tokens = 0
+        self.keys = PageKeys(row, PAGE_TOKENS)
         self.address = self.numbers.ctypes.data
 
     @property
-    def owned(self) -> list[int]:
-        pages: list[int] = self.numbers[self.borrowed : self.used].tolist()
+    def pages(self) -> list[int]:
+        pages: list[int] = self.numbers[: self.used].tolist()
         return pages
 
 
@@ -30,16 +40,24 @@ class PagedCache:
     """Owns the pool of pages and which row has which.
 
     Rows that keep to their reservations, ``kv_tokens`` in all and ``slots`` in number, always find
-    a page. The system gives memory to a page when it is first written, and low pages go first.
+    a page. The system gives memory to a page when it is first written, and low pages go first. Pages of
+    up to ``prefix_cache_tokens`` that no row has are kept for rows to come; 0 shares nothing.
     """
 
     def __init__(
-        self, page_bytes: int, *, kv_tokens: int, slots: int, prefix_tokens: int = 0
+        self,
+        page_bytes: int,
+        *,
+        kv_tokens: int,
+        slots: int,
+        prefix_tokens: int = 0,
+        prefix_cache_tokens: int = 0,
     ) -> None:
         num_pages = kv_tokens // PAGE_TOKENS + slots + pages_for(prefix_tokens)
         self._pool: npt.NDArray[np.uint8] = np.zeros((num_pages, page_bytes), dtype=np.uint8)
         self.address = self._pool.ctypes.data
-        self._free = list(range(num_pages - 1, -1, -1))
+        self._pages = PrefixCache(num_pages, most_idle=prefix_cache_tokens // PAGE_TOKENS)
+        self._shares = prefix_cache_tokens > 0
         self._tables: dict[str, PageTable] = {}
         self._prefix: list[int] = []
         self._prefix_pages: list[int] = []
@@ -47,13 +65,14 @@ class PagedCache:
 
     @property
     def allocated_tokens(self) -> int:
-        return sum(len(t.owned) for t in self._tables.values()) * PAGE_TOKENS
+        return (self._pages.num_used - len(self._prefix_pages)) * PAGE_TOKENS
 
     def keep_prefix(self, row: Row) -> None:
         """Take over this row's pages, all of its tokens read: rows that begin alike share them."""
+        self.offer([row])
         table = self._tables.pop(row.id)
         self.rows.remove(row)
-        self._prefix, self._prefix_pages = list(row.prompt_token_ids), table.owned
+        self._prefix, self._prefix_pages = list(row.prompt_token_ids), table.pages
 
     def table_of(self, row: Row) -> PageTable:
         return self._tables[row.id]
@@ -62,7 +81,7 @@ class PagedCache:
         """Give each row pages for its tokens; all of them or, out of memory, none."""
         try:
             for row in rows:
-                self._tables[row.id] = table = PageTable(row.most_tokens)
+                self._tables[row.id] = table = PageTable(row)
                 self.rows.append(row)
                 self._borrow_prefix(row, table)
                 self._extend(row)
@@ -71,15 +90,54 @@ class PagedCache:
                 self.free(row)
             raise
 
+    def share(self, rows: Iterable[Row]) -> set[str]:
+        """Let rows that are about to be read go on behind what others have read.
+
+        Returns the ids of those that should wait: another of these rows reads the same tokens now.
+        """
+        if not self._shares:
+            return set()
+        waiting: set[str] = set()
+        being_read: set[bytes] = set()
+        for row in rows:
+            table = self._tables[row.id]
+            self._borrow(row, table)
+            unread = table.keys.full_pages[row.read_tokens // PAGE_TOKENS :]
+            if unread and unread[0] in being_read:
+                waiting.add(row.id)
+            else:
+                being_read.update(unread)
+        return waiting
+
+    def offer(self, rows: Iterable[Row]) -> None:
+        """These rows have been read further: others may share their full pages."""
+        if not self._shares:
+            return
+        for row in rows:
+            table = self._tables[row.id]
+            full = row.read_tokens // PAGE_TOKENS
+            if table.offered < full:
+                for place in range(table.offered, full):
+                    self._pages.offer(int(table.numbers[place]), table.keys.full_pages[place])
+                table.offered = full
+
     def copy(self, source: Row, row: Row) -> None:
-        """Fill the row's pages from those of another, which has the same tokens and has read them."""
-        self._pool[self._tables[row.id].owned] = self._pool[self._tables[source.id].owned]
+        """Give the row what another has, which has the same tokens and has read them: its full pages to
+        share, and a copy of the last, which each goes on to fill."""
+        mine, theirs = self._tables[row.id], self._tables[source.id]
+        full = row.num_tokens // PAGE_TOKENS
+        for place in range(full):
+            self._put(mine, place, int(theirs.numbers[place]))
+        mine.borrowed = full
+        if mine.used > full:
+            self._pool[mine.numbers[full]] = self._pool[theirs.numbers[full]]
 
     def make_room(self) -> None:
         """Give each row a place for its newest token."""
         for row in self.rows:
             if row.num_tokens % PAGE_TOKENS == 1:
                 self._extend(row)
+                self.offer([row])
 
     def free(self, row: Row, *, scrub: bool = False) -> None:
         """Take the row's pages back; unknown rows are ignored.
@@ -90,8 +148,11 @@ class PagedCache:
         if table is None:
             return
         if scrub:
-            self._pool[table.owned] = 0
-        self._free.extend(reversed(table.owned))
+            self._pages.withdraw(table.pages)
+        # The last first: of pages that are equally old, those that need others before them go earlier.
+        for page in reversed(table.pages):
+            if self._pages.release(page) and scrub:
+                self._pool[page] = 0
         self.rows.remove(row)
 
     def trim(self) -> None:
@@ -101,31 +162,52 @@ class PagedCache:
         self.rows.clear()
         self._tables.clear()
         self._prefix, self._prefix_pages = [], []
+        self._pages = PrefixCache(0, most_idle=0)
         self._pool = np.zeros((0, 0), dtype=np.uint8)
 
-    def _borrow_prefix(self, row: Row, table: PageTable) -> None:
-        """Share the prefix's full pages and copy its last, which the row goes on to fill: so much is
-        read already.
+    def _borrow(self, row: Row, table: PageTable) -> None:
+        """Share what is known of the row's tokens, if it has read nothing itself.
 
-        The row reads at least its last token itself: that one's logits are wanted.
+        It reads at least its last token: that one's logits are wanted.
         """
+        if row.read_tokens > table.given_tokens:
+            return
+        most = (row.num_tokens - 1) // PAGE_TOKENS
+        found = self._pages.find(table.keys.full_pages[:most])
+        if len(found) * PAGE_TOKENS <= row.read_tokens:
+            return
+        for place in range(table.borrowed, len(found)):
+            self._put(table, place, found[place])
+        table.borrowed = table.offered = len(found)
+        row.read_tokens = table.given_tokens = len(found) * PAGE_TOKENS
+
+    def _borrow_prefix(self, row: Row, table: PageTable) -> None:
+        """Share the prefix's full pages and copy its last, which the row goes on to fill."""
         size = len(self._prefix)
         if size == 0 or row.prompt_token_ids[:size] != self._prefix or row.num_tokens == size:
             return
         full = size // PAGE_TOKENS
-        table.numbers[:full] = self._prefix_pages[:full]
-        table.used = table.borrowed = full
-        row.read_tokens = size
+        for place in range(full):
+            self._put(table, place, self._prefix_pages[place])
+        table.borrowed = table.offered = full
+        row.read_tokens = table.given_tokens = size
         if size % PAGE_TOKENS:
-            page = self._free.pop()
-            self._pool[page] = self._pool[self._prefix_pages[full]]
-            table.numbers[full] = page
-            table.used += 1
+            self._extend(row)
+            self._pool[table.numbers[full]] = self._pool[self._prefix_pages[full]]
+
+    def _put(self, table: PageTable, place: int, page: int) -> None:
+        """Have a page of another row in this place."""
+        if place < table.used:
+            self._pages.release(int(table.numbers[place]))
+        else:
+            table.used = place + 1
+        self._pages.acquire(page)
+        table.numbers[place] = page
 
     def _extend(self, row: Row) -> None:
         table = self._tables[row.id]
         while table.used * PAGE_TOKENS < row.num_tokens:
-            table.numbers[table.used] = self._free.pop()
+            table.numbers[table.used] = self._pages.take()
             table.used += 1
 
 

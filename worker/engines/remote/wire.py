@@ -72,6 +72,8 @@ def body(
         ends = () if sampling.ignore_eos else end_token_ids
         if sampling.logprobs is not None:
             fields |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
+        if request.cache_salt:
+            fields["cache_salt"] = request.cache_salt
         # In full, since the upstream may have defaults of its own.
         return fields | {
             "return_token_ids": True,

@@ -1,6 +1,6 @@
 """A group's prefill, chunk by chunk: which tokens of which rows one forward pass reads."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from worker.engines.scheduling.row import Row
@@ -62,12 +62,14 @@ class GroupPrefill:
             row.id: known.setdefault((row.adapter, *row.all_token_ids), len(known)) for row in rows
         }
 
-    def next_chunk(self, most_tokens: int) -> Chunk:
-        """The next tokens to read, at most so many; they count as read from now on."""
+    def next_chunk(self, most_tokens: int, waiting: Collection[str] = ()) -> Chunk:
+        """The next tokens to read, at most so many, without the rows ``waiting``; they count as read from
+        now on."""
         self.begun = True
         readers: dict[int, Row] = {}
         for row in self.rows:
-            readers.setdefault(self._contents[row.id], row)
+            if row.id not in waiting:
+                readers.setdefault(self._contents[row.id], row)
         chunk = cut_chunks(readers.values(), most_tokens)[0]
         for row, _, stop in chunk.pieces:
             row.read_tokens = stop

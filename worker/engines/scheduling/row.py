@@ -47,6 +47,7 @@ class Row:
         "adapter",
         "adjusts_logits",
         "arrival",
+        "cache_salt",
         "counts",
         "decode_rows",
         "decode_steps",
@@ -70,6 +71,7 @@ class Row:
         self.prompt_token_ids = list(request.prompt_token_ids)
         self.sampling = sampling
         self.adapter = request.adapter
+        self.cache_salt = request.cache_salt
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.arrival = 0

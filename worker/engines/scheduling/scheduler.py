@@ -132,11 +132,12 @@ class Scheduler:
             self._prefilled_tokens = 0
         return self.prefill is not None
 
-    def next_chunk(self) -> Chunk:
-        """What the prefill step reads; the rows of `prefill` have their places."""
+    def next_chunk(self, waiting: Collection[str] = ()) -> Chunk:
+        """What the prefill step reads; the rows of `prefill` have their places, and ``waiting`` are those
+        that another of them reads for."""
         assert self.prefill is not None
         used = self._prefilled_tokens if self.running else 0
-        chunk = self.prefill.next_chunk(self._max_batched_tokens - used)
+        chunk = self.prefill.next_chunk(self._max_batched_tokens - used, waiting)
         self._prefilled_tokens = used + chunk.num_tokens
         return chunk
 

@@ -6,6 +6,7 @@ grows. So a short row pays, in memory and in attention, for its own length class
 step reads each bucket through views.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -144,6 +145,13 @@ class KVCache:
             for row in rows:
                 self.free(row)
             raise
+
+    def share(self, rows: Iterable[Row]) -> set[str]:
+        """Buckets share nothing."""
+        return set()
+
+    def offer(self, rows: Iterable[Row]) -> None:
+        """Buckets share nothing."""
 
     def copy(self, source: Row, row: Row) -> None:
         """Fill the row's slot from that of another, which has the same tokens and has read them."""
