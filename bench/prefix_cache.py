@@ -1,4 +1,4 @@
-"""``python -m bench.prefix_cache``: what the prefix cache saves where prompts repeat, and what it costs elsewhere.
+"""``python -m bench.prefix_cache``: what the prefix cache saves where prompts repeat, and costs where not.
 
 Two engines on one loaded model, one with the cache and one without, take turns: 200 rows behind one prefix
 of 600 tokens, and 104 rows that have nothing in common. The prompts are random tokens. Each round begins
