@@ -53,7 +53,7 @@ up: install ## start everything and keep it running; Ctrl-C stops it
 	$(BIN)/millpond up
 
 test: dev ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 fuzz: dev ## the long form of the hostile tests: 500 requests a route, 10,000 hang-ups
 	MILLPOND_FUZZ_EXAMPLES=500 MILLPOND_HANGUPS=10000 MILLPOND_TIMINGS=1000 \

@@ -11,6 +11,8 @@ from hypothesis import Phase, settings
 import tests.knobs  # noqa: F401  (which takes its variables out of the environment)
 from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 
+pytest_plugins = ["tests.side_by_side"]
+
 CI = os.environ.get("CI") == "true"
 # For those who only ask whether there is a counterexample, see tests/mutations.py.
 settings.register_profile("unshrunk", phases=[Phase.explicit, Phase.generate])

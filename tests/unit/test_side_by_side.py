@@ -1,0 +1,44 @@
+"""Who may run beside whom, when several processes share the tests. Each thread here stands for one."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.side_by_side import on_the_floor
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    files = tmp_path / "door", tmp_path / "floor"
+    for file in files:
+        file.touch()
+    return files
+
+
+def test_most_run_together(files: tuple[Path, Path]) -> None:
+    together = threading.Barrier(2, timeout=10)
+
+    def run() -> None:
+        with on_the_floor(*files, alone=False):
+            together.wait()
+
+    with ThreadPoolExecutor() as threads:
+        for running in [threads.submit(run) for _ in range(2)]:
+            running.result()
+
+
+def test_one_that_is_to_be_alone_is(files: tuple[Path, Path]) -> None:
+    running: list[int] = []
+
+    def run(number: int) -> None:
+        alone = number % 3 == 0
+        with on_the_floor(*files, alone=alone):
+            running.append(number)
+            others = [n for n in running if n != number]
+            assert not others if alone else all(n % 3 for n in others)
+            running.remove(number)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(run, range(300)))
