@@ -56,8 +56,9 @@ test: dev ## run every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 fuzz: dev ## the long form of the hostile tests: 500 requests a route, 10,000 hang-ups
-	MILLPOND_FUZZ_EXAMPLES=500 MILLPOND_HANGUPS=10000 MILLPOND_TIMINGS=1000 \
-	$(BIN)/python -m pytest -s tests/integration/test_fuzz.py tests/integration/test_api_isolation.py
+	MILLPOND_FUZZ_EXAMPLES=500 MILLPOND_HANGUPS=10000 MILLPOND_TIMINGS=1000 MILLPOND_CACHE_ROUNDS=3 \
+	$(BIN)/python -m pytest -s tests/integration/test_fuzz.py tests/integration/test_api_isolation.py \
+		tests/integration/test_memory.py
 
 audit: dev ## known vulnerabilities of the pinned packages, where their database can be reached
 	.ci/audit $(BIN)
@@ -72,9 +73,9 @@ format: dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-chaos: dev ## the faults of docs/reliability.md in full size, about eighteen minutes
-	MILLPOND_CHAOS=full $(BIN)/python -m pytest -s tests/chaos tests/integration/test_failover.py \
-		tests/integration/test_mixed_workers.py tests/integration/test_starting.py \
+chaos: dev ## the faults of docs/reliability.md in full size, three side by side, twelve minutes
+	MILLPOND_CHAOS=full $(BIN)/python -m pytest -n 3 --dist loadgroup -rP tests/chaos \
+		tests/integration/test_failover.py tests/integration/test_mixed_workers.py tests/integration/test_starting.py \
 		tests/unit/test_preparing.py tests/contract/test_script_time.py
 
 mutations: dev ## plant faults one at a time and see that the tests notice, about ten minutes

@@ -27,3 +27,6 @@ VLLM = _given["VLLM"]  # a command vllm, to be tried itself
 SCHEMAS = int(_given["SCHEMAS"] or 30)  # from 500 on with the real model, too
 FUZZ_EXAMPLES = int(_given["FUZZ_EXAMPLES"] or 5)
 ALL_KERNELS = _given["KERNELS"] == "all"
+
+# As they were given, for the processes of `tests.side_by_side`, which take them out again.
+GIVEN = {f"MILLPOND_{name}": value for name, value in _given.items() if value is not None}

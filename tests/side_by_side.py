@@ -6,11 +6,14 @@ one that waits to be alone.
 """
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests import knobs
 
 # `millpond up` takes the usual ports if they are free, so two of it must not start at once.
 COMMANDS = Path(__file__).with_name("acceptance")
@@ -26,6 +29,11 @@ def on_the_floor(door: Path, floor: Path, *, alone: bool) -> Iterator[None]:
         if not alone:
             fcntl.flock(opened, fcntl.LOCK_UN)
         yield
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    os.environ.update(knobs.GIVEN)
 
 
 @pytest.hookimpl(tryfirst=True)

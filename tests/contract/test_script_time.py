@@ -35,6 +35,8 @@ from millpond.queue.subscriptions import Subscriptions
 from tests.contract.invariants import check_invariants
 from tests.contract.jobs import PLENTY, put, take, until
 
+pytestmark = pytest.mark.alone
+
 LIMIT_MS = 10.0
 RUNS = 4
 METADATA = {f"{i:02}" + "é" * 62: "€" * MAX_METADATA_VALUE_CHARS for i in range(MAX_METADATA_ITEMS)}

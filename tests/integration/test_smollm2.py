@@ -22,6 +22,7 @@ from worker.weights import prepare_model
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("smollm2")]
 
 PRESET = PRESETS["smollm2-135m"]
+MAX_TOKENS = 12
 PERSON = {
     "type": "object",
     "properties": {
@@ -73,7 +74,7 @@ def chat(
     tokenizer: FolderTokenizer, row_id: str, question: str, **sampling: Any
 ) -> GenerationRequest:
     prompt = tokenizer.encode_chat([Message(role="user", content=question)])
-    values = {"max_tokens": 24, "seed": 1, **sampling}
+    values = {"max_tokens": MAX_TOKENS, "seed": 1, **sampling}
     return GenerationRequest(row_id, prompt, Sampling(**values))
 
 
@@ -108,7 +109,7 @@ def test_rows_of_any_length_and_arrival_equal_generate_alone(
         ids = torch.tensor([row.prompt_token_ids])
         with torch.inference_mode():
             out = reference.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False
             )
         assert list(finished[row.id].token_ids) == out[0, ids.shape[1] :].tolist()
 
