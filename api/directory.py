@@ -22,6 +22,7 @@ from millpond.errors import (
 )
 from millpond.listing import JobLists
 from millpond.models.presets import Preset
+from millpond.queue.connection import Connections
 from millpond.queue.directory import AnnouncedQueue, QueueDirectory
 from millpond.queue.job_queue import JobQueue
 from millpond.queue.results import Results
@@ -60,13 +61,11 @@ class Directory:
     worker to be known.
     """
 
-    def __init__(
-        self, redis: Redis, subscriptions: Subscriptions, settings: Settings, preset: Preset
-    ) -> None:
-        self._redis = redis
-        self._subscriptions = subscriptions
+    def __init__(self, connections: Connections, settings: Settings, preset: Preset) -> None:
+        self._connections = connections
+        self._subscriptions: dict[Redis, Subscriptions] = {}
         self._settings = settings
-        self._announced = QueueDirectory(redis)
+        self._announced = QueueDirectory(connections.to_directory())
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
         self._look_again_s: dict[str, float] = {}  # for models whose files are not on this machine
         self._places: OrderedDict[str, ServedQueue] = OrderedDict()
@@ -153,6 +152,8 @@ class Directory:
     async def close(self) -> None:
         for name in list(self._queues):
             await self._close(name)
+        for subscriptions in self._subscriptions.values():
+            await subscriptions.close()
 
     async def _open_announced(self, name: str, about: AnnouncedQueue) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -176,8 +177,10 @@ class Directory:
         self._queues[name] = self._open(settings, preset, about.model)
 
     def _open(self, settings: Settings, preset: Preset, model: str) -> ServedQueue:
-        queue = JobQueue(self._redis, settings.queue, settings.queue_options())
-        results = Results(self._redis, settings.queue, self._subscriptions)
+        redis = self._connections.to_queue(settings.queue)
+        subscriptions = self._subscriptions.setdefault(redis, Subscriptions(redis))
+        queue = JobQueue(redis, settings.queue, settings.queue_options())
+        results = Results(redis, settings.queue, subscriptions)
         tokenizing = Tokenizing(settings, preset, model)
         monitor = QueueMonitor(results)
         feed = QueueFeed(queue.watch, monitor, self._subscriptions)
@@ -191,7 +194,7 @@ class Directory:
             model=model,
             queue=queue,
             results=results,
-            lists=JobLists(self._redis, queue.keys),
+            lists=JobLists(redis, queue.keys),
             submissions=SubmitBatcher(queue),
             monitor=monitor,
             feed=feed,

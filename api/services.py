@@ -24,8 +24,7 @@ from millpond.batches.files import Files
 from millpond.batches.records import Batches
 from millpond.batches.storage import Storage
 from millpond.models.presets import Preset
-from millpond.queue.connection import connect
-from millpond.queue.subscriptions import Subscriptions
+from millpond.queue.connection import Connections
 from millpond.settings import Settings
 from millpond.tasks import end_tasks, keep_running
 
@@ -35,7 +34,7 @@ AGAIN_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """API keys and their limits are kept with the home queue.
+    """API keys and their limits are kept with the home queue, to which ``redis`` leads.
 
     ``closing`` is set when the process begins to stop: long answers end then.
     """
@@ -66,9 +65,9 @@ async def open_services(
     settings: Settings, preset: Preset, metrics: Metrics
 ) -> AsyncIterator[Services]:
     """Opens no connection: without Redis the API starts too, and reports that it is not ready."""
-    redis = connect(settings.redis_url)
-    subscriptions = Subscriptions(redis)
-    directory = Directory(redis, subscriptions, settings, preset)
+    connections = Connections(settings.redis_url)
+    redis = connections.to_queue(settings.queue)
+    directory = Directory(connections, settings, preset)
     keys = ApiKeys(redis, directory.home.queue.keys)
     limiter = RateLimiter(redis, directory.home.queue.keys)
     services = Services(
@@ -103,8 +102,7 @@ async def open_services(
         services.webhooks.close()
         await directory.close()
         services.background_jobs.close()
-        await subscriptions.close()
-        await redis.aclose()
+        await connections.aclose()
 
 
 def services_of(app: FastAPI) -> Services:

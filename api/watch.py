@@ -19,7 +19,7 @@ log = structlog.get_logger("millpond.api")
 
 async def look_before_start(settings: Settings) -> None:
     """Raises UnsuitableServerError and QueueVersionError. A server that is away is checked later."""
-    redis = connect(settings.redis_url)
+    redis = connect(settings.redis_url, settings.queue)
     try:
         async with asyncio.timeout(START_PATIENCE_S):
             await check_queue(redis, settings.queue, allow_eviction=settings.allow_eviction)

@@ -9,12 +9,14 @@ from background.worker import work
 from millpond.background_jobs import BACKGROUND_QUEUES
 from millpond.errors import MillpondError
 from millpond.logs import StructlogHandler, configure_logs
+from millpond.queue.connection import connect_blocking
 from millpond.settings import load_settings
 
 
 def main() -> int:
     try:
         settings = load_settings()
+        connect_blocking(settings.redis_url)  # whether it can be used at all; this opens nothing
     except MillpondError as error:
         print(f"millpond background: {error}", file=sys.stderr)
         return 1

@@ -28,7 +28,7 @@ from millpond.background_jobs import (
     BackgroundJob,
     rq_queue_name,
 )
-from millpond.queue.connection import CONNECT_TIMEOUT_S
+from millpond.queue.connection import connect_blocking
 from millpond.settings import Settings
 
 # RQ takes a worker that has been silent for this long for dead. Less 15 s, it is how long an idle one waits
@@ -96,7 +96,7 @@ class Worker(SimpleWorker):
 
 def work(settings: Settings, kind: str) -> None:
     """Run the jobs of this kind until SIGTERM; then the one that runs may still end its slice."""
-    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=CONNECT_TIMEOUT_S)
+    redis = connect_blocking(settings.redis_url)
     _wait_for(redis)
     process = Running(settings, redis)
     _RUNNING.set(process)

@@ -53,7 +53,7 @@ class Client:
         preset: Preset | None = None,
     ) -> None:
         self._preset = preset
-        self._redis = connect(redis_url)
+        self._redis = connect(redis_url, queue)
         self._subscriptions = Subscriptions(self._redis)
         self._queue = JobQueue(self._redis, queue, options)
         self._results = Results(self._redis, queue, self._subscriptions)

@@ -19,7 +19,7 @@ from millpond.errors import MillpondError, QueueUnavailableError
 from millpond.logs import StructlogHandler, configure_logs
 from millpond.messages.worker_state import WorkerPhase, WorkerState
 from millpond.models.presets import Preset
-from millpond.queue.connection import connect
+from millpond.queue.connection import Connections
 from millpond.queue.directory import AnnouncedQueue, QueueDirectory
 from millpond.queue.job_queue import JobQueue
 from millpond.queue.membership import Membership
@@ -51,8 +51,9 @@ async def serve(settings: Settings, tracer: "Tracer | None" = None) -> bool:
     identity = await asyncio.to_thread(identity_of, settings, preset, folder)
     own = new_worker_id()
     async with contextlib.AsyncExitStack() as ending:
-        redis = connect(settings.redis_url)
-        ending.push_async_callback(redis.aclose)
+        connections = Connections(settings.redis_url)
+        ending.push_async_callback(connections.aclose)
+        redis = connections.to_queue(settings.queue)
         state = WorkerState(
             state=WorkerPhase.LOADING,
             model=preset.name,
@@ -60,7 +61,7 @@ async def serve(settings: Settings, tracer: "Tracer | None" = None) -> bool:
             visible_devices=settings.visible_devices,
         )
         preset = replace(preset, name=await join(redis, settings, own, state))
-        await announce(redis, settings, preset)
+        await announce(connections, settings, preset)
         vllm = None
         if settings.engine == "vllm":
             assert folder is not None
@@ -160,7 +161,7 @@ async def _once_reached(call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(SERVER_RETRY_S)
 
 
-async def announce(redis: Redis, settings: Settings, preset: Preset) -> None:
+async def announce(connections: Connections, settings: Settings, preset: Preset) -> None:
     """Tell the APIs of this server that the queue serves this model."""
     about = AnnouncedQueue(
         model=preset.name,
@@ -169,7 +170,8 @@ async def announce(redis: Redis, settings: Settings, preset: Preset) -> None:
         adapters=preset.adapters,
         remote_route=settings.remote_route,
     )
-    await _once_reached(lambda: QueueDirectory(redis).announce(settings.queue, about))
+    directory = QueueDirectory(connections.to_directory())
+    await _once_reached(lambda: directory.announce(settings.queue, about))
 
 
 def main() -> int:

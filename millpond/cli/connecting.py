@@ -46,7 +46,7 @@ def on_redis(make: Callable[[Redis, Keys], T]) -> Opens[T]:
 
     @contextlib.asynccontextmanager
     async def opened(settings: Settings) -> AsyncIterator[T]:
-        redis = connect(settings.redis_url)
+        redis = connect(settings.redis_url, settings.queue)
         try:
             yield make(redis, Keys(settings.queue))
         finally:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from redis.asyncio import Redis
 from rich.console import Console
 
 from millpond.cli.connecting import run_with
 from millpond.cli.options import DataFlag, RedisFlag
 from millpond.cli.tables import folding_table
 from millpond.errors import MillpondError
-from millpond.queue.connection import connect
+from millpond.queue.connection import Connections
 from millpond.queue.directory import AnnouncedQueue, QueueDirectory
 from millpond.queue.results import QueueState, Results
 from millpond.queue.subscriptions import Subscriptions
@@ -42,9 +41,9 @@ class _Served:
 def list_models(redis_url: RedisFlag = None, data: DataFlag = None) -> None:
     """Show each model, its queue, and who works on it."""
 
-    async def call(redis: Redis) -> None:
+    async def call(connections: Connections) -> None:
         table = folding_table("model", "queue", "engine", "workers", "unfinished jobs", whole=())
-        for one in await _all_served(redis):
+        for one in await _all_served(connections):
             table.add_row(
                 one.about.model, one.queue, one.about.engine, str(one.workers), str(one.unfinished)
             )
@@ -64,8 +63,8 @@ def forget(
 ) -> None:
     """Take a model from the list, until a worker for it starts again; the API refuses it from then on."""
 
-    async def call(redis: Redis) -> None:
-        found = [one for one in await _all_served(redis) if one.about.model == model]
+    async def call(connections: Connections) -> None:
+        found = [one for one in await _all_served(connections) if one.about.model == model]
         if not found:
             raise ModelNotForgottenError(f"{model}: no queue serves it; see `millpond models list`")
         for one in found:
@@ -76,7 +75,7 @@ def forget(
                 message = f"{model}: unfinished jobs: {one.unfinished}; --force leaves them there"
                 raise ModelNotForgottenError(message)
         for one in found:
-            await QueueDirectory(redis).forget(one.queue)
+            await QueueDirectory(connections.to_directory()).forget(one.queue)
 
     run_with(_connected, call, redis_url, None, data)
 
@@ -86,19 +85,22 @@ class ModelNotForgottenError(MillpondError):
 
 
 @contextlib.asynccontextmanager
-async def _connected(settings: Settings) -> AsyncIterator[Redis]:
-    redis = connect(settings.redis_url)
+async def _connected(settings: Settings) -> AsyncIterator[Connections]:
+    connections = Connections(settings.redis_url)
     try:
-        yield redis
+        yield connections
     finally:
-        await redis.aclose()
+        await connections.aclose()
 
 
-async def _all_served(redis: Redis) -> list[_Served]:
-    announced = await QueueDirectory(redis).all()
-    subscriptions = Subscriptions(redis)
+async def _all_served(connections: Connections) -> list[_Served]:
+    announced = await QueueDirectory(connections.to_directory()).all()
+    queues = {queue: connections.to_queue(queue) for queue in announced}
     states = await asyncio.gather(
-        *(Results(redis, queue, subscriptions).queue_state() for queue in announced)
+        *(
+            Results(redis, queue, Subscriptions(redis)).queue_state()
+            for queue, redis in queues.items()
+        )
     )
     return [
         _Served(queue, about, state)

@@ -151,7 +151,7 @@ async def _run(
     with progress:
         bar = progress.add_task("starting", total=len(rows), pace="")
         async with batch_place(settings, console) as place:
-            redis = connect(place.redis_url)
+            redis = connect(place.redis_url, place.queue)
             subscriptions = Subscriptions(redis)
             queue = Place(
                 JobQueue(redis, place.queue, settings.queue_options()),

@@ -23,6 +23,7 @@ from millpond.local.stack_watch import StackWatch, watching
 from millpond.local.worker_pool import WorkerPool
 from millpond.messages.worker_state import WorkerState
 from millpond.queue.connection import connect
+from millpond.queue.connection.address import Address, Kind
 from millpond.queue.membership import check_queue
 from millpond.settings import Settings
 
@@ -174,7 +175,10 @@ async def running_stack(
             await stack.start(name, service_argv("worker"), stop_s=stop_s)
         if api:
             await stack.start("api", service_argv("api"), stop_s=STOP_SLACK_S)
-            await stack.start("background", service_argv("background"), stop_s=STOP_SLACK_S)
+            if (
+                Address.parse(stack.redis_url).kind is not Kind.CLUSTER
+            ):  # RQ's keys have no hash tag
+                await stack.start("background", service_argv("background"), stop_s=STOP_SLACK_S)
         stack.file(api=api).write(data_dir)
         ending.callback(StackFile.remove, data_dir)
         yield stack
@@ -202,7 +206,7 @@ def _own_ports(settings: Settings, say: Say, *, embedded_server: bool, api: bool
 
 async def _check_given_server(settings: Settings) -> None:
     """Report at once what would make every child exit. The children wait for a server that is away."""
-    redis = connect(settings.redis_url)
+    redis = connect(settings.redis_url, settings.queue)
     try:
         with contextlib.suppress(QueueUnavailableError, TimeoutError):
             async with asyncio.timeout(CHECK_TIMEOUT_S):

@@ -18,7 +18,7 @@ from millpond.errors import QueueUnavailableError
 from millpond.local.child import Child
 from millpond.local.stack_events import Level, Say, StackEvent
 from millpond.messages.worker_state import RegisteredWorker
-from millpond.queue.connection import connect
+from millpond.queue.connection import Connections
 from millpond.queue.results import QueueState, Results
 from millpond.queue.subscriptions import Subscriptions
 from millpond.queue.worker_id import is_of_process
@@ -99,11 +99,11 @@ class StackWatch:
 
     async def run(self) -> None:
         """Check until cancelled."""
-        redis = connect(self._settings.redis_url)
-        subscriptions = Subscriptions(redis)
-        results = {
-            name: Results(redis, queue, subscriptions) for name, queue in self._queues.items()
-        }
+        connections = Connections(self._settings.redis_url)
+        results = {}
+        for name, queue in self._queues.items():
+            redis = connections.to_queue(queue)
+            results[name] = Results(redis, queue, Subscriptions(redis))
         async with httpx.AsyncClient(timeout=LOOK_TIMEOUT_S) as http:
             try:
                 while True:
@@ -111,7 +111,7 @@ class StackWatch:
                     self._look_at_background()
                     await asyncio.sleep(LOOK_EVERY_S)
             finally:
-                await redis.aclose()
+                await connections.aclose()
 
     async def _look_at_redis(self, results: Mapping[str, Results]) -> None:
         began_s = time.monotonic()

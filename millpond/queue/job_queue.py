@@ -29,7 +29,7 @@ from millpond.messages.worker_state import WORKER_ALIVE_MS, WorkerState
 from millpond.queue.claims import Claim, ClaimedJob, Commit, Lease, Swept, new_nonce
 from millpond.queue.connection import MAX_BLOCK_S
 from millpond.queue.keys import Keys
-from millpond.queue.scripts import Arg, Scripts, raising_unavailable
+from millpond.queue.scripts import Arg, Replicas, Scripts, raising_unavailable
 from millpond.queue.submission import DEFAULT_TENANT, NewJob, Submission, read_answer, script_fields
 from millpond.queue.watching import QueueWatch
 
@@ -63,6 +63,8 @@ class QueueOptions:
     dead_max: int = 10_000
     listed_max: int = 1_000
     suspect_wait_s: float = 10.0
+    submit_replicas: int = 0
+    submit_replicas_timeout_s: float = 1.0
 
     def to_json(self) -> bytes:
         """The options that the scripts read."""
@@ -91,6 +93,8 @@ class JobQueue:
         self._scripts = Scripts(redis, self.keys)
         self.watch = QueueWatch(redis, self.keys)
         self._options_json = self.options.to_json()
+        number, timeout_s = self.options.submit_replicas, self.options.submit_replicas_timeout_s
+        self._replicas = Replicas(number, timeout_s) if number else None
 
     async def submit(
         self,
@@ -100,7 +104,8 @@ class JobQueue:
         tenant: str = DEFAULT_TENANT,
         tokens: int | None = None,
     ) -> Submission:
-        """Store the job and add it to its lane. Returns once Redis has answered.
+        """Store the job and add it to its lane. Returns once Redis has answered, and as many replicas
+        have it as the options ask for.
 
         A known ``id`` with the same request returns the existing job. Raises
         IdempotencyConflictError for a known id with another request, QueueFullError at the depth
@@ -127,6 +132,7 @@ class JobQueue:
                 new_nonce()[:SUBMIT_NONCE_CHARS],
                 self.options.max_tenant_bytes,
             ],
+            replicas=self._replicas,
         )
         pairs = zip(answers[::2], answers[1::2], strict=True)
         return [

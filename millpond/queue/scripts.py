@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import (
+    AskError,
     BusyLoadingError,
     ConnectionError,
     NoScriptError,
@@ -22,6 +23,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisError,
     TimeoutError,
+    TryAgainError,
 )
 
 from millpond.errors import QueueUnavailableError
@@ -37,6 +39,8 @@ UNAVAILABLE = (
     BusyLoadingError,
     ReadOnlyError,
     OutOfMemoryError,
+    TryAgainError,
+    AskError,
     OSError,
 )
 _UNAVAILABLE_CODES = (
@@ -72,6 +76,14 @@ def raising_unavailable() -> Iterator[None]:
         yield
     except Exception as error:
         raise unavailable(error) or error from error
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """How many replicas must have what a script has written, and how long that may take."""
+
+    number: int
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +143,22 @@ class Scripts:
             except NoScriptError:
                 return await self._redis.eval(script.source, len(keys), *keys, *args)  # type: ignore[arg-type]
 
-    async def run_many(self, name: str, calls: Sequence[Sequence[Arg]]) -> list[Any]:
+    async def run_many(
+        self, name: str, calls: Sequence[Sequence[Arg]], replicas: Replicas | None = None
+    ) -> list[Any]:
         """Run the script once for each call, in one round trip; each run is atomic by itself.
 
-        Returns the answers in order. The first error, if any, is raised after all have run.
+        Returns the answers in order. The first error, if any, is raised after all have run. So is
+        QueueUnavailableError if fewer ``replicas`` have got all of it in time.
         """
         script = load_script(name, self._package)
         keys = self.key_list(script)
-        answers = await self._pipeline("EVALSHA", script.sha, keys, calls)
+        answers = await self._pipeline("EVALSHA", script.sha, keys, calls, replicas)
         again = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if again:
             # By source, not by digest: the server could lose a loaded script before it runs.
-            retried = await self._pipeline("EVAL", script.source, keys, [calls[i] for i in again])
+            left = [calls[i] for i in again]
+            retried = await self._pipeline("EVAL", script.source, keys, left, replicas)
             for i, answer in zip(again, retried, strict=True):
                 answers[i] = answer
         for answer in answers:
@@ -158,27 +174,54 @@ class Scripts:
         *,
         first: Sequence[Arg] = (),
         last: Sequence[Arg] = (),
+        replicas: Replicas | None = None,
     ) -> list[Any]:
         """For scripts that take many items: calls of at most ``size`` items, in one round trip.
 
-        Each call gets ``first``, its items' arguments and ``last``. Returns the joined answers.
+        Each call gets ``first``, its items' arguments and ``last``. Returns the joined answers. See
+        `run_many` for ``replicas``.
         """
         calls = [
             [*first, *chain.from_iterable(part), *last]
             for part in _parts(items, size, BYTES_A_CALL)
         ]
-        if len(calls) == 1:
+        if len(calls) == 1 and replicas is None:
             return cast(list[Any], await self.run(name, *calls[0]))
-        return list(chain.from_iterable(await self.run_many(name, calls)))
+        return list(chain.from_iterable(await self.run_many(name, calls, replicas)))
 
     async def _pipeline(
-        self, command: str, script: Arg, keys: list[str], calls: Sequence[Sequence[Arg]]
+        self,
+        command: str,
+        script: Arg,
+        keys: list[str],
+        calls: Sequence[Sequence[Arg]],
+        replicas: Replicas | None,
     ) -> list[Any]:
         with raising_unavailable():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for args in calls:
                     pipe.execute_command(command, script, len(keys), *keys, *args)
-                return await pipe.execute(raise_on_error=False)
+                if (
+                    replicas is not None
+                ):  # on this very connection: it waits for what that has written
+                    timeout_ms = round(replicas.timeout_s * 1000)
+                    pipe.execute_command("WAIT", replicas.number, timeout_ms)
+                answers = await pipe.execute(raise_on_error=False)
+        if replicas is not None:
+            _check_replicated(replicas, answers.pop())
+        return answers
+
+
+def _check_replicated(replicas: Replicas, answer: Any) -> None:
+    """Raises QueueUnavailableError, unless ``WAIT`` has answered that enough of them have it."""
+    if isinstance(answer, Exception):
+        raise unavailable(answer) or answer
+    if answer < replicas.number:
+        raise QueueUnavailableError(
+            f"{answer} of {replicas.number} replicas (submit_replicas) had it within "
+            f"{replicas.timeout_s:g} s; it may be accepted all the same, so send it again under the "
+            "same id or Idempotency-Key"
+        )
 
 
 def _parts(

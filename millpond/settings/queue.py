@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from millpond.models.memory_plan import PREFILL_TOKENS
+from millpond.queue.connection import MAX_BLOCK_S
 from millpond.queue.job_queue import QueueOptions
 from millpond.settings.types import Count, Seconds
 
@@ -56,6 +57,14 @@ class QueueSettings(BaseModel):
     max_tenant_bytes: Count = Field(
         default=_PROMISES.max_tenant_bytes,
         description="What may be stored for a tenant: requests of its unfinished jobs, and results.",
+    )
+    submit_replicas: Annotated[int, Field(ge=0)] = Field(
+        default=_PROMISES.submit_replicas,
+        description="Replicas of the server that must have a job before its submit is answered.",
+    )
+    submit_replicas_timeout_s: Annotated[float, Field(gt=0, le=MAX_BLOCK_S)] = Field(
+        default=_PROMISES.submit_replicas_timeout_s,
+        description="When they take longer, the submit is refused with 503.",
     )
     ageing_ms: Annotated[float, Field(ge=0)] = Field(
         default=_PROMISES.ageing_ms,

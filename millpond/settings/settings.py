@@ -11,8 +11,9 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
-from redis.asyncio.connection import parse_url
 
+from millpond.errors import InvalidRequestError
+from millpond.queue.connection import Address
 from millpond.settings.api import ApiSettings
 from millpond.settings.batches import BatchSettings
 from millpond.settings.model import ModelSettings
@@ -47,7 +48,10 @@ class Settings(
     @field_validator("redis_url")
     @classmethod
     def _can_be_connected_to(cls, url: str) -> str:
-        parse_url(url)
+        try:
+            Address.parse(url)
+        except InvalidRequestError as error:
+            raise ValueError(error.message) from error
         return url
 
     @classmethod

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import orjson
@@ -18,7 +18,6 @@ from redis.asyncio import Redis
 
 from millpond.errors import QueueUnavailableError
 from millpond.local.child import Child
-from millpond.local.server import RedisServer
 from millpond.messages import EventType, JobRequest, JobStatus, seed_from_id
 from millpond.messages.stored_results import unpack
 from millpond.models.presets import PRESETS
@@ -47,6 +46,13 @@ runpy.run_module("worker", run_name="__main__", alter_sys=True)
 
 
 Process = asyncio.subprocess.Process | Forked
+
+
+class HasUrl(Protocol):
+    """A server, or several that one ``redis_url`` leads to."""
+
+    @property
+    def url(self) -> str: ...
 
 
 class Fleet:
@@ -116,7 +122,7 @@ class Fleet:
             chance.choice(self.processes).send_signal(number)
 
 
-def worker_settings(server: RedisServer, **changes: Any) -> Settings:
+def worker_settings(server: HasUrl, **changes: Any) -> Settings:
     fields: dict[str, Any] = {
         "redis_url": server.url,
         "queue": QUEUE,
@@ -249,8 +255,8 @@ class Ledger:
 
 
 @contextlib.asynccontextmanager
-async def ledger_on(server: RedisServer, options: QueueOptions) -> AsyncIterator[Ledger]:
-    redis = connect(server.url)
+async def ledger_on(server: HasUrl, options: QueueOptions) -> AsyncIterator[Ledger]:
+    redis = connect(server.url, QUEUE)
     subscriptions = Subscriptions(redis)
     ledger = Ledger(redis, JobQueue(redis, QUEUE, options), Results(redis, QUEUE, subscriptions))
     listening = asyncio.create_task(ledger.listen(subscriptions))

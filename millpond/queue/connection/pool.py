@@ -143,19 +143,16 @@ def pooled(options: Mapping[str, Any], locator: Locator | None) -> Redis:
     """A client that retries commands on a broken connection: every script is safe to repeat.
 
     Opens no connection yet. Beyond `MAX_CONNECTIONS`, callers wait for a free one. ``options`` are
-    redis-py's; with a ``locator``, each new connection goes to where that says.
+    redis-py's, and win over ours; with a ``locator``, each new connection goes to where that says.
     """
-    pool = QueuePool(
-        locator,
-        max_connections=MAX_CONNECTIONS,
-        timeout=SOCKET_TIMEOUT_S,
-        **{
-            "socket_timeout": SOCKET_TIMEOUT_S,
-            "socket_connect_timeout": CONNECT_TIMEOUT_S,
-            "retry": Retry(
-                ExponentialBackoff(cap=0.5, base=0.05), RETRIES, supported_errors=(ConnectionError,)
-            ),
-            **options,
-        },
-    )
-    return Redis.from_pool(pool)  # which closes the pool with the client
+    ours = {
+        "max_connections": MAX_CONNECTIONS,
+        "timeout": SOCKET_TIMEOUT_S,
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(
+            ExponentialBackoff(cap=0.5, base=0.05), RETRIES, supported_errors=(ConnectionError,)
+        ),
+    }
+    # Which closes the pool with the client.
+    return Redis.from_pool(QueuePool(locator, **{**ours, **options}))

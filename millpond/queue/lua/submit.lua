@@ -56,6 +56,8 @@ for i = FIRST, #ARGV, FIELDS do
     answer, detail = 'conflict', known[2]
     if same == digest then
       answer = accepted_under == nonce and 'accepted' or 'known'
+      -- A write of what stands there: whoever waits for replicas waits for his last write, so for the job.
+      redis.call('HSET', job, 'digest', known[1])
     end
   elseif depth >= max_depth then
     answer, detail = 'full', depth
