@@ -28,6 +28,7 @@ class Stage:
     redis: Redis
     queue: JobQueue
     rq_process: ProcessPoolExecutor
+    server_pid: int
 
     async def clear(self) -> None:
         """Start each measurement from an empty server, which frees nothing behind its back."""
@@ -48,5 +49,7 @@ async def stage(folder: Path) -> AsyncIterator[Stage]:
     async with RedisServer(options, bundled_server()) as server:
         redis = connect(server.url)
         with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as rq_process:
-            yield Stage(server.url, redis, JobQueue(redis, QUEUE, OPTIONS), rq_process)
+            assert server.pid is not None
+            queue = JobQueue(redis, QUEUE, OPTIONS)
+            yield Stage(server.url, redis, queue, rq_process, server.pid)
         await redis.aclose()
