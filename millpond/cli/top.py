@@ -10,7 +10,7 @@ from rich.live import Live
 
 from millpond.cli.connecting import run_with
 from millpond.cli.options import DataFlag, QueueFlag, RedisFlag
-from millpond.queue.connection import connect, without_password
+from millpond.queue.connection import Connections, without_password
 from millpond.settings import Settings
 from millpond.tasks import end_tasks
 from millpond.top.gathering import Gathering, Shown
@@ -79,12 +79,11 @@ class View:
 
 @contextlib.asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[View]:
-    redis = connect(settings.redis_url)
-    gathering = Gathering(redis, settings.queue)
+    connections = Connections(settings.redis_url)
+    gathering = Gathering(connections, settings.queue)
     listening = asyncio.create_task(gathering.listen(), name="endings")
     try:
         yield View(gathering, without_password(settings.redis_url))
     finally:
         await end_tasks(listening)
-        await gathering.close()
-        await redis.aclose()
+        await connections.aclose()

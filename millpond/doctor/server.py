@@ -22,7 +22,7 @@ SLOW_PING_S = 0.005
 
 
 async def examine_server(settings: Settings) -> list[Finding]:
-    redis = connect(settings.redis_url)
+    redis = connect(settings.redis_url, settings.queue)
     try:
         found = await _reached(redis, settings)
         if found.level == "error":
@@ -70,7 +70,23 @@ async def _facts(redis: Redis, settings: Settings) -> list[Finding]:
         fsync = (await redis.config_get("appendfsync")).get("appendfsync")
     except RedisError:  # a managed server, or a user without the right
         fsync = None
-    return list(judge_server(info, fsync, allow_eviction=settings.allow_eviction))
+    return [
+        *judge_server(info, fsync, allow_eviction=settings.allow_eviction),
+        *judge_replicas(info, settings.submit_replicas),
+    ]
+
+
+def judge_replicas(info: Mapping[str, Any], wanted: int) -> Iterator[Finding]:
+    """Whether there are as many as each submit is to wait for."""
+    connected = int(info.get("connected_slaves", 0))
+    if connected < wanted:
+        yield error(
+            "replicas",
+            f"{connected} connected, and submit_replicas is {wanted}: every submit is refused",
+            "connect replicas, or lower submit_replicas",
+        )
+    elif wanted:
+        yield ok("replicas", f"{connected} connected; a submit waits for {wanted}")
 
 
 def judge_server(

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import orjson
-from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from millpond.errors import QueueUnavailableError
+from millpond.queue.connection import Connections
 from millpond.queue.directory import QueueDirectory
 from millpond.queue.keys import Keys
 from millpond.queue.results import QueueState, Results
@@ -35,17 +35,18 @@ class Shown:
 class Gathering:
     """``history`` grows by what is seen. Run `listen` as a task."""
 
-    def __init__(self, redis: Redis, home: str) -> None:
-        self._redis = redis
-        self._directory = QueueDirectory(redis)
-        self._subscriptions = Subscriptions(redis)
+    def __init__(self, connections: Connections, home: str) -> None:
+        self._connections = connections
+        self._redis = connections.to_queue(home)  # where the events of all queues are heard
+        self._directory = QueueDirectory(connections.to_directory())
         self._results = {home: self._of(home)}
         self._ended: dict[str, list[tuple[str, float]]] = {}  # ids, and when that was heard
         self._shown = Shown(time.monotonic())
         self.history = History()
 
     def _of(self, queue: str) -> Results:
-        return Results(self._redis, queue, self._subscriptions)
+        redis = self._connections.to_queue(queue)
+        return Results(redis, queue, Subscriptions(redis))
 
     async def look(self) -> Shown:
         """Never raises for a server that is away."""
@@ -93,6 +94,3 @@ class Gathering:
                 ended = self._ended.setdefault(queues[message["channel"]], [])
                 ended.append((event["id"], time.monotonic()))
                 del ended[:-READ_A_LOOK]
-
-    async def close(self) -> None:
-        await self._subscriptions.close()

@@ -9,7 +9,7 @@ from millpond.doctor.engine import judge_engine, judge_vllm
 from millpond.doctor.findings import Finding
 from millpond.doctor.machine import judge_files, judge_kernel, judge_room
 from millpond.doctor.model import available_bytes, judge_weights
-from millpond.doctor.server import judge_server
+from millpond.doctor.server import judge_replicas, judge_server
 
 GOOD: dict[str, Any] = {
     "redis_version": "7.2.4",
@@ -113,3 +113,11 @@ def test_weights_that_exceed_the_memory(tmp_path: Path) -> None:
     assert available_bytes(tmp_path / "none") is None
     assert troubles([judge_weights(2**29, 2, 2**30)]) == {}
     assert troubles([judge_weights(2**29, 4, 2**30)]) == {"memory for weights": "warning"}
+
+
+@pytest.mark.parametrize(
+    ("connected", "wanted", "levels"), [(0, 0, []), (2, 1, ["ok"]), (1, 2, ["error"])]
+)
+def test_replicas_that_a_submit_waits_for(connected: int, wanted: int, levels: list[str]) -> None:
+    found = list(judge_replicas({"connected_slaves": connected}, wanted))
+    assert [each.level for each in found] == levels
