@@ -34,6 +34,8 @@ def on_the_floor(door: Path, floor: Path, *, alone: bool) -> Iterator[None]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
     os.environ.update(knobs.GIVEN)
+    # Threads of several processes that wait for one another, spinning, take many times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -54,8 +54,9 @@ class Repeating:
             return await self._twice(scripts, name, lambda: run(scripts, name, *args))
 
         async def run_many_twice(
-            scripts: Scripts, name: str, calls: Sequence[Sequence[Arg]]
+            scripts: Scripts, name: str, calls: Sequence[Sequence[Arg]], replicas: None = None
         ) -> list[Any]:
+            assert replicas is None, "there are none here"
             return [await run_twice(scripts, name, *args) for args in calls]
 
         monkeypatch.setattr(Scripts, "run", run_twice)

@@ -13,9 +13,8 @@ from redis.exceptions import ResponseError
 
 from millpond.errors import QueueUnavailableError
 from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
-from millpond.queue import connection
 from millpond.queue.claims import Commit, Lease
-from millpond.queue.connection import connect
+from millpond.queue.connection import connect, pool
 from millpond.queue.job_queue import JobQueue, QueueOptions
 from millpond.queue.results import Results
 from millpond.queue.scripts import unavailable
@@ -167,7 +166,7 @@ async def test_no_server_for_readers() -> None:
 async def test_a_server_that_hangs(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(pool, "SOCKET_TIMEOUT_S", 0.2)
     redis = connect(redis_server.url)
     queue = JobQueue(redis, "test")
     await put(queue, "a")
