@@ -183,7 +183,7 @@ class Directory:
         results = Results(redis, settings.queue, subscriptions)
         tokenizing = Tokenizing(settings, preset, model)
         monitor = QueueMonitor(results)
-        feed = QueueFeed(queue.watch, monitor, self._subscriptions)
+        feed = QueueFeed(queue.watch, monitor, subscriptions)
         self._tasks[settings.queue] = [
             asyncio.create_task(keep_running("tokenizer", tokenizing.load, AGAIN_S)),
             asyncio.create_task(keep_running("sweeper", lambda: sweep_forever(queue), AGAIN_S)),

@@ -20,7 +20,7 @@ def deliver() -> None:
 
 async def _deliver(process: Running) -> None:
     settings = process.settings
-    redis = connect(settings.redis_url)
+    redis = connect(settings.redis_url, settings.queue)
     resolver = SystemResolver()
     try:
         guard = Guard(resolver, settings.webhook_networks)
