@@ -18,7 +18,7 @@ from millpond.local.server import LOOPBACK, RedisServer, ServerOptions, free_por
 from tests.contract.jobs import until
 
 PRIMARY = "pond"
-SILENT_MS = 500  # after which a server counts as dead
+SILENT_MS = 1_000  # after which a server counts as dead
 LIMIT_S = 60.0
 SLOTS = 16384
 # The bus between nodes listens 10,000 above.
