@@ -109,7 +109,7 @@ def test_settings_are_frozen() -> None:
 
 
 def test_queue_options_take_every_promise() -> None:
-    values = {name: 7.0 for name in QueueOptions.__slots__ if name.endswith("_s")}
+    values = {name: 4.0 for name in QueueOptions.__slots__ if name.endswith("_s")}
     values |= {"max_attempts": 7, "event_maxlen": 7, "max_depth": 7}
     options = load_settings(**values).queue_options()
     for name, value in values.items():
