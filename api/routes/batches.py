@@ -43,6 +43,7 @@ router = APIRouter(tags=["batches"], route_class=OpenAIRoute)
 )
 async def create_batch(request: Request, api: Api, caller: Submitter) -> Response:
     """Its lines are checked first; one that is bad fails the batch. Rows run at the priority `batch`."""
+    api.background_jobs.check_possible()
     caller.check_priority(Priority.BATCH)
     asked = await parse(BatchRequest, await read_json(request))
     await api.webhooks.check(asked.webhook_url)

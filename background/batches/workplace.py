@@ -48,7 +48,7 @@ class Workplace:
 @contextlib.asynccontextmanager
 async def open_workplace(running: Running) -> AsyncIterator[Workplace]:
     settings = running.settings
-    redis = connect(settings.redis_url)
+    redis = connect(settings.redis_url, settings.queue)
     subscriptions = Subscriptions(redis)
     try:
         yield Workplace(

@@ -51,7 +51,9 @@ async def test_an_api_serves_queues_of_several_nodes(
     async with start_api(cluster.url, auth="on") as api:
         key = await make_key(api, requests_per_minute=100)
         await api.services.directory.refresh()
-        jobs = {"jobs": [{"prompt": "a", "model": m} for m in (HOME, OTHER, OTHER)]}
+        jobs = {
+            "jobs": [{"prompt": "a", "max_tokens": 4, "model": m} for m in (HOME, OTHER, OTHER)]
+        }
 
         answer = await api.http.post("/v1/jobs/bulk", json=jobs, headers=key)
 
@@ -67,6 +69,14 @@ async def test_an_api_serves_queues_of_several_nodes(
         ended = "/v1/jobs?status=succeeded&model="
         pages = [(await api.http.get(ended + model, headers=key)).json() for model in (HOME, OTHER)]
         assert [len(page["jobs"]) for page in pages] == [1, 2]
+        batch = {
+            "input_file_id": "file-1",
+            "endpoint": "/v1/completions",
+            "completion_window": "24h",
+        }
+        refused = await api.http.post("/v1/batches", json=batch, headers=key)
+        assert refused.status_code == 400
+        assert "no batches in a Redis Cluster" in refused.text
 
 
 async def test_a_queue_is_followed_to_another_node(
