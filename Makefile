@@ -56,7 +56,7 @@ test: dev ## run every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 fuzz: dev ## the long form of the hostile tests: 500 requests a route, 10,000 hang-ups
-	MILLPOND_FUZZ_EXAMPLES=500 MILLPOND_HANGUPS=10000 MILLPOND_TIMINGS=1000 MILLPOND_CACHE_ROUNDS=3 \
+	MILLPOND_FUZZ_EXAMPLES=500 MILLPOND_HANGUPS=10000 MILLPOND_TIMINGS=1000 \
 	$(BIN)/python -m pytest -s tests/integration/test_fuzz.py tests/integration/test_api_isolation.py \
 		tests/integration/test_memory.py
 

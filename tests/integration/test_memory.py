@@ -16,7 +16,7 @@ from millpond.models.tokenization import ByteTokenizer
 from tests.conftest import skip_or_fail
 from tests.integration import test_exactness as exact
 from tests.integration.faults import failing_allocations
-from tests.knobs import CACHE_ROUNDS
+from tests.knobs import FUZZ_EXAMPLES
 from worker.engines.base import Delta, EngineConfig, Finished, GenerationRequest, Sampling
 from worker.engines.model import loading
 from worker.engines.model.engine import TransformersEngine
@@ -168,7 +168,7 @@ def test_rows_in_a_cache_that_is_too_small_equal_generate_alone(
     model = FAMILIES[family]().eval()
     rng = random.Random(family)
     preempted = 0
-    for _ in range(CACHE_ROUNDS):
+    for _ in range(3 if FUZZ_EXAMPLES >= 500 else 1):
         kv_tokens = rng.randint(230, 420)
         rows = arrivals(rng, 11, kv_tokens)
         expected = {
