@@ -4,6 +4,7 @@ The slices are those of the background worker, called one by one, so that each c
 """
 
 import asyncio
+import gc
 import json
 import random
 from collections import Counter
@@ -226,6 +227,8 @@ async def test_an_expired_batch_keeps_what_has_ended_and_names_the_rest(
     assert sorted(ids) == sorted(f"r{i}" for i in range(9))
 
 
+# A connection that is cut off while it opens is left to the collector, which is asked to come at the end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_slice_that_is_cut_off_anywhere_loses_and_repeats_nothing(
     api: RunningApi,
     client: openai.AsyncOpenAI,
@@ -255,6 +258,7 @@ async def test_a_slice_that_is_cut_off_anywhere_loses_and_repeats_nothing(
     assert Counter(line["custom_id"] for line in output) == {f"r{i}": 1 for i in range(rows)}
     state = await api.services.home.results.queue_state()
     assert sum(state.accepted.values()) == rows, "and no row ran twice"
+    gc.collect()
 
 
 async def test_lists_in_pages(client: openai.AsyncOpenAI) -> None:
