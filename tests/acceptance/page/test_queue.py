@@ -85,3 +85,15 @@ def test_it_needs_a_key_with_admin(keyed: Server, visit: Visit) -> None:
         expect(shown).to_be_visible()
         page.get_by_role("button", name="Forget key").click()
     visitor.complaints.clear()  # the browser reports 401 and 403 itself
+
+
+def test_the_real_models_batch(real: Server, visit: Visit) -> None:
+    page = visit(real).open("#/queue")
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    jobs = [{"prompt": f"Tell a story about the number {i}.", "max_tokens": 60} for i in range(6)]
+    answer = real.http.post("/v1/jobs/bulk", json={"jobs": jobs}).json()
+    expect(page.locator(".strip figcaption")).to_have_text(re.compile(r"[1-6] of \d+ slots taken"))
+    expect(page.get_by_role("region", name="Workers")).to_contain_text("native")
+    for job in answer["jobs"]:
+        state = real.http.get(f"/v1/jobs/{job['id']}?wait=30").json()
+        assert state["status"] == "succeeded"

@@ -67,7 +67,9 @@ function inNumbers(batch) {
   if (batch.usage?.output_tokens) parts.push(plural(batch.usage.output_tokens, "token"));
   const end = batch[`${batch.status}_at`];
   if (batch.in_progress_at && ENDED.has(batch.status) && end) {
-    parts.push(`in ${duration(Math.max(1, end - batch.in_progress_at) * 1000)}`);
+    // The API tells whole seconds.
+    const took_s = Math.max(1, end - batch.in_progress_at);
+    parts.push(`in ${took_s < 60 ? plural(took_s, "second") : duration(took_s * 1000)}`);
   }
   return parts.join(", ");
 }
