@@ -72,7 +72,7 @@ function inWords(book) {
     `${book.rows.length} of ${plural(book.slots, "slot")} taken`,
     reading ? `${reading} reading` : "",
     `${plural(book.endedWithin(10_000, now), "row")} ended in 10 s`,
-    book.waiting ? `${plural(book.waiting, "job")} at the door` : "",
+    book.waiting ? `${plural(book.waiting, "job")} claimed ahead` : "",
   ]
     .filter(Boolean)
     .join(", ");
