@@ -87,11 +87,20 @@ class BenchClient:
             return {}
 
     async def served(self) -> dict[str, Any]:
-        """What ``/v1/models`` tells of this model."""
+        """What ``/v1/models`` tells of this model, and what computes, where this client may look at the
+        queue."""
         for entry in await _models(self._session, self.url):
             if entry.get("id") == self.model:
-                return entry
+                return {**entry, "backend": await self._backend()}
         return {}
+
+    async def _backend(self) -> str | None:
+        place = f"{self.url}/queue"
+        try:
+            async with self._session.get(place, params={"model": self.model}) as response:
+                return str(orjson.loads(await response.read())["workers"][0]["backend"])
+        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError):
+            return None
 
 
 def _read_whole(answer: bytes, timed: Timed) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from millpond.bench.client import BenchClient
 
 FOLDER_PREFIX = "millpond-bench-"
-_WORKER_FACTS = ("engine", "dtype", "device", "slots", "workers", "context_tokens")
+_WORKER_FACTS = ("engine", "backend", "dtype", "device", "slots", "workers", "context_tokens")
 
 
 @dataclass(slots=True)

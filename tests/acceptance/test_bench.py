@@ -69,6 +69,7 @@ async def test_the_running_stack_is_measured_and_ctrl_c_leaves_a_report(
     assert not record.complete
     assert record.targets[0].url == f"{stack.about.api_url}/v1"
     assert [len(run.requests) for run in record.runs[:2]] == [4, 4]
+    assert record.targets[0].worker["backend"] == "simulated"
     whole = record.runs[0].requests[0]
     assert (whole.first_s, whole.output_tokens, whole.error) == (None, 64, None)
     assert "was stopped before its end" in (tmp_path / "half" / "report.html").read_text()
