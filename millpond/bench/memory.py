@@ -31,6 +31,8 @@ async def watching_memory(pid: int | None, device: str | None) -> AsyncIterator[
         finally:
             await end_tasks(watch)
         return
+    if pid is not None:
+        forget_peak(pid)
     try:
         yield seen
     finally:
@@ -55,8 +57,14 @@ def _card_bytes() -> int | None:
     return None
 
 
+def forget_peak(pid: int) -> None:
+    """Of a process of the same user: while it loads a model it holds the weights more than once."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_bytes(pid: int) -> int | None:
-    """The most that was resident since the process began; Linux alone tells."""
+    """The most that was resident since `forget_peak`, or since the process began; Linux alone tells."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 import random
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from millpond.bench.comparing import Moved, compare
 from millpond.bench.figures import figures, group_runs, percentile
 from millpond.bench.frontier import most_side_by_side, planned_bytes
 from millpond.bench.loads import ClosedLoop
+from millpond.bench.memory import forget_peak, peak_bytes
 from millpond.bench.records import Answered, LoadRun, Machine, Record, Setup, Target
 from millpond.bench.report.bars import Bars, bars_svg
 from millpond.bench.report.charts import Chart, Line, nice_top, svg
@@ -208,6 +210,18 @@ def test_rows_are_side_by_side_between_their_first_and_last_tokens() -> None:
     rows = [Timed(0.0, first_s=first, last_s=last) for first, last in spans]
     assert most_side_by_side([*rows, Timed(0.0, error="no")]) == 3
     assert most_side_by_side([]) == 0
+
+
+def test_the_peak_of_a_process_is_that_since_it_was_forgotten() -> None:
+    held = bytearray(b"x") * (200 * 2**20)
+    pid = os.getpid()
+    before = peak_bytes(pid)
+    assert before is not None
+    del held
+    forget_peak(pid)
+    after = peak_bytes(pid)
+    assert after is not None
+    assert after < before - 100 * 2**20
 
 
 def test_a_plan_is_told_for_engines_that_it_speaks_of() -> None:

@@ -102,7 +102,7 @@ def frontier_table(tried: Sequence[Tried]) -> Table:
     heads = ("tokens a row", "rows", "tried", "rows side by side", "GiB seen", "GiB planned")
     note = (
         "Rows sent at once, prompt and output together of so many tokens each. GiB: the most that the "
-        "worker was seen with, and what `millpond plan` says, which is an upper bound."
+        "worker was seen with while they ran, and what `millpond plan` says for torch on a card."
     )
     return Table("Batch and length", heads, rows, words=3, note=note)
 
