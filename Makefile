@@ -81,8 +81,11 @@ chaos: dev ## the faults of docs/reliability.md in full size, three side by side
 mutations: dev ## plant faults one at a time and see that the tests notice, about ten minutes
 	$(BIN)/python -m tests.mutations
 
-dist: dev ## build the wheel and the sdist into dist/
-	$(BIN)/python -m build
+MACHINE ?= $(shell uname -m)
+dist: dev ## build the sdist and the wheel with its kernels into dist/; MACHINE=aarch64 for ARM
+	$(BIN)/python -m build --sdist
+	$(BIN)/python -m worker.engines.native.prebuilding --machine $(MACHINE)
+	$(BIN)/python -m build --wheel; status=$$?; rm -rf worker/engines/native/prebuilt; exit $$status
 
 bench: install ## what this machine can do: a ladder of loads and a report; ARGS for other ones
 	$(BIN)/millpond bench $(ARGS)

@@ -13,6 +13,8 @@ from pathlib import Path
 from worker.engines.native.kernel_sets import KernelSet
 
 SOURCES = Path(__file__).parent / "csrc"
+# In a wheel; in the tree only while one is built.
+PREBUILT = Path(__file__).parent / "prebuilt"
 _COMPILERS = ("gcc", "clang", "cc")
 _COMPILE_TIMEOUT_S = 120.0
 _FLAGS = (
@@ -33,6 +35,10 @@ class NoKernelsError(Exception):
 
 def compile_flags(kernels: KernelSet, *, float32: bool) -> list[str]:
     return [*_FLAGS, *kernels.flags, *(("-DFLOAT32",) if float32 else ())]
+
+
+def prebuilt_name(kernels: KernelSet, *, float32: bool) -> str:
+    return f"{kernels.machine}-{kernels.name}{'-float32' if float32 else ''}.so"
 
 
 def fingerprint(flags: Sequence[str]) -> str:

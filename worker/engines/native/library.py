@@ -1,4 +1,4 @@
-"""The kernels for this machine, compiled once and kept on disk."""
+"""The kernels for this machine: out of the wheel, or compiled once and kept on disk."""
 
 import ctypes
 import logging
@@ -46,8 +46,7 @@ class Library:
 
 
 def load_library(cache_dir: Path, isa: CpuIsa = "auto", *, float32: bool = False) -> Library:
-    """The most capable kernels up to ``isa`` that this processor runs, compiled first unless
-    ``cache_dir`` has them. Raises NoKernelsError."""
+    """The most capable kernels up to ``isa`` that this processor runs. Raises NoKernelsError."""
     usable = usable_sets(machine(), cpu_features(), most=isa, float32=float32)
     if not usable:
         up_to = "" if isa == "auto" else f" up to {isa}"
@@ -56,7 +55,14 @@ def load_library(cache_dir: Path, isa: CpuIsa = "auto", *, float32: bool = False
 
 
 def load_set(kernels: KernelSet, cache_dir: Path, *, float32: bool = False) -> Library:
-    """These kernels, which the processor must be able to run. Raises NoKernelsError."""
+    """These kernels, which the processor must be able to run: those in the wheel, or those in
+    ``cache_dir``, compiled first if they are not there. Raises NoKernelsError."""
+    prebuilt = compiling.PREBUILT / compiling.prebuilt_name(kernels, float32=float32)
+    if prebuilt.is_file():
+        try:
+            return Library(kernels, ctypes.CDLL(str(prebuilt)), float32)
+        except OSError as error:  # of another C library
+            _log.warning("%s cannot be loaded, so kernels are compiled: %s", prebuilt, error)
     flags = compiling.compile_flags(kernels, float32=float32)
     kind = f"{kernels.name}-float32" if float32 else kernels.name
     name = f"millpond-{kind}-{compiling.fingerprint(flags)}.so"
