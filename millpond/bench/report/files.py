@@ -48,7 +48,8 @@ def _shown(record: Record, moved: Sequence[Moved]) -> dict[str, str]:
     ]
     page = _page().render(
         title=TITLE,
-        subtitle=f"{record.setup.command}, {record.began_at}",
+        command=record.setup.command,
+        began_at=record.began_at,
         warnings=warnings(record, found),
         tiles=tiles(found),
         charts=drawn,
