@@ -1,11 +1,11 @@
-"""The queue's back-ends: one suite runs over all of them.
+"""The queue's back-ends, and the engines: one suite runs over all of them.
 
 ``cluster`` is a server in cluster mode that owns every slot: it refuses a script whose keys lie in
 more than one slot. ``repeating`` makes every script call twice.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ from fakeredis.commands_mixins.scripting_mixin import ScriptingCommandsMixin
 from redis.asyncio import Redis
 
 from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
+from millpond.models.tokenization import ByteTokenizer
 from millpond.queue.connection import connect
 from millpond.queue.job_queue import JobQueue, QueueOptions
 from millpond.queue.results import Results
 from millpond.queue.subscriptions import Subscriptions
 from tests.conftest import debian_server, skip_or_fail
+from tests.contract.engines import CONTEXT_TOKENS, Build, builder
 from tests.contract.invariants import check_invariants
 from tests.contract.repeating import Repeating
+from tests.upstream import Upstream
+from worker.engines.base import Engine
 
 BACKENDS = ("fakeredis", "repeating", "valkey", "redis7", "cluster")
 # The bus between nodes listens 10,000 above.
@@ -129,3 +133,52 @@ async def results(redis: Redis) -> AsyncIterator[Results]:
     subscriptions = Subscriptions(redis)
     yield Results(redis, "test", subscriptions)
     await subscriptions.close()
+
+
+@pytest.fixture(scope="module")
+def tiny_llama() -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=ByteTokenizer.vocab_size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT_TOKENS,
+            initializer_range=0.3,
+            bos_token_id=None,
+            eos_token_id=ByteTokenizer.EOS,
+        )
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    # Slow enough that a row can be caught while it runs.
+    with Upstream(token_delay_s=0.005) as running:
+        yield running
+
+
+@pytest.fixture(params=["simulated", "transformers", "remote"])
+def build(request: pytest.FixtureRequest) -> Iterator[Build]:
+    """Builds engines and closes them all after the test."""
+    built: list[Engine] = []
+    make = builder(request)
+
+    def build(slots: int = 8, kv_tokens: int | None = None) -> Engine:
+        built.append(make(slots=slots, kv_tokens=kv_tokens))
+        return built[-1]
+
+    yield build
+    for engine in built:
+        engine.close()
+
+
+@pytest.fixture
+def engine(build: Build) -> Engine:
+    return build()

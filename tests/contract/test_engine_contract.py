@@ -2,179 +2,27 @@
 
 import math
 import random
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from millpond.messages import FinishReason
-from millpond.messages.constraints import Constraint
-from millpond.models.grammars import GrammarCompiler
-from millpond.models.presets import THINK, Preset
 from millpond.models.tokenization import ByteTokenizer
-from tests.upstream import Upstream
-from worker.engines import build_engine
-from worker.engines.base import (
-    Delta,
-    Engine,
-    EngineConfig,
-    Finished,
-    GenerationRequest,
-    RejectionCode,
-    Sampling,
+from tests.contract.engines import (
+    LOOP,
+    LOOPING,
+    TOKENIZER,
+    Build,
+    Rows,
+    drain,
+    paced_by_steps,
+    request,
+    run,
+    same_row,
 )
-from worker.engines.remote.config import RemoteConfig
-from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedFaults
-
-TOKENIZER = ByteTokenizer()
-COMPILER = GrammarCompiler(TOKENIZER)
-CONTEXT_TOKENS = 256
-
-# A row that repeats itself: the simulated engine heeds the prompt, the real one the bias.
-LOOP = "[loop]"
-LOOPING = {"logit_bias": ((65, 100.0),)}
-SIMULATED = SimulatedConfig(SimulatedCosts.free(), SimulatedFaults(loop_marker=LOOP))
-
-Build = Callable[..., Engine]
-
-
-def _preset() -> Preset:
-    return Preset(name="tiny", source="", context_tokens=CONTEXT_TOKENS)
-
-
-def _build_simulated(*, slots: int, kv_tokens: int | None) -> Engine:
-    config = EngineConfig("simulated", None, _preset(), slots=slots, kv_tokens=kv_tokens)
-    return build_engine(config, TOKENIZER, simulated=SIMULATED)
-
-
-@pytest.fixture(scope="module")
-def tiny_llama() -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(7)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=ByteTokenizer.vocab_size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=CONTEXT_TOKENS,
-            initializer_range=0.3,
-            bos_token_id=None,
-            eos_token_id=ByteTokenizer.EOS,
-        )
-    ).eval()
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    # Slow enough that a row can be caught while it runs.
-    with Upstream(token_delay_s=0.005) as running:
-        yield running
-
-
-@pytest.fixture(params=["simulated", "transformers", "remote"])
-def build(request: pytest.FixtureRequest) -> Iterator[Build]:
-    """Builds engines and closes them all after the test."""
-    built: list[Engine] = []
-    make = _builder(request)
-
-    def build(slots: int = 8, kv_tokens: int | None = None) -> Engine:
-        built.append(make(slots=slots, kv_tokens=kv_tokens))
-        return built[-1]
-
-    yield build
-    for engine in built:
-        engine.close()
-
-
-def _builder(request: pytest.FixtureRequest) -> Build:
-    if request.param == "simulated":
-        return _build_simulated
-    if request.param == "remote":
-        upstream = request.getfixturevalue("upstream")
-        remote = RemoteConfig(upstream.url)
-
-        def build_remote(slots: int, kv_tokens: int | None) -> Engine:
-            config = EngineConfig("remote", None, _preset(), slots=slots, kv_tokens=kv_tokens)
-            return build_engine(config, TOKENIZER, remote=remote)
-
-        return build_remote
-    model = request.getfixturevalue("tiny_llama")
-
-    def build_tiny(slots: int, kv_tokens: int | None) -> Engine:
-        from worker.engines.model.engine import TransformersEngine
-        from worker.engines.model.loading import adopt
-
-        config = EngineConfig("transformers", None, _preset(), slots=slots, kv_tokens=kv_tokens)
-        return TransformersEngine(adopt(model), config, TOKENIZER)
-
-    return build_tiny
-
-
-@pytest.fixture
-def engine(build: Build) -> Engine:
-    return build()
-
-
-def request(row_id: str, prompt: str = "", **sampling: Any) -> GenerationRequest:
-    values = {"max_tokens": 12, "seed": 1, "ignore_eos": True, **sampling}
-    return GenerationRequest(row_id, TOKENIZER.encode(prompt or row_id), Sampling(**values))
-
-
-@dataclass
-class Rows:
-    """Collects events and checks, as they come, what holds for every engine."""
-
-    finished: dict[str, Finished] = field(default_factory=dict)
-    deltas: dict[str, list[Delta]] = field(default_factory=dict)
-
-    def take(self, engine: Engine) -> None:
-        for event in engine.step():
-            assert event.id not in self.finished, "an event after the end"
-            if isinstance(event, Delta):
-                self.deltas.setdefault(event.id, []).append(event)
-            else:
-                self._check_end(event)
-                self.finished[event.id] = event
-
-    def _check_end(self, end: Finished) -> None:
-        deltas = self.deltas.get(end.id, [])
-        assert "".join(d.text for d in deltas) == end.text
-        assert "".join(d.reasoning for d in deltas) == end.reasoning
-        assert tuple(t for d in deltas for t in d.token_ids) == end.token_ids
-        assert (end.error is not None) == (end.reason is FinishReason.ERROR)
-        if end.logprobs is not None:
-            assert len(end.logprobs) == len(end.token_ids)
-
-
-def run(engine: Engine, *requests: GenerationRequest) -> dict[str, Finished]:
-    """Admit as one group and run dry."""
-    assert engine.admit(requests) == []
-    return drain(engine)
-
-
-def drain(engine: Engine) -> dict[str, Finished]:
-    rows = Rows()
-    for _ in range(10_000):
-        if not engine.num_rows:
-            return rows.finished
-        rows.take(engine)
-    raise AssertionError("the engine does not end its rows")
-
-
-def paced_by_steps(engine: Engine) -> bool:
-    """Whether a step gives each row one token; an upstream has a pace of its own."""
-    return engine.info.engine != "remote"
-
-
-def same_row(one: Finished, other: Finished) -> bool:
-    return (one.text, one.token_ids, one.reason) == (other.text, other.token_ids, other.reason)
+from worker.engines.base import Engine, GenerationRequest, RejectionCode
 
 
 def test_it_says_what_computes(engine: Engine) -> None:
@@ -290,126 +138,6 @@ def test_a_row_that_repeats_itself_can_be_ended(build: Build) -> None:
     assert left.reason is FinishReason.LENGTH
     assert left.token_ids[: len(rows["ended"].token_ids)] == rows["ended"].token_ids
     assert rows["other"].reason is FinishReason.LENGTH
-
-
-CONSTRAINTS = {
-    "json": (
-        "json_schema",
-        '{"type":"object","properties":{"a":{"enum":["x","y"]},"b":{"type":"boolean"}},'
-        '"required":["a","b"],"additionalProperties":false}',
-        r'\s*{\s*"a"\s*:\s*"[xy]"\s*,\s*"b"\s*:\s*(true|false)\s*}',
-    ),
-    "choice": ("choice", '["yes", "no", "perhaps"]', "yes|no|perhaps"),
-    "regex": ("regex", "[a-f]{3,9}!", "[a-f]{3,9}!"),
-    "grammar": ("grammar", 'start: "(" start ")" | "x"', r"\(*x\)*"),
-}
-
-
-def constrained(row_id: str, **sampling: Any) -> GenerationRequest:
-    kind, text, _ = CONSTRAINTS[row_id.split()[0]]
-    grammar = COMPILER.compile(Constraint(kind, "field", text))
-    sampling = {"ignore_eos": False, "max_tokens": 120, **sampling}
-    return replace(request(row_id, **sampling), grammar=grammar)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_constrained_rows_keep_to_it_and_leave_the_others_as_they_were(
-    build: Build, temperature: float
-) -> None:
-    """In any company: n rows of one prompt, which share its prefill, among free ones."""
-    free = [request(f"free {i}", max_tokens=30, temperature=temperature, seed=i) for i in range(4)]
-    alone = run(build(slots=16), *free)
-    engine = build(slots=16)
-    if not paced_by_steps(engine):
-        return  # an upstream keeps to them itself, see test_remote_engine.py
-    rows = [
-        constrained(name if i == 0 else f"{name} {i}", temperature=temperature, seed=i)
-        for name in CONSTRAINTS
-        for i in range(2)
-    ]
-    ends = run(engine, *free[:2], *rows, *free[2:])
-    for name, end in alone.items():
-        assert same_row(ends[name], end)
-    for row in rows:
-        end = ends[row.id]
-        _, _, pattern = CONSTRAINTS[row.id.split()[0]]
-        assert end.reason in (FinishReason.STOP, FinishReason.LENGTH)
-        assert end.text
-        if end.reason is FinishReason.STOP:
-            assert re.fullmatch(pattern, end.text), end
-        else:
-            assert len(end.token_ids) == 120
-    assert sum(ends[row.id].reason is FinishReason.STOP for row in rows) >= 6
-
-
-def test_a_constrained_row_that_is_cut_says_length(engine: Engine) -> None:
-    end = run(engine, constrained("json", max_tokens=3))["json"]
-    assert (end.reason, len(end.token_ids)) == (FinishReason.LENGTH, 3)
-
-
-def test_a_preempted_constrained_row_goes_on_where_it_was(build: Build) -> None:
-    roomy = run(build(), *(constrained(f"regex {i}", seed=i, temperature=1.0) for i in range(3)))
-    tight = build(kv_tokens=128)
-    if paced_by_steps(tight):
-        rows = [constrained(f"regex {i}", seed=i, temperature=1.0) for i in range(3)]
-        ends = run(tight, *(replace(row, predicted_tokens=1) for row in rows))
-        assert all(same_row(ends[name], end) for name, end in roomy.items())
-
-
-def test_penalties_and_filters_apply_to_what_is_allowed(engine: Engine) -> None:
-    if not paced_by_steps(engine):
-        return
-    row = constrained(
-        "choice",
-        temperature=1.0,
-        top_k=1,
-        top_p=0.1,
-        frequency_penalty=1.0,
-        repetition_penalty=1.2,
-        logit_bias=((ord("z"), 100.0),),
-    )
-    assert run(engine, row)["choice"].text in ("yes", "no", "perhaps")
-
-
-def test_a_constraint_that_becomes_too_complex_ends_its_row_alone(engine: Engine) -> None:
-    if not paced_by_steps(engine):
-        return
-    grammar = COMPILER.compile(Constraint("regex", "guided_regex", "(a{1000}){1000}"))
-    bad = replace(request("bad", ignore_eos=False, max_tokens=30), grammar=grammar)
-    ends = run(engine, bad, request("good"))
-    assert ends["bad"].reason is FinishReason.ERROR
-    assert not ends["bad"].retryable
-    assert "constraint" in str(ends["bad"].error)
-    assert ends["good"].reason is FinishReason.LENGTH
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_is_made_to_end_its_reasoning_and_its_constraint_begins(
-    build: Build, temperature: float
-) -> None:
-    """In company of rows that do not reason, whose tokens stay as they were."""
-    alone = run(build(), request("free", max_tokens=40, temperature=temperature))["free"]
-    reasoning = replace(
-        constrained("json", temperature=temperature, max_reasoning_tokens=12), thinking=THINK
-    )
-    opened = replace(
-        reasoning, id="json 1", prompt_token_ids=TOKENIZER.encode("why?<think>\n"), grammar=None
-    )
-    engine = build()
-    if not paced_by_steps(engine):
-        assert len(engine.admit([reasoning])) == 1  # an upstream cannot be made to
-        return
-    ends = run(engine, reasoning, opened, request("free", max_tokens=40, temperature=temperature))
-    assert same_row(ends["free"], alone)
-    made, free = ends["json"], ends["json 1"]
-    assert made.token_ids[:8] == tuple(TOKENIZER.encode("<think>\n"))
-    assert made.reasoning.endswith("\n")
-    assert re.fullmatch(CONSTRAINTS["json"][2], made.text)
-    # Bytes of random weights are no characters; what is forced is.
-    for end in (made, free):
-        forced = bytes(end.token_ids[12 : 12 + len("\n</think>\n\n")])
-        assert forced.decode() == "\n</think>\n\n"
-        assert end.reasoning_tokens == 12 + len("\n</think>")
 
 
 def test_bad_requests_are_rejected_and_touch_no_other(engine: Engine) -> None:
