@@ -131,7 +131,12 @@ def test_a_schema_is_kept_to_among_free_rows_which_stay_as_they_were(
     rows = [
         replace(
             chat(
-                tokenizer, f"{i}", "Who was Ada Lovelace?", max_tokens=60, temperature=i / 2, seed=i
+                tokenizer,
+                f"{i}",
+                "Who was Ada Lovelace?",
+                max_tokens=120,
+                temperature=i / 2,
+                seed=i,
             ),
             grammar=grammar,
         )
