@@ -2,7 +2,8 @@
 
 The engine is simulated and only waits, as a processor that waits for its card: ``STEP_S`` a step, whatever
 the batch. So a worker alone has a rate that more of them multiply, until the cores of this machine or the
-one thread of the server are busy; the table says which. All jobs go through the API, in bulk.
+one thread of the server are busy; the table says which. All jobs go through the API, in bulk, and keep no
+stream.
 """
 
 import argparse
@@ -123,9 +124,8 @@ class Load:
     def __init__(self, stage: Stage, port: int) -> None:
         self._queue = stage.queue
         self._http = httpx.AsyncClient(base_url=f"http://{HOST}:{port}", timeout=60.0)
-        self._body = orjson.dumps(
-            {"jobs": [{"prompt": p, "max_tokens": TOKENS, "ignore_eos": True} for p in TEXTS]}
-        )
+        fields = {"max_tokens": TOKENS, "ignore_eos": True, "stream": False}
+        self._body = orjson.dumps({"jobs": [{"prompt": p, **fields} for p in TEXTS]})
         self.posted = 0
 
     async def post(self, most: int, until_s: float) -> None:
