@@ -189,7 +189,8 @@ class Intake:
         """Raises the last claim's exception, if it was unexpected."""
         if self._claiming is not None and self._claiming.done():
             claimed, self._claiming = self._claiming, None
-            claimed.result()
+            if not claimed.cancelled():  # as it is when the claim was broken off
+                claimed.result()
         return self._claiming is not None
 
     async def _woken(self, timeout_s: float) -> None:
