@@ -158,19 +158,6 @@ async def test_a_closed_intake_claims_nothing_more() -> None:
     assert len(queue.jobs) == 100 - SLOTS
 
 
-async def test_rows_end_after_a_claim_that_was_broken_off() -> None:
-    """The turns of a worker that was told to stop ended with the claim that was cancelled."""
-    queue = Backlog(100)
-    busy = await busy_with(queue)
-    queue.answering.clear()
-    busy.intake.look_ahead(9)
-    await asyncio.sleep(0)
-    busy.intake.close()
-    await busy.intake.break_off()
-    busy.intake.look_ahead(9)
-    assert len(busy.held) == SLOTS
-
-
 async def test_a_claim_that_has_not_answered_holds_up_no_turn() -> None:
     queue = Backlog(100)
     busy = await busy_with(queue)
