@@ -38,6 +38,8 @@ EVENTS = "tests/contract/test_results_events.py"
 MISSING = "tests/contract/test_queue_missing.py"
 SIZES = "tests/contract/test_queue_sizes.py"
 SUSPECTS = "tests/contract/test_queue_suspects.py"
+OWED = "tests/contract/test_webhooks.py"
+SENT = "tests/integration/test_webhooks.py"
 NETWORK = "tests/chaos/test_network.py"
 MUTATIONS = [
     lua("complete takes any fence", "complete", "record[2] == fence and ", ""),
@@ -235,6 +237,48 @@ MUTATIONS = [
         "tell(id, 'finished', ",
         "tell(id, 'delta', ",
         EVENTS,
+    ),
+    lua(
+        "the end of a job owes no webhook",
+        "records",
+        "  announce(id, record[4], 'job.' .. status, record[6], now)\n",
+        "",
+        OWED,
+    ),
+    lua(
+        "a webhook is settled by whoever had it",
+        "delivery_settle",
+        "record[1] ~= ARGV[2] or ",
+        "",
+        OWED,
+    ),
+    lua(
+        "an endpoint is told of everything",
+        "webhooks",
+        "if events == ' * ' or ",
+        "if true or ",
+        OWED,
+    ),
+    Mutation(
+        "a webhook's name is resolved again for the connection",
+        "background/webhooks/checked_transport.py",
+        "url.copy_with(host=address)",
+        "url",
+        SENT,
+    ),
+    Mutation(
+        "a webhook goes to any address",
+        "millpond/webhooks/guard.py",
+        "if may_be_called(address, self._allowed)",
+        "if address",
+        SENT,
+    ),
+    Mutation(
+        "a webhook follows redirects",
+        "background/webhooks/sender.py",
+        "follow_redirects=False",
+        "follow_redirects=True",
+        SENT,
     ),
     Mutation(
         "the worker makes no claim again",
