@@ -236,8 +236,9 @@ def install_openapi(app: FastAPI, max_wait_s: float) -> None:
             _drop_derived_problems(described)
             _describe_parameters(described, max_wait_s)
             # A stream is no string: FastAPI says so for want of a model.
-            followed = described["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]
-            del followed["content"]["text/event-stream"]["schema"]
+            for path in ("/v1/jobs/{job_id}/events", "/v1/queue/events"):
+                followed = described["paths"][path]["get"]["responses"]["200"]
+                followed["content"]["text/event-stream"].pop("schema", None)
             app.openapi_schema = described
         return app.openapi_schema
 

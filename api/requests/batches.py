@@ -29,7 +29,8 @@ class BatchRequest(Frozen):
     input_file_id: Annotated[str, Field(min_length=1, max_length=64), CHECKED]
     endpoint: Route
     completion_window: str = Field(
-        description="`1h` to `7d`, in hours or days.", json_schema_extra={"example": "24h"}
+        description="`1h` to `7d`, in hours or days.",
+        json_schema_extra={"pattern": r"^([1-9]\d?|1[0-5]\d|16[0-8])h$|^[1-7]d$", "example": "24h"},
     )
     metadata: Annotated[
         dict[_MetadataKey, _MetadataValue] | None, Field(max_length=MAX_METADATA)
