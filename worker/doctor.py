@@ -29,8 +29,10 @@ def facts(settings: Settings) -> dict[str, Any]:
         device = choose_device(settings.device)
     except MillpondError as error:
         return known | {"device_error": str(error)}
+    kernels = kernel_facts(settings, float32=settings.dtype == "float32")
     dtype = str(choose_dtype(settings.dtype, device)).removeprefix("torch.")
-    kernels = kernel_facts(settings, float32=dtype == "float32")
+    if settings.dtype == "auto" and device.type == "cpu" and kernels["kernels"] is not None:
+        dtype = "bfloat16"  # which all kernels compute, whether or not torch is fast in it
     return known | {"device": device.type, "dtype": dtype} | kernels
 
 
