@@ -8,7 +8,7 @@ import gc
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,14 @@ class Background:
 
 
 @pytest.fixture
-def background(api: RunningApi, monkeypatch: pytest.MonkeyPatch) -> Background:
+def background(api: RunningApi, monkeypatch: pytest.MonkeyPatch) -> Iterator[Background]:
     monkeypatch.setattr(advancing, "SLICE_S", 0.3)
     monkeypatch.setattr(advancing, "SHARED_SLICE_S", 0.3)
     monkeypatch.setattr(advancing, "RENEW_S", 0.05)
     monkeypatch.setattr(writing, "WRITE_EVERY_S", 0.05)
-    return Background(api)
+    made = Background(api)
+    yield made
+    made.running.redis.close()
 
 
 async def start(client: openai.AsyncOpenAI, *lines: bytes, window: str = "24h") -> Batch:
