@@ -104,10 +104,7 @@ class Kitchen:
                 process.stdout.close()
 
     def _run(self, block: Block) -> str:
-        if block.language == "text":
-            return ""
-        if block.language == "jsonl":
-            (self.folder / "requests.jsonl").write_text(block.text)
+        if block.language in ("text", "jsonl"):
             return ""
         ended = subprocess.run(
             self._command(block),
@@ -143,6 +140,8 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     served = f'model = "{COOKBOOK}"' if COOKBOOK else 'engine = "simulated"'
     (folder / "millpond.toml").write_text(f'{served}\nwebhook_allow = ["127.0.0.1"]\nport = 0\n')
+    [requests] = [block for block in RECIPES["A batch file"] if block.language == "jsonl"]
+    (folder / "requests.jsonl").write_text(requests.text)
     with (folder / "up.txt").open("wb") as sink:
         stack = subprocess.Popen(
             [MILLPOND, "up"],
