@@ -190,6 +190,19 @@ def reliability_tests(texts: Texts) -> Iterator[str]:
             yield f"{function} does not exist"
 
 
+def decisions(texts: Texts) -> Iterator[str]:
+    """Each has a number of its own, the same in its name and in its heading."""
+    seen: dict[str, str] = {}
+    for page, text in texts.items():
+        if found := re.fullmatch(r"docs/decisions/0*(\d+)-.+\.md", page):
+            number = found[1]
+            if number in seen:
+                yield f"{page} has the number of {seen[number]}"
+            seen[number] = page
+            if not text.startswith(f"# {number}. "):
+                yield f"{page}: the heading does not begin with its number"
+
+
 CHECKS: tuple[Check, ...] = (
     settings_table,
     limits,
@@ -200,6 +213,7 @@ CHECKS: tuple[Check, ...] = (
     protocol_fields,
     links,
     reliability_tests,
+    decisions,
 )
 
 

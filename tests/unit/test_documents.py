@@ -12,6 +12,7 @@ from tests.documents import (
     README,
     Check,
     commands,
+    decisions,
     limits,
     links,
     make_targets,
@@ -57,6 +58,7 @@ FAULTS: list[tuple[Check, str, str, str, str]] = [
     (protocol_fields, PROTOCOL, "`stop`, `length`, `loop`", "`stop`, `length`", "loop"),
     (links, README, "](docs/remote.md)", "](docs/removed.md)", "removed.md"),
     (links, README, "(#choosing-a-torch-build)", "(#choosing-a-build)", "choosing-a-build"),
+    (decisions, "docs/decisions/0012-remote-engine.md", "# 12. ", "# 13. ", "0012-remote-engine"),
     (reliability_tests, "docs/reliability.md", "`tests/chaos/test_api.py`", "`tests/x.py`", "x.py"),
 ]
 
