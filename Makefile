@@ -53,7 +53,7 @@ up: install ## start everything and keep it running; Ctrl-C stops it
 	$(BIN)/millpond up
 
 test: dev ## run every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: dev ## the long form of the hostile tests: 500 requests a route, 10,000 hang-ups
 	MILLPOND_FUZZ_EXAMPLES=500 MILLPOND_HANGUPS=10000 MILLPOND_TIMINGS=1000 \
@@ -74,7 +74,7 @@ format: dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 
 chaos: dev ## the faults of docs/reliability.md in full size, three side by side
-	MILLPOND_CHAOS=full $(BIN)/python -m pytest -n 3 --dist loadgroup -rP tests/chaos \
+	MILLPOND_CHAOS=full $(BIN)/python -m pytest -n 3 --dist load -rP tests/chaos \
 		tests/integration/test_failover.py tests/integration/test_mixed_workers.py tests/integration/test_starting.py \
 		tests/unit/test_preparing.py tests/contract/test_script_time.py
 

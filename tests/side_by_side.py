@@ -10,13 +10,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests import knobs
 
 # `millpond up` takes the usual ports if they are free, so two of it must not start at once.
-COMMANDS = Path(__file__).with_name("acceptance")
+COMMANDS = "tests/acceptance/"
 DOOR, FLOOR = Path(__file__), Path(__file__).with_name("__init__.py")
 
 
@@ -38,12 +40,16 @@ def pytest_xdist_setupnodes() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one ``xdist_group`` run in one process, one after the other."""
-    for item in items:
-        if item.path.is_relative_to(COMMANDS):
-            item.add_marker(pytest.mark.xdist_group("commands"))
+class ByFile(LoadFileScheduling):
+    """The tests of a file run in one process, and those of all commands in the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return COMMANDS if nodeid.startswith(COMMANDS) else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

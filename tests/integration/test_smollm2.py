@@ -19,7 +19,7 @@ from worker.engines import build_engine
 from worker.engines.base import Engine, EngineConfig, Finished, GenerationRequest, Sampling
 from worker.weights import prepare_model
 
-pytestmark = [pytest.mark.model, pytest.mark.xdist_group("smollm2")]
+pytestmark = pytest.mark.model
 
 PRESET = PRESETS["smollm2-135m"]
 MAX_TOKENS = 12
