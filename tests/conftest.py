@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from millpond.local.server import RedisServer, ServerOptions, bundled_server, fr
 pytest_plugins = ["tests.side_by_side"]
 
 CI = os.environ.get("CI") == "true"
+# Started in the background, this process ignores Ctrl-C, and so would the commands that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # For those who only ask whether there is a counterexample, see tests/mutations.py.
 settings.register_profile("unshrunk", phases=[Phase.explicit, Phase.generate])
 
