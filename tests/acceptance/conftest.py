@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -42,7 +43,8 @@ class Up:
 
     @property
     def printed(self) -> str:
-        return self._output.read_text()
+        """Without the spaces that fill its columns."""
+        return re.sub(" +", " ", self._output.read_text())
 
     @property
     def about(self) -> StackFile:

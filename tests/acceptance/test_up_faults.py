@@ -40,7 +40,7 @@ async def test_a_worker_that_goes_on_in_time_is_left_alone(up: Start) -> None:
 async def test_a_redis_that_cannot_be_reached_is_told_within_five_seconds(up: Start) -> None:
     stack = await up(*SIMULATED, "--redis-url", "redis://127.0.0.1:1", ready=False)
     await until(lambda: "starting" in stack.printed, 20.0, "it begins")
-    await until(lambda: "redis  cannot be reached" in stack.printed, 5.0, "the cause is told")
+    await until(lambda: "redis cannot be reached" in stack.printed, 5.0, "the cause is told")
     assert "Connect call failed" in stack.printed
     assert await stack.stop() == 0
 

@@ -168,7 +168,7 @@ def test_rows_in_a_cache_that_is_too_small_equal_generate_alone(
     model = FAMILIES[family]().eval()
     rng = random.Random(family)
     preempted = 0
-    for _ in range(3 if FUZZ_EXAMPLES >= 500 else 1):
+    for _ in range(3 if FUZZ_EXAMPLES >= 500 else 2):
         kv_tokens = rng.randint(230, 420)
         rows = arrivals(rng, 11, kv_tokens)
         expected = {

@@ -33,6 +33,7 @@ def test_a_list_of_prompts(real: Server, visit: Visit) -> None:
     visitor.look("many-completed")
     page.reload()
     expect(page.get_by_role("status")).to_contain_text("3 of 3 answered")
+    expect(page.get_by_label("Requests and answers").get_by_role("listitem")).to_have_count(3)
     assert rows(page) == found, "a batch stays under its address"
     batch = real.http.get(f"/v1/batches/{page.url.rpartition('/')[2]}").json()
     assert batch["request_counts"] == {"completed": 3, "failed": 0, "total": 3}
