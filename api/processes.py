@@ -24,7 +24,6 @@ ONE_OF_SEVERAL = "--one-of-several"
 LOOK_EVERY_S = 0.1
 # A process that has run for this long has started well.
 STARTED_AFTER_S = 3.0
-GIVE_UP_AFTER_DEATHS = 3
 STOP_S = 8.0
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -92,8 +91,8 @@ async def _look_after(children: list[Child], stopped: asyncio.Event) -> None:
                 and now_s - since.setdefault(child.pid, now_s) > STARTED_AFTER_S
             ):
                 child.mark_ready()
-            if child.fruitless_deaths >= GIVE_UP_AFTER_DEATHS:
-                raise ProcessesError(f"{child.name} does not stay up: it {child.last_death}")
+            if (reason := child.hopeless) is not None:
+                raise ProcessesError(reason)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_EVERY_S):
                 await stopped.wait()

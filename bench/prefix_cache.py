@@ -84,7 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = load_settings(slots=64)
     engines = {kept: build(settings, kept) for kept in (32_768, 0)}
-    table = Table("rows", "cache", "wall s", "CPU s")
+    table = Table("rows", "cache", "wall s", "CPU s", "CPU s of each round")
     for name, make in (("behind one prefix", shared), ("nothing in common", distinct)):
         measured: dict[int, list[Measured]] = {kept: [] for kept in engines}
         for turn in range(arguments.rounds):
@@ -96,7 +96,8 @@ def main() -> None:
         for kept, runs in measured.items():
             wall_s = statistics.median(one.wall_s for one in runs)
             cpu_s = statistics.median(one.cpu_s for one in runs)
-            table.add_row(name, "on" if kept else "off", f"{wall_s:.2f}", f"{cpu_s:.2f}")
+            each = ", ".join(f"{one.cpu_s:.1f}" for one in runs)
+            table.add_row(name, "on" if kept else "off", f"{wall_s:.2f}", f"{cpu_s:.2f}", each)
     Console().print(table)
 
 

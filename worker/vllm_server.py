@@ -31,8 +31,6 @@ NAME = "vllm"
 HOST = "127.0.0.1"
 # vLLM's own default share of a card's memory, of which `memory_share` leaves a part.
 GPU_MEMORY_SHARE = 0.9
-# A child that dies this often without becoming ready will not recover by itself.
-GIVE_UP_AFTER_DEATHS = 3
 LOOK_EVERY_S = 0.5
 LOOK_TIMEOUT_S = 5.0
 # A child that was ready and does not answer for so long hangs.
@@ -133,9 +131,9 @@ class VllmServer:
 
     async def failed(self) -> VllmFailedError:
         """Wait until it has died so often that starting it again is pointless."""
-        while self.child.fruitless_deaths < GIVE_UP_AFTER_DEATHS:
+        while (reason := self.child.hopeless) is None:
             await asyncio.sleep(LOOK_EVERY_S)
-        return VllmFailedError(f"vllm does not stay up: it {self.child.last_death}")
+        return VllmFailedError(reason)
 
 
 def _environment(command: str) -> dict[str, str]:

@@ -16,6 +16,8 @@ from millpond.tasks import end_tasks
 
 RESTART_DELAY_S = 0.2
 RESTART_DELAY_MAX_S = 10.0
+# One that dies this often without becoming ready will not recover by itself.
+GIVE_UP_AFTER_DEATHS = 3
 # Time left to a process that was told twice to stop.
 HURRY_S = 3.0
 PR_SET_PDEATHSIG = 1
@@ -71,6 +73,13 @@ class Child:
     def age_s(self) -> float:
         """How long it has been running since it was last started; 0 while it does not run."""
         return 0.0 if self.pid is None else time.monotonic() - self._started_s
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why there is no point in starting it again; None while there is."""
+        if self.fruitless_deaths < GIVE_UP_AFTER_DEATHS:
+            return None
+        return f"{self.name} does not stay up: it {self.last_death}"
 
     async def start(self) -> None:
         """Raises OSError when it cannot be started at all."""

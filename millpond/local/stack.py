@@ -28,8 +28,6 @@ from millpond.queue.membership import check_queue
 from millpond.settings import Settings
 
 REDIS_PORT = 6390  # not Redis' default, where the user may run a server
-# A child that dies this often without becoming ready will not recover by itself.
-GIVE_UP_AFTER_DEATHS = 3
 POLL_S = 0.05
 LOCK_FILE = "stack.lock"
 STOP_SLACK_S = 8.0
@@ -87,8 +85,8 @@ class Stack:
 
     def _check_deaths(self) -> None:
         for child in self.children.values():
-            if child.fruitless_deaths >= GIVE_UP_AFTER_DEATHS:
-                raise StackError(f"the {child.name} does not stay up: it {child.last_death}")
+            if (reason := child.hopeless) is not None:
+                raise StackError(f"the {reason}")
 
     async def start_server(self, append_fsync: str) -> None:
         port = int(self.redis_url.rpartition(":")[2].partition("/")[0])

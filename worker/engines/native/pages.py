@@ -17,18 +17,22 @@ PAGE_TOKENS = 64
 class PageTable:
     """One row's pages, in the order of its tokens; ``numbers`` has room for all it may come to.
 
-    Of the ``used`` pages the first ``borrowed`` are shared with other rows, and the first ``offered`` are
-    known to the prefix cache. So many ``given_tokens`` did not have to be read.
+    Of the ``used`` pages the first ``offered`` are known to the prefix cache. So many ``given_tokens`` did
+    not have to be read.
     """
 
     def __init__(self, row: Row) -> None:
         self.numbers: npt.NDArray[np.int32] = np.zeros(pages_for(row.most_tokens), dtype=np.int32)
         self.used = 0
-        self.borrowed = 0
         self.offered = 0
         self.given_tokens = 0
         self.keys = PageKeys(row, PAGE_TOKENS)
         self.address = self.numbers.ctypes.data
+
+    @property
+    def borrowed(self) -> int:
+        """The first full pages, which were read by other rows."""
+        return self.given_tokens // PAGE_TOKENS
 
     @property
     def pages(self) -> list[int]:
@@ -128,7 +132,6 @@ class PagedCache:
         full = row.num_tokens // PAGE_TOKENS
         for place in range(full):
             self._put(mine, place, int(theirs.numbers[place]))
-        mine.borrowed = full
         if mine.used > full:
             self._pool[mine.numbers[full]] = self._pool[theirs.numbers[full]]
 
@@ -178,7 +181,7 @@ class PagedCache:
             return
         for place in range(table.borrowed, len(found)):
             self._put(table, place, found[place])
-        table.borrowed = table.offered = len(found)
+        table.offered = len(found)
         row.read_tokens = table.given_tokens = len(found) * PAGE_TOKENS
 
     def _borrow_prefix(self, row: Row, table: PageTable) -> None:
@@ -189,7 +192,7 @@ class PagedCache:
         full = size // PAGE_TOKENS
         for place in range(full):
             self._put(table, place, self._prefix_pages[place])
-        table.borrowed = table.offered = full
+        table.offered = full
         row.read_tokens = table.given_tokens = size
         if size % PAGE_TOKENS:
             self._extend(row)
