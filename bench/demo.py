@@ -24,6 +24,8 @@ from rich.table import Table
 
 from bench.prompts import DEMO_PROMPTS
 from millpond.local.stack import Stack, running_stack
+from millpond.messages import JobResult
+from millpond.messages.stored_results import unpack
 from millpond.queue.keys import Keys
 from millpond.settings import Settings, load_settings
 
@@ -92,17 +94,16 @@ async def follow_live(http: httpx.AsyncClient, id: str) -> int:
     return pieces
 
 
-async def subscribe(redis_url: str, channel: str, subscribed: asyncio.Event) -> dict[str, Any]:
+async def subscribe(redis_url: str, keys: Keys, id: str, subscribed: asyncio.Event) -> JobResult:
     """What a service without HTTP does: listen to the queue's channel, then read a result."""
     async with Redis.from_url(redis_url) as redis, redis.pubsub() as pubsub:
-        await pubsub.subscribe(channel)
+        await pubsub.subscribe(keys.events(id))
         async for message in pubsub.listen():
             if message["type"] == "subscribe":
                 subscribed.set()
-            elif message["type"] == "message":
-                event: dict[str, Any] = orjson.loads(message["data"])
-                if event["type"] == "finished":
-                    return event
+            elif orjson.loads(message["data"])["type"] == "finished":
+                stored: Any = await redis.get(keys.result(id))
+                return unpack(stored)
     raise RuntimeError("the subscription ended")
 
 
@@ -110,9 +111,8 @@ async def batched(stack: Stack, http: httpx.AsyncClient) -> Measured:
     """All prompts at once. Latency is from submit to finish, by the server's clock of the results."""
     start = time.perf_counter()
     ids = await asyncio.gather(*(submit(http, prompt) for prompt in DEMO_PROMPTS))
-    channel = Keys(stack.settings.queue).events(ids[SUBSCRIBED])
-    subscribed = asyncio.Event()
-    listener = asyncio.create_task(subscribe(stack.redis_url, channel, subscribed))
+    keys, heard, subscribed = Keys(stack.settings.queue), ids[SUBSCRIBED], asyncio.Event()
+    listener = asyncio.create_task(subscribe(stack.redis_url, keys, heard, subscribed))
     await subscribed.wait()
     live = asyncio.create_task(follow_live(http, ids[FOLLOWED_LIVE]))
 
@@ -122,9 +122,9 @@ async def batched(stack: Stack, http: httpx.AsyncClient) -> Measured:
     done = await asyncio.gather(*(timed(id) for id in ids))
     seconds = time.perf_counter() - start
     await live
-    event = await listener
-    console.print(f"[bold]A Redis subscriber heard on {escape(channel)}:[/bold]")
-    console.print(f"  {escape(' '.join(event['result']['text'].split()))}\n")
+    result = await listener
+    console.print(f"[bold]A Redis subscriber heard on {escape(keys.events(heard))}:[/bold]")
+    console.print(f"  {escape(' '.join(result.text.split()))}\n")
     return Measured([job for job, _ in done], seconds, [s for _, s in done])
 
 

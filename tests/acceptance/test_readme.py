@@ -81,3 +81,18 @@ async def test_the_first_steps_work_when_the_usual_ports_are_taken(
         listening.kill()
         await listening.communicate()
         assert len(await run(sys.executable, "-c", client, cwd=tmp_path)) > 10
+
+
+async def test_the_demo_shows_every_kind_of_client() -> None:
+    """`make demo` with a simulated engine, which is faster."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.demo"),
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "MILLPOND_ENGINE": "simulated"},
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 90.0)
+    assert process.returncode == 0, out.decode()
+    for shown in ("Live over SSE", "A Redis subscriber heard on", "windowed batch"):
+        assert shown in out.decode()
