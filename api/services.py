@@ -20,8 +20,8 @@ from api.requests.webhooks import WebhookCheck
 from api.watch import watch_queue
 from millpond.access.api_keys import ApiKeys
 from millpond.access.rate_limits import RateLimiter
+from millpond.batches.batches import Batches
 from millpond.batches.files import Files
-from millpond.batches.records import Batches
 from millpond.batches.storage import Storage
 from millpond.models.presets import Preset
 from millpond.queue.connection import Connections

@@ -12,7 +12,8 @@ from background.batches.telling import tell_webhooks
 from background.batches.validating import validate as validate_batch
 from background.batches.workplace import Workplace, open_workplace
 from background.worker import Running, running
-from millpond.batches.records import LEASE_S, BatchRecord, Turn, TurnOverError
+from millpond.batches.batches import LEASE_S
+from millpond.batches.records import BatchRecord, Turn, TurnOverError
 from millpond.batches.steps import next_step
 
 # It tells whether the rows before the batch's cursor are all in their queues.

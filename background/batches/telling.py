@@ -6,7 +6,8 @@ before the note is taken away leaves it to the next, so nothing is lost, and wha
 
 from typing import Any
 
-from millpond.batches.records import Batches, BatchRecord
+from millpond.batches.batches import Batches
+from millpond.batches.records import BatchRecord
 from millpond.webhooks.deliveries import Deliveries
 from millpond.webhooks.events import WebhookEvent
 

@@ -9,9 +9,10 @@ from threading import Event
 from redis.asyncio import Redis
 
 from background.worker import Running
+from millpond.batches.batches import LEASE_S, Batches
 from millpond.batches.files import Files
 from millpond.batches.flight import Place
-from millpond.batches.records import LEASE_S, Batches, Turn, TurnOverError
+from millpond.batches.records import Turn, TurnOverError
 from millpond.batches.storage import Storage
 from millpond.queue.connection import connect
 from millpond.queue.job_queue import JobQueue

@@ -6,10 +6,10 @@ import pytest
 from redis.asyncio import Redis
 
 from background.batches.telling import tell_webhooks
-from millpond.batches import records
+from millpond.batches import batches as all_batches
+from millpond.batches.batches import Batches
 from millpond.batches.files import Files, new_file_id
 from millpond.batches.records import (
-    Batches,
     BatchProblem,
     BatchRecord,
     BatchStatus,
@@ -34,7 +34,7 @@ def files(redis: Redis) -> Files:
 
 @pytest.fixture
 def batches(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Batches:
-    monkeypatch.setattr(records, "LEASE_S", 30.0)
+    monkeypatch.setattr(all_batches, "LEASE_S", 30.0)
     return Batches(redis, "test")
 
 

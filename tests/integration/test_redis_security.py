@@ -12,8 +12,9 @@ from redis.exceptions import NoPermissionError
 from api.background_jobs import BackgroundJobs
 from millpond.access.api_keys import ApiKeys, Scope
 from millpond.access.rate_limits import RateLimiter
+from millpond.batches.batches import Batches
 from millpond.batches.files import Files, new_file_id
-from millpond.batches.records import Batches, NewBatch, new_batch_id
+from millpond.batches.records import NewBatch, new_batch_id
 from millpond.batches.steps import next_step
 from millpond.errors import LimitExceededError, QueueUnavailableError
 from millpond.listing import JobLists
