@@ -1,23 +1,13 @@
-"""One job in flight: what was claimed, how far its rows are, the result it will have."""
+"""One job in flight: what was claimed, and how far its rows are."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from millpond.messages import (
-    Choice,
-    CompletionTokensDetails,
     EventType,
     FinishReason,
-    GeneratedToken,
-    JobError,
     JobRequest,
-    JobResult,
-    JobStatus,
-    Receipt,
-    TokenLogprob,
-    Usage,
     choice_seed,
     seed_from_id,
 )
@@ -25,10 +15,8 @@ from millpond.models.grammars import Grammar
 from millpond.models.limits import thinking_of
 from millpond.models.presets import Preset
 from millpond.models.prompts import PreparedPrompt
-from millpond.models.tokenization import Tokenizer
 from millpond.queue.claims import ClaimedJob
 from worker.engines.base import (
-    EngineInfo,
     Finished,
     GenerationRequest,
     Rejection,
@@ -36,15 +24,6 @@ from worker.engines.base import (
     Sampling,
 )
 from worker.jobs.job_state import STOPPED_STATES, JobState, RowState
-
-# JSON has no minus infinity; OpenAI writes this for a token that cannot be.
-LEAST_LOGPROB = -9999.0
-
-_NOT_SUCCEEDED = (FinishReason.ERROR, FinishReason.CANCELLED)
-_MESSAGES = {
-    JobStatus.CANCELLED: ("cancelled", "cancelled by the client"),
-    JobStatus.EXPIRED: ("deadline_exceeded", "the deadline passed before the job was finished"),
-}
 
 
 @dataclass(slots=True)
@@ -234,131 +213,8 @@ class InFlightJob:
             logprobs=request.logprobs,
         )
 
-    def result(self, worker: str, info: EngineInfo, tokenizer: Tokenizer) -> JobResult:
-        """The stored result, once it is `done`."""
-        assert self.done
-        if self.rejection is not None:
-            code, message = self.rejection.code, self.rejection.message
-            return failure(self.claimed, code, message, self.request)
-        request, ends = self.request, self.ends
-        choices = [self._choice(i, end, tokenizer) for i, end in enumerate(ends)]
-        first, stats, usage = choices[0], ends[0].stats, ends[0].usage
-        # One that went wrong speaks for the job.
-        worst = next((end for end in ends if end.reason in _NOT_SUCCEEDED), ends[0])
-        status, error = self._outcome(worst)
-        if not any(end.stats.group_rows for end in ends):
-            return JobResult(
-                id=self.id,
-                status=status,
-                finish_reason=worst.reason,
-                error=error,
-                metadata=request.metadata,
-            )
-        first_s = self.first_token_s if self.first_token_s is not None else time.monotonic()
-        return JobResult(
-            id=self.id,
-            status=status,
-            finish_reason=worst.reason,
-            text=first.text,
-            reasoning_content=first.reasoning_content,
-            token_ids=first.token_ids,
-            prompt_token_ids=self.prompt.token_ids
-            if request.return_prompt_token_ids and usage is None
-            else None,
-            logprobs=first.logprobs,
-            choices=choices if len(choices) > 1 else None,
-            usage=Usage(
-                prompt_tokens=usage.prompt if usage else len(self.prompt.token_ids),
-                completion_tokens=sum(end.completion_tokens for end in ends),
-                completion_tokens_details=_details(ends),
-            ),
-            error=error,
-            metadata=request.metadata,
-            receipt=Receipt(
-                attempt=self.claimed.attempt,
-                worker=worker,
-                model=info.model,
-                engine=info.engine,
-                backend=info.backend,
-                dtype=info.dtype,
-                device=info.device,
-                seed=self.seed,
-                claimed_ms=self.claimed.claimed_ms,
-                queue_wait_ms=self.claimed.queue_wait_ms,
-                window_jobs=self.window_jobs,
-                group_rows=stats.group_rows,
-                batch_rows=round(stats.batch_rows, 2),
-                first_token_ms=_ms_since(self.claimed_s, first_s),
-                run_ms=_ms_since(self.claimed_s, time.monotonic()),
-                prompt_truncated=self.prompt.truncated,
-                adapter=request.adapter,
-            ),
-        )
-
-    def _choice(self, index: int, finished: Finished, tokenizer: Tokenizer) -> Choice:
-        asked = self.request.return_token_ids
-        return Choice(
-            index=index,
-            finish_reason=finished.reason,
-            text=finished.text,
-            reasoning_content=finished.reasoning,
-            token_ids=list(finished.token_ids) if asked and finished.usage is None else None,
-            logprobs=_logprobs(finished, tokenizer),
-        )
-
-    def _outcome(self, finished: Finished) -> tuple[JobStatus, JobError | None]:
-        if finished.reason is FinishReason.ERROR:
-            message = finished.error or "the row failed"
-            return JobStatus.FAILED, JobError(code="generation_failed", message=message)
-        if finished.reason is FinishReason.CANCELLED:
-            expired = self.state is JobState.EXPIRING
-            status = JobStatus.EXPIRED if expired else JobStatus.CANCELLED
-            code, message = _MESSAGES[status]
-            return status, JobError(code=code, message=message)
-        return JobStatus.SUCCEEDED, None
-
-
-def failure(claimed: ClaimedJob, code: str, message: str, request: JobRequest | None) -> JobResult:
-    """The stored result of a job that never became a row."""
-    return JobResult(
-        id=claimed.id,
-        status=JobStatus.FAILED,
-        finish_reason=FinishReason.ERROR,
-        error=JobError(code=code, message=message),
-        metadata={} if request is None else request.metadata,
-    )
-
-
-def _details(ends: Sequence[Finished]) -> CompletionTokensDetails | None:
-    tokens = sum(end.reasoning_tokens for end in ends)
-    return CompletionTokensDetails(reasoning_tokens=tokens) if tokens else None
-
 
 def never_run(row: JobRow) -> Finished:
     """The end of a row that was cancelled, refused, or taken away, before the engine had it."""
     nothing = RowStats(group_rows=0, batch_rows=0.0)
     return Finished(row.row, FinishReason.CANCELLED, "", (), nothing)
-
-
-def _logprobs(finished: Finished, tokenizer: Tokenizer) -> list[GeneratedToken] | None:
-    if finished.logprobs is None:
-        return None
-
-    def fields(token_id: int, logprob: float) -> dict[str, Any]:
-        return {
-            "token_id": token_id,
-            "token": tokenizer.token_text(token_id),
-            "logprob": round(max(logprob, LEAST_LOGPROB), 6),
-        }
-
-    return [
-        GeneratedToken(
-            **fields(token_id, of_token.logprob),
-            top=[TokenLogprob(**fields(*pair)) for pair in of_token.top],
-        )
-        for token_id, of_token in zip(finished.token_ids, finished.logprobs, strict=True)
-    ]
-
-
-def _ms_since(start_s: float, end_s: float) -> float:
-    return round(max(0.0, end_s - start_s) * 1000, 1)

@@ -17,9 +17,10 @@ from worker.engines.base import Capacity, EngineInfo, Finished, GenerationReques
 from worker.grouping import cut_groups
 from worker.jobs.admission import Admission, less
 from worker.jobs.committer import Committer, Ending
-from worker.jobs.in_flight import InFlightJob, JobRow, failure, never_run
+from worker.jobs.in_flight import InFlightJob, JobRow, never_run
 from worker.jobs.job_state import JobState, RowState
 from worker.jobs.observer import JobObserver
+from worker.jobs.outcome import failure, result_of
 from worker.rates import Rates
 
 log = structlog.get_logger("millpond.jobs")
@@ -265,7 +266,7 @@ class JobTable:
         if job.state is JobState.LOST:
             self._forget(job)
         else:
-            result = job.result(self._worker_id, self._engine_info(), self._tokenizer)
+            result = result_of(job, self._worker_id, self._engine_info(), self._tokenizer)
             self._end(job, result, retry=job.retryable)
 
     def _end(self, job: InFlightJob, result: JobResult, *, retry: bool = False) -> None:

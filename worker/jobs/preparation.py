@@ -13,7 +13,7 @@ from millpond.models.presets import Preset
 from millpond.models.prompts import PreparedPrompt, prepare_prompt
 from millpond.models.tokenization import Tokenizer
 from millpond.queue.claims import ClaimedJob
-from worker.jobs.in_flight import failure
+from worker.jobs.outcome import failure
 
 log = structlog.get_logger("millpond.intake")
 

@@ -1,0 +1,159 @@
+"""The result of a job in flight: what its rows' ends make of it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from millpond.messages import (
+    Choice,
+    CompletionTokensDetails,
+    FinishReason,
+    GeneratedToken,
+    JobError,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    Receipt,
+    TokenLogprob,
+    Usage,
+)
+from millpond.models.tokenization import Tokenizer
+from millpond.queue.claims import ClaimedJob
+from worker.engines.base import EngineInfo, Finished
+from worker.jobs.in_flight import InFlightJob
+from worker.jobs.job_state import JobState
+
+# JSON has no minus infinity; OpenAI writes this for a token that cannot be.
+LEAST_LOGPROB = -9999.0
+
+_NOT_SUCCEEDED = (FinishReason.ERROR, FinishReason.CANCELLED)
+_MESSAGES = {
+    JobStatus.CANCELLED: ("cancelled", "cancelled by the client"),
+    JobStatus.EXPIRED: ("deadline_exceeded", "the deadline passed before the job was finished"),
+}
+
+
+def result_of(job: InFlightJob, worker: str, info: EngineInfo, tokenizer: Tokenizer) -> JobResult:
+    """The stored result, once it is `done`."""
+    assert job.done
+    if job.rejection is not None:
+        code, message = job.rejection.code, job.rejection.message
+        return failure(job.claimed, code, message, job.request)
+    request, ends = job.request, job.ends
+    choices = [_choice(job, i, end, tokenizer) for i, end in enumerate(ends)]
+    first, stats, usage = choices[0], ends[0].stats, ends[0].usage
+    # One that went wrong speaks for the job.
+    worst = next((end for end in ends if end.reason in _NOT_SUCCEEDED), ends[0])
+    status, error = _outcome(job, worst)
+    if not any(end.stats.group_rows for end in ends):
+        return JobResult(
+            id=job.id,
+            status=status,
+            finish_reason=worst.reason,
+            error=error,
+            metadata=request.metadata,
+        )
+    first_s = job.first_token_s if job.first_token_s is not None else time.monotonic()
+    return JobResult(
+        id=job.id,
+        status=status,
+        finish_reason=worst.reason,
+        text=first.text,
+        reasoning_content=first.reasoning_content,
+        token_ids=first.token_ids,
+        prompt_token_ids=job.prompt.token_ids
+        if request.return_prompt_token_ids and usage is None
+        else None,
+        logprobs=first.logprobs,
+        choices=choices if len(choices) > 1 else None,
+        usage=Usage(
+            prompt_tokens=usage.prompt if usage else len(job.prompt.token_ids),
+            completion_tokens=sum(end.completion_tokens for end in ends),
+            completion_tokens_details=_details(ends),
+        ),
+        error=error,
+        metadata=request.metadata,
+        receipt=Receipt(
+            attempt=job.claimed.attempt,
+            worker=worker,
+            model=info.model,
+            engine=info.engine,
+            backend=info.backend,
+            dtype=info.dtype,
+            device=info.device,
+            seed=job.seed,
+            claimed_ms=job.claimed.claimed_ms,
+            queue_wait_ms=job.claimed.queue_wait_ms,
+            window_jobs=job.window_jobs,
+            group_rows=stats.group_rows,
+            batch_rows=round(stats.batch_rows, 2),
+            first_token_ms=_ms_since(job.claimed_s, first_s),
+            run_ms=_ms_since(job.claimed_s, time.monotonic()),
+            prompt_truncated=job.prompt.truncated,
+            adapter=request.adapter,
+        ),
+    )
+
+
+def _choice(job: InFlightJob, index: int, finished: Finished, tokenizer: Tokenizer) -> Choice:
+    asked = job.request.return_token_ids
+    return Choice(
+        index=index,
+        finish_reason=finished.reason,
+        text=finished.text,
+        reasoning_content=finished.reasoning,
+        token_ids=list(finished.token_ids) if asked and finished.usage is None else None,
+        logprobs=_logprobs(finished, tokenizer),
+    )
+
+
+def _outcome(job: InFlightJob, finished: Finished) -> tuple[JobStatus, JobError | None]:
+    if finished.reason is FinishReason.ERROR:
+        message = finished.error or "the row failed"
+        return JobStatus.FAILED, JobError(code="generation_failed", message=message)
+    if finished.reason is FinishReason.CANCELLED:
+        expired = job.state is JobState.EXPIRING
+        status = JobStatus.EXPIRED if expired else JobStatus.CANCELLED
+        code, message = _MESSAGES[status]
+        return status, JobError(code=code, message=message)
+    return JobStatus.SUCCEEDED, None
+
+
+def failure(claimed: ClaimedJob, code: str, message: str, request: JobRequest | None) -> JobResult:
+    """The stored result of a job that never became a row."""
+    return JobResult(
+        id=claimed.id,
+        status=JobStatus.FAILED,
+        finish_reason=FinishReason.ERROR,
+        error=JobError(code=code, message=message),
+        metadata={} if request is None else request.metadata,
+    )
+
+
+def _details(ends: Sequence[Finished]) -> CompletionTokensDetails | None:
+    tokens = sum(end.reasoning_tokens for end in ends)
+    return CompletionTokensDetails(reasoning_tokens=tokens) if tokens else None
+
+
+def _logprobs(finished: Finished, tokenizer: Tokenizer) -> list[GeneratedToken] | None:
+    if finished.logprobs is None:
+        return None
+
+    def fields(token_id: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token_id": token_id,
+            "token": tokenizer.token_text(token_id),
+            "logprob": round(max(logprob, LEAST_LOGPROB), 6),
+        }
+
+    return [
+        GeneratedToken(
+            **fields(token_id, of_token.logprob),
+            top=[TokenLogprob(**fields(*pair)) for pair in of_token.top],
+        )
+        for token_id, of_token in zip(finished.token_ids, finished.logprobs, strict=True)
+    ]
+
+
+def _ms_since(start_s: float, end_s: float) -> float:
+    return round(max(0.0, end_s - start_s) * 1000, 1)
