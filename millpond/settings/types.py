@@ -17,6 +17,7 @@ CpuIsa = Literal[
     "avx512",
     "avx512_vnni",
     "avx512_bf16",
+    "amx",
     "neon",
     "neon_dotprod",
     "neon_bf16",

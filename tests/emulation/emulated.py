@@ -10,6 +10,7 @@ import numpy as np
 from tests.emulation.image import Image
 from worker.engines.native import structs
 from worker.engines.native.pages import PAGE_TOKENS
+from worker.engines.native.runner import SPARE_ROWS
 from worker.engines.native.weights import PANEL, NativeModel
 
 _FORWARD, _SAMPLE = 0, 1
@@ -107,7 +108,7 @@ class EmulatedFunctions:
             most = max(most, *_array(address, used, ctypes.c_int32))
             pages.append(image.copy(address, 4 * used))
         page_bytes = 2 * PAGE_TOKENS * m.layers * m.kv_heads * m.head_dim * self._stored_bytes
-        rows = max(b.tokens, b.outputs)
+        rows = -(-max(b.tokens, b.outputs) // SPARE_ROWS) * SPARE_ROWS
         widest = max(m.hidden, m.heads * m.head_dim, m.inner)
         panels = -(-m.vocab // PANEL)
         logits = _array(b.logits, b.outputs, ctypes.c_int64)

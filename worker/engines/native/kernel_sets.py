@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from millpond.settings.types import CpuIsa
+from worker.engines.native.tile_permission import may_use_tiles
+
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ _AVX512_FLAGS = (
     "-mprefer-vector-width=512",
 )
 _VNNI, _BF16 = "avx512_vnni", "avx512_bf16"
+_AMX = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
 
 # From the least to the most capable of each machine.
 KERNEL_SETS = (
@@ -52,6 +56,17 @@ KERNEL_SETS = (
         "x86_64",
         _AVX512 | {_VNNI, _BF16},
         (*_AVX512_FLAGS, "-mavx512vnni", "-mavx512bf16"),
+        multiplies=True,
+    ),
+    KernelSet(
+        "amx",
+        "x86_64",
+        _AVX512 | {_VNNI, _BF16} | _AMX,
+        (
+            *_AVX512_FLAGS,
+            *("-mavx512vnni", "-mavx512bf16"),
+            *("-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+        ),
         multiplies=True,
     ),
     KernelSet("neon", "aarch64", frozenset({"asimd"}), ("-mcpu=generic",)),
@@ -94,13 +109,13 @@ def machine() -> str:
 
 
 def cpu_features() -> set[str]:
-    """The processor's feature flags; empty if the system does not list them."""
+    """The processor's feature flags that this process may use; empty if the system does not list them."""
     if platform.system() == "Darwin" and machine() == "aarch64":
         return {"asimd", "asimddp"}  # all of Apple's
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
+    if not _CPU_INFO.is_file():
         return set()
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+    for line in _CPU_INFO.read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
+            found = set(line.partition(":")[2].split())
+            return found - _AMX if "amx_tile" in found and not may_use_tiles() else found
     return set()

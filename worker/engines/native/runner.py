@@ -17,6 +17,9 @@ from worker.engines.sampling.sampling import Output
 from worker.engines.scheduling.prefill import Chunk
 from worker.engines.scheduling.row import Row
 
+# The kernels may read rows up to the next multiple, and make nothing of them.
+SPARE_ROWS = 16
+
 
 class NativeRunner:
     """A row's results depend on its own tokens alone, bit for bit: not on its company, nor on how
@@ -102,7 +105,7 @@ class NativeRunner:
         attention = m.num_heads * m.head_dim
         widest = max(m.hidden_size, attention, m.inner_size)
         panels = -(-m.vocab_size // PANEL)
-        rows = max(tokens, outputs)
+        rows = -(-max(tokens, outputs) // SPARE_ROWS) * SPARE_ROWS
         sizes: dict[str, tuple[int, type]] = {
             "residual": (tokens * m.hidden_size, np.float32),
             "input": (rows * widest, self._library.active_type),

@@ -5,7 +5,6 @@
 #define MILLPOND_ATTENTION_H
 #include "matmul.h"
 
-enum { BLOCK = 4 * TILE }; /* query rows of a task */
 enum { MAX_HEAD = 256 };
 
 INLINE stored *page_of(const struct model *m, const struct batch *b, int32_t page, int64_t layer,
@@ -95,14 +94,15 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
     float out[BLOCK * MAX_HEAD] __attribute__((aligned(64)));
     float scores[BLOCK * PAGE] __attribute__((aligned(64)));
     active weights[BLOCK * PAGE] __attribute__((aligned(64)));
+    active queries[BLOCK * MAX_HEAD] __attribute__((aligned(64)));
     float top[BLOCK], total[BLOCK];
-    const active *query[BLOCK], *weight[BLOCK];
     int64_t position[BLOCK];
     for (int64_t r = 0; r < count; r++) {
         int64_t token = start + (first + r) / group;
         position[r] = b->positions[token];
-        query[r] = b->queries + (token * m->heads + head * group + (first + r) % group) * dim;
-        weight[r] = weights + r * PAGE;
+        memcpy(queries + r * dim,
+               b->queries + (token * m->heads + head * group + (first + r) % group) * dim,
+               sizeof(active) * (size_t)dim);
         top[r] = -INFINITY;
         total[r] = 0;
     }
@@ -119,8 +119,8 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
         for (int64_t r = 0; r < count; r += TILE) {
             int rows = count - r < TILE ? (int)(count - r) : TILE;
             if (position[r + rows - 1] < page * PAGE) continue;
-            multiply(rows, (int)(held + 15) / LANES * LANES, 0, dim / TOGETHER, query + r, (const uint32_t *)keys, PAGE,
-                     (const uint32_t *)values, scores + r * PAGE, PAGE);
+            multiply(rows, (int)(held + 15) / LANES * LANES, 0, dim / TOGETHER, queries + r * dim, dim,
+                     (const uint32_t *)keys, PAGE, (const uint32_t *)values, scores + r * PAGE, PAGE);
             for (int64_t i = r; i < r + rows; i++) {
                 int64_t to = position[i] - page * PAGE + 1;
                 int64_t from = window ? to - window : 0;
@@ -134,8 +134,8 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
             }
             for (int64_t d = 0; d < dim; d += 64) {
                 int columns = dim - d >= 64 ? 64 : (int)(dim - d);
-                multiply(rows, columns, 1, (held + TOGETHER - 1) / TOGETHER, weight + r, (const uint32_t *)values + d, dim,
-                         next, out + r * dim + d, dim);
+                multiply(rows, columns, 1, (held + TOGETHER - 1) / TOGETHER, weights + r * PAGE, PAGE,
+                         (const uint32_t *)values + d, dim, next, out + r * dim + d, dim);
             }
         }
     }

@@ -74,6 +74,7 @@ static void forward(void *argument) {
     /* The norm's output is read while silu's is written, so silu has another buffer. */
     struct batch inner = *b;
     inner.input = b->queries;
+    begin_products();
     embed(m, b);
     for (int64_t layer = 0; layer < m->layers; layer++) {
         const struct layer *l = m->layer + layer;
@@ -91,6 +92,7 @@ static void forward(void *argument) {
     }
     norm_rows(m, b, m->final_norm, &m->head, b->outputs, b->output_tokens);
     matmul(b, &m->head, b->input, b->outputs, SCORE, 0);
+    end_products();
     pick_best(b, (m->head.n + PANEL - 1) / PANEL);
 }
 

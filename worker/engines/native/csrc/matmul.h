@@ -91,14 +91,10 @@ static void matmul(const struct batch *b, const struct linear *l, const active *
             int count = end - row < TILE ? (int)(end - row) : TILE;
             float tile[TILE * PANEL] __attribute__((aligned(64)));
             if (int8) {
-                const quant *a[TILE];
-                for (int i = 0; i < TILE; i++) a[i] = b->quantized + (row + (i < count ? i : 0)) * l->k;
-                multiply_int8(count, width, steps, a, b->quant_scale + row, w, l->scale + at,
+                multiply_int8(count, width, steps, b->quantized + row * l->k, l->k, b->quant_scale + row, w, l->scale + at,
                               l->sum + at, ahead, tile);
             } else {
-                const active *a[TILE];
-                for (int i = 0; i < TILE; i++) a[i] = input + (row + (i < count ? i : 0)) * l->k;
-                multiply(count, width, 0, steps, a, w, PANEL, ahead, tile, PANEL);
+                multiply(count, width, 0, steps, input + row * l->k, l->k, w, PANEL, ahead, tile, PANEL);
             }
             use_tile(b, l, use, count, width, row, at, tile, out_stride);
         }

@@ -5,7 +5,12 @@
 
 enum { PAGE = 64 };  /* tokens of keys and values in a page */
 enum { PANEL = 64 }; /* output columns of a packed weight that lie together */
-enum { TILE = 6 };   /* rows that one matrix kernel call takes */
+#ifdef __AMX_TILE__
+enum { TILE = 32, BLOCK = 32 };
+#else
+enum { TILE = 6 };         /* rows that one matrix kernel call takes */
+enum { BLOCK = 4 * TILE }; /* query rows of a task */
+#endif
 
 /* A packed matrix of n outputs and k inputs: panels of 64 outputs, each [k/2][64][2] bf16, [k][64]
  * float, or [k/4][64][4] int8 with a scale and the column's sum for each output. */
@@ -44,7 +49,7 @@ struct batch {
     stored *pool;                                      /* [pages][layer][kv_head][K, V][64 * head_dim] */
     float *const *logits;                              /* [outputs] -> [vocab], or NULL for not wanted */
     int32_t *best;                                     /* [outputs], -1: logits not finite */
-    /* Scratch, at least: */
+    /* Scratch, at least; what is multiplied with rows to spare up to a multiple of 16: */
     float *residual;  /* [tokens, hidden] */
     active *input;    /* [tokens, max(hidden, heads * head_dim, inner)] */
     active *queries;  /* likewise: the queries, then what the MLP's last product reads */

@@ -1,17 +1,40 @@
 /* The inner kernels: a few rows of activations times some columns of a packed matrix. Each output is
  * summed over k in one order, whatever the number of rows, so a row's result never depends on its
- * company. Rows and columns are constants wherever a kernel is called, so the sums live in registers. */
+ * company. */
 #ifndef MILLPOND_TILES_H
 #define MILLPOND_TILES_H
 #include "model.h"
-
-#define FOR_ROWS(CASE, vecs) CASE(1, vecs) CASE(2, vecs) CASE(3, vecs) CASE(4, vecs) \
-    CASE(5, vecs) CASE(6, vecs)
 
 enum { LINE = 16 }; /* words of a cache line */
 
 /* Fetch a line of the panel that this thread comes to next. */
 INLINE void fetch(const uint32_t *ahead) { __builtin_prefetch(ahead, 0, 2); }
+
+/* What becomes of sums of bytes. Activations may be stored plus a bias: its part of the sum is taken off
+ * again. */
+struct scaling {
+    ints offset;
+    vec by;
+};
+
+INLINE struct scaling column_scaling(const float *scale, const int32_t *sum) {
+    return (struct scaling){ints_load(sum) * QUANT_BIAS, vec_load(scale)};
+}
+
+INLINE vec scale_sums(ints sums, struct scaling column, float row_scale) {
+    return vec_mul(ints_to_floats(sums - column.offset), vec_mul(column.by, vec_set1(row_scale)));
+}
+
+#ifdef __AMX_TILE__
+#include "isa/amx.h"
+#else
+/* The processor multiplies without being made ready. */
+INLINE void begin_products(void) {}
+INLINE void end_products(void) {}
+
+/* Rows and columns are constants wherever a kernel is called, so the sums live in registers. */
+#define FOR_ROWS(CASE, vecs) CASE(1, vecs) CASE(2, vecs) CASE(3, vecs) CASE(4, vecs) \
+    CASE(5, vecs) CASE(6, vecs)
 
 /* acc[rows][vecs] += a[row][steps] * w[steps][vecs]. */
 INLINE void tile(const int rows, const int vecs, int64_t steps, const active *const *a,
@@ -38,9 +61,11 @@ INLINE void tile(const int rows, const int vecs, int64_t steps, const active *co
 }
 
 /* out[rows][vecs] = a * w. With add, out is where the sum starts. */
-INLINE void run_tile(const int rows, const int vecs, int add, int64_t steps, const active *const *a,
-                     const uint32_t *w, int64_t w_stride, const uint32_t *ahead,
+INLINE void run_tile(const int rows, const int vecs, int add, int64_t steps, const active *first,
+                     int64_t a_stride, const uint32_t *w, int64_t w_stride, const uint32_t *ahead,
                      int64_t ahead_stride, float *out, int64_t out_stride) {
+    const active *a[TILE];
+    UNROLL for (int i = 0; i < rows; i++) a[i] = first + i * a_stride;
     vec acc[TILE][MOST_VECS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vecs; j++)
@@ -51,21 +76,24 @@ INLINE void run_tile(const int rows, const int vecs, int add, int64_t steps, con
 }
 
 static __attribute__((noinline)) void multiply(int rows, int columns, int add, int64_t steps,
-                     const active *const *a, const uint32_t *w, int64_t w_stride,
+                     const active *a, int64_t a_stride, const uint32_t *w, int64_t w_stride,
                      const uint32_t *ahead, float *out, int64_t out_stride) {
     int64_t ahead_stride = LINE; /* all of it is fetched with the first columns */
     int left = columns / VEC, most = most_vecs(rows);
     for (; left > 0; left -= most, w += most * VEC, out += most * VEC, ahead_stride = 0) {
 #define CASE(R, V) case R * 8 + V - 1: \
-    run_tile(R, V, add, steps, a, w, w_stride, ahead, ahead_stride, out, out_stride); break;
+    run_tile(R, V, add, steps, a, a_stride, w, w_stride, ahead, ahead_stride, out, out_stride); break;
         switch (rows * 8 + (left < most ? left : most) - 1) { FOR_SHAPES(CASE) }
 #undef CASE
     }
 }
 
-INLINE void run_tile_int8(const int rows, const int vecs, int64_t quads, const quant *const *a,
-                          const float *a_scale, const uint32_t *w, const float *scale,
-                          const int32_t *sum, const uint32_t *ahead, int64_t ahead_stride, float *out) {
+INLINE void run_tile_int8(const int rows, const int vecs, int64_t quads, const quant *first,
+                          int64_t a_stride, const float *a_scale, const uint32_t *w,
+                          const float *scale, const int32_t *sum, const uint32_t *ahead,
+                          int64_t ahead_stride, float *out) {
+    const quant *a[TILE];
+    UNROLL for (int i = 0; i < rows; i++) a[i] = first + i * a_stride;
     ints acc[TILE][MOST_VECS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vecs; j++) acc[i][j] = ints_zero();
@@ -78,28 +106,25 @@ INLINE void run_tile_int8(const int rows, const int vecs, int64_t quads, const q
                 acc[i][j] = ints_multiply(acc[i][j], a[i] + 4 * k, b[j]);
     }
     UNROLL for (int j = 0; j < vecs; j++) {
-        /* Activations may be stored plus a bias: take its part of the sum off again. */
-        ints offset = ints_load(sum + VEC * j) * QUANT_BIAS;
-        vec by = vec_load(scale + VEC * j);
-        UNROLL for (int i = 0; i < rows; i++) {
-            vec x = ints_to_floats(acc[i][j] - offset);
-            vec_store(out + i * PANEL + VEC * j, vec_mul(x, vec_mul(by, vec_set1(a_scale[i]))));
-        }
+        struct scaling by = column_scaling(scale + VEC * j, sum + VEC * j);
+        UNROLL for (int i = 0; i < rows; i++)
+            vec_store(out + i * PANEL + VEC * j, scale_sums(acc[i][j], by, a_scale[i]));
     }
 }
 
 static __attribute__((noinline)) void multiply_int8(int rows, int columns, int64_t quads,
-                     const quant *const *a, const float *a_scale, const uint32_t *w,
+                     const quant *a, int64_t a_stride, const float *a_scale, const uint32_t *w,
                      const float *scale, const int32_t *sum, const uint32_t *ahead, float *out) {
     int64_t ahead_stride = LINE;
     int left = columns / VEC, most = most_vecs_int8(rows);
     for (; left > 0; left -= most, w += most * VEC, scale += most * VEC, sum += most * VEC,
                      out += most * VEC, ahead_stride = 0) {
 #define CASE(R, V) case R * 8 + V - 1: \
-    run_tile_int8(R, V, quads, a, a_scale, w, scale, sum, ahead, ahead_stride, out); break;
+    run_tile_int8(R, V, quads, a, a_stride, a_scale, w, scale, sum, ahead, ahead_stride, out); break;
         switch (rows * 8 + (left < most ? left : most) - 1) { FOR_SHAPES_INT8(CASE) }
 #undef CASE
     }
 }
+#endif
 
 #endif
