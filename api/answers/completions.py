@@ -19,7 +19,7 @@ from api.directory import ServedQueue
 from api.http.hangup import until_hangup
 from api.services import Services
 from millpond.errors import MillpondError
-from millpond.messages import Choice, EventType, JobEvent, JobResult, JobStatus
+from millpond.messages import Choice, EventType, JobEvent, JobResult, JobStatus, VoteResult
 from millpond.openai.responses import Chunks, StreamedTexts, completion, numbered
 
 # A wait is renewed after this; only the client's timeout ends it.
@@ -145,6 +145,8 @@ class CompletionStream(Response):
                     for choice in numbered(event.result, first):
                         for shape in sent.last_parts(choice):
                             await _send(send, _event(shape))
+                    if event.result.vote is not None:
+                        await _send(send, _event(sent.vote(event.result.vote, first)))
                     return event.result
         raise AssertionError("events end with the result")
 
@@ -175,6 +177,9 @@ class _Sent:
         if rest := self._texts.rest(choice.index, choice.text):
             yield self._shapes.text(choice.index, rest)
         yield self._shapes.end(choice)
+
+    def vote(self, vote: VoteResult, first: int) -> dict[str, Any]:
+        return self._shapes.vote(vote, first)
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from millpond.client import Client
 from millpond.errors import MillpondError
-from millpond.messages import EventType, JobEvent, JobResult, JobStatus
+from millpond.messages import EventType, JobEvent, JobResult, JobStatus, VoteResult
 from millpond.queue.waiting import why_silent
 from millpond.tasks import end_tasks
 
@@ -82,10 +82,24 @@ class Follower:
                 print(flush=True)
             why = f": {result.error.message}" if result.error else ""
             self._note(f"the job is {result.status}{why}")
+        elif result.vote is not None:
+            self._show_vote(result, result.vote)
+            return
         else:
             print("" if self._printed else result.text, flush=True)
         for choice in (result.choices or [])[1:]:
             print(f"\n{choice.text}", flush=True)
+
+    def _show_vote(self, result: JobResult, vote: VoteResult) -> None:
+        """The text that won, unless it has been printed as it came; on standard error the count."""
+        if self._printed:
+            print(flush=True)
+        if not self._printed or vote.winner:
+            print(result.text, flush=True)
+        num_texts = len(result.choices or ())
+        counts = ", ".join(f"{one.answer} {one.count}" for one in vote.answers) or "no answer"
+        cancelled = f"; {len(vote.cancelled)} were cancelled" if vote.cancelled else ""
+        self._note(f"{num_texts} texts voted: {counts}{cancelled}")
 
     async def _explain(self, id: str) -> None:
         """After a while without news, and whenever the reason becomes another one."""

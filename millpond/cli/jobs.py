@@ -10,7 +10,7 @@ from millpond.cli.connecting import open_client, run_with
 from millpond.cli.following import Follower
 from millpond.cli.options import DataFlag, QueueFlag, RedisFlag
 from millpond.client import Client
-from millpond.messages import JobRequest, JobResult, JobStatus, Priority
+from millpond.messages import JobRequest, JobResult, JobStatus, Priority, VoteKind
 
 JobId = Annotated[str, typer.Argument(help="The id that submit printed.", show_default=False)]
 
@@ -21,6 +21,15 @@ def submit(
     prompt: Annotated[str, typer.Argument(help="The question, or - to read it from stdin.")],
     max_tokens: Annotated[int | None, typer.Option()] = None,
     n: Annotated[int, typer.Option("--n", help="How many texts to write.")] = 1,
+    vote: Annotated[
+        VoteKind | None,
+        typer.Option(
+            help="Let the n texts vote, by their boxed answers, a regex, or their exact text."
+        ),
+    ] = None,
+    vote_pattern: Annotated[
+        str | None, typer.Option(help="Of a vote by regex; its group is around the answer.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option()] = None,
     top_p: Annotated[float | None, typer.Option()] = None,
     top_k: Annotated[int | None, typer.Option()] = None,
@@ -56,6 +65,8 @@ def submit(
         prompt=sys.stdin.read() if prompt == "-" else prompt,
         max_tokens=max_tokens,
         n=n,
+        vote=vote,
+        vote_pattern=vote_pattern,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,

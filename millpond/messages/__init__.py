@@ -40,7 +40,10 @@ from millpond.messages.results import (
     Receipt,
     TokenLogprob,
     Usage,
+    VotedAnswer,
+    VoteResult,
 )
+from millpond.messages.votes import VoteKind
 
 __all__ = [
     "JOB_ID_PATTERN",
@@ -66,6 +69,9 @@ __all__ = [
     "TokenLogprob",
     "Truncation",
     "Usage",
+    "VoteKind",
+    "VoteResult",
+    "VotedAnswer",
     "choice_seed",
     "job_id_from_key",
     "new_job_id",

@@ -76,6 +76,32 @@ class Choice(Stored):
     logprobs: list[GeneratedToken] | None = None
 
 
+class VotedAnswer(Stored):
+    """``texts`` are the indexes of the choices that give this answer."""
+
+    answer: str
+    count: int
+    texts: list[int]
+
+
+class VoteResult(Stored):
+    """How the texts of a job voted. Those that failed, were cut by a limit, or say no answer have no vote."""
+
+    answer: str | None = Field(
+        default=None,
+        description="Of most texts; of answers with equally many, that of the text with the lowest "
+        "index. None: no text has one.",
+    )
+    winner: int | None = Field(
+        default=None,
+        description="The first choice with that answer; the result's text is its.",
+    )
+    answers: list[VotedAnswer] = Field(description="The winner first.")
+    cancelled: list[int] = Field(
+        description="Choices that were cut off because they could not change the answer any more."
+    )
+
+
 class JobError(Stored):
     code: str
     message: str
@@ -107,6 +133,11 @@ class Receipt(Stored):
     run_ms: float = Field(description="From claim to the last token.")
     prompt_truncated: bool = False
     adapter: str | None = None
+    saved_tokens: int | None = Field(
+        default=None,
+        description="About how many tokens were not generated since a vote was decided before: by how "
+        "much the cancelled texts are shorter than the others on average.",
+    )
 
 
 class JobResult(Stored):
@@ -127,8 +158,10 @@ class JobResult(Stored):
     )
     choices: list[Choice] | None = Field(
         default=None,
-        description="All texts, in order, when n is above 1; text is the first of them.",
+        description="All texts, in order, when n is above 1; text is the first of them, or the one that "
+        "won the vote.",
     )
+    vote: VoteResult | None = None
     usage: Usage | None = None
     error: JobError | None = None
     metadata: dict[str, str] = Field(default_factory=dict)

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt,
 
 from millpond.messages.constraints import Choices, Constraint, ConstraintText, ResponseFormat
 from millpond.messages.fields import CHECKED, Frozen, TokenId
+from millpond.messages.votes import MIN_VOTING_TEXTS, VoteKind, VotePattern
 
 MAX_OUTPUT_TOKENS = 131_072
 MAX_STOP_STRINGS = 16
@@ -50,6 +51,16 @@ class SamplingParams(Frozen):
 
     n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] = Field(
         default=1, description="How many texts to write, each with a seed of its own."
+    )
+    vote: VoteKind | None = Field(
+        default=None,
+        description="Let the n texts vote: by what the last \\boxed{...} holds, by the first group of the "
+        "last match of vote_pattern, or by the exact text. The rest are cancelled as soon as they cannot "
+        "change the answer.",
+    )
+    vote_pattern: VotePattern | None = Field(
+        default=None,
+        description="Of a vote by regex: a regular expression of RE2, with a group around the answer.",
     )
     max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
     max_reasoning_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = Field(
@@ -139,6 +150,14 @@ class SamplingParams(Frozen):
         for name, set_ in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens > 0)):
             if given and set_:
                 raise ValueError(f"{name}: cannot be combined with {given[0]}, which ends the text")
+        return self
+
+    @model_validator(mode="after")
+    def _vote_of_several(self) -> Self:
+        if self.vote is not None and self.n < MIN_VOTING_TEXTS:
+            raise ValueError(f"n: {self.n} text cannot vote; at least {MIN_VOTING_TEXTS}")
+        if (self.vote is VoteKind.REGEX) != (self.vote_pattern is not None):
+            raise ValueError("vote_pattern: belongs to a vote by regex, which needs one")
         return self
 
     @model_validator(mode="after")

@@ -4,15 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from millpond.errors import MillpondError
-from millpond.messages import Choice, FinishReason, GeneratedToken, JobResult
+from millpond.messages import Choice, GeneratedToken, JobResult, VoteResult
 from millpond.openai import logprobs as openai_logprobs
-
-# OpenAI's words, and ours for a row that repeats itself: only a job with loop_repeats can end so.
-FINISH_REASONS = {
-    FinishReason.STOP: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.LOOP: "loop",
-}
 
 
 def numbered(result: JobResult, first: int) -> list[Choice]:
@@ -37,11 +30,15 @@ def completion(
 ) -> dict[str, Any]:
     """The complete response to a request: the results of its prompts, in their order, all succeeded.
 
-    ``prompt_token_ids``, if asked for, is one list, or with several prompts a list of lists.
+    ``prompt_token_ids``, if asked for, is one list, or with several prompts a list of lists. So is ``vote``,
+    whose winning text comes first.
     """
     choices: list[Choice] = []
+    votes: list[dict[str, Any]] = []
     for result in results:
-        choices += numbered(result, len(choices))
+        if result.vote is not None:
+            votes.append(_vote(result.vote, len(choices)))
+        choices += _winner_first(numbered(result, len(choices)), result.vote)
     body: dict[str, Any] = {
         "id": completion_id(results[0].id, chat=chat),
         "object": "chat.completion" if chat else "text_completion",
@@ -53,7 +50,28 @@ def completion(
     read = [result.prompt_token_ids for result in results if result.prompt_token_ids is not None]
     if read:
         body["prompt_token_ids"] = read if len(read) > 1 else read[0]
+    if votes:
+        body["vote"] = votes if len(votes) > 1 else votes[0]
     return body
+
+
+def _winner_first(choices: list[Choice], vote: VoteResult | None) -> list[Choice]:
+    """The text that won the vote, then the others in order. Each keeps its index."""
+    if vote is None or vote.winner is None:
+        return choices
+    winner = choices[vote.winner]
+    return [winner, *(choice for choice in choices if choice is not winner)]
+
+
+def _vote(vote: VoteResult, first: int) -> dict[str, Any]:
+    """With the choices numbered from ``first``, as `numbered` has them."""
+    shape = vote.model_dump()
+    if vote.winner is not None:
+        shape["winner"] = first + vote.winner
+    shape["cancelled"] = [first + index for index in vote.cancelled]
+    for answer in shape["answers"]:
+        answer["texts"] = [first + index for index in answer["texts"]]
+    return shape
 
 
 def completion_id(job_id: str, *, chat: bool) -> str:
@@ -79,7 +97,7 @@ def usage_of(results: Sequence[JobResult]) -> dict[str, Any]:
 def _choice(choice: Choice, *, chat: bool) -> dict[str, Any]:
     shape: dict[str, Any] = {
         "index": choice.index,
-        "finish_reason": FINISH_REASONS[choice.finish_reason],
+        "finish_reason": choice.finish_reason.value,
         "logprobs": _logprobs(choice.logprobs, chat=chat),
     }
     if chat:
@@ -131,15 +149,23 @@ class Chunks:
         return self._of({**self._delta(index, ""), "delta": {"reasoning_content": text}})
 
     def end(self, choice: Choice) -> dict[str, Any]:
-        """The last chunk of a choice, with all its log-probabilities."""
+        """The last chunk of a choice, with all its log-probabilities.
+
+        Finish reasons are OpenAI's words, and three more: loop of jobs with loop_repeats, and of the texts of
+        a vote cancelled and error.
+        """
         shape = self._delta(choice.index, "")
         if self._chat:
             shape["delta"] = {}
-        shape["finish_reason"] = FINISH_REASONS[choice.finish_reason]
+        shape["finish_reason"] = choice.finish_reason.value
         shape["logprobs"] = _logprobs(choice.logprobs, chat=self._chat)
         if choice.token_ids is not None:
             shape["token_ids"] = choice.token_ids
         return self._of(shape)
+
+    def vote(self, vote: VoteResult, first: int) -> dict[str, Any]:
+        """Of the job whose choices begin with number ``first``, once all of them have ended."""
+        return {**self._head, "choices": [], "vote": _vote(vote, first)}
 
     def usage(self, results: Sequence[JobResult]) -> dict[str, Any]:
         return {**self._head, "choices": [], "usage": usage_of(results)}

@@ -330,13 +330,15 @@ def _lengths(result: JobResult) -> list[Arg]:
     """For `complete.lua`: tokens to charge to the tenant, and an output length to learn from.
 
     A job that never became a row is charged nothing; only jobs that succeed are learnt from. A job with
-    several texts counts with their mean length, since a prediction is for one text.
+    several texts counts with their mean length, since a prediction is for one text. Where some were cancelled
+    after a vote, that mean would be too small.
     """
     if result.usage is None:
         return [0, "", ""]
     output = result.usage.completion_tokens
     served = result.usage.prompt_tokens + output
-    if result.status is not JobStatus.SUCCEEDED or output < 1:
+    cut = result.vote is not None and bool(result.vote.cancelled)
+    if result.status is not JobStatus.SUCCEEDED or output < 1 or cut:
         return [served, "", ""]
     output = max(1, output // len(result.choices or [result]))
     return [served, output, "1" if result.finish_reason is FinishReason.LENGTH else "0"]

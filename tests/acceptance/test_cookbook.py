@@ -37,6 +37,7 @@ EXPECTED = {
     "Priorities": r"succeeded with others still to do: True\n",
     "Cancel": r"cancelled True\n",
     "A deadline": r"expired\ndeadline_exceeded\n",
+    "A vote": r'\["\w+",[1-8]\]\n',
 }
 
 
@@ -177,9 +178,9 @@ def test_the_page_shows_what_a_recipe_prints(title: str) -> None:
     assert re.fullmatch(EXPECTED[title], shown, re.DOTALL)
 
 
-def test_there_are_twelve() -> None:
+def test_there_are_thirteen() -> None:
     assert list(RECIPES) == list(EXPECTED)
-    assert len(RECIPES) == 12
+    assert len(RECIPES) == 13
 
 
 def _install_redis(folder: Path) -> None:

@@ -63,6 +63,27 @@ def test_capacity_counts_rows_and_reserved_tokens(engine: Engine) -> None:
     assert before.free_tokens - after.free_tokens == 30
 
 
+def test_the_texts_of_a_prompt_can_be_cut_one_by_one(build: Build) -> None:
+    """As a vote does when it is decided: the others are those that they would have been."""
+    engine = build(slots=4, kv_tokens=None)
+    texts = [
+        request(f"t{i}", "same", seed=i, temperature=1.0, max_tokens=8 + 100 * (i % 2))
+        for i in range(4)
+    ]
+    whole = run(engine, *texts)
+    assert engine.admit(texts) == []
+    rows = Rows()
+    while "t0" not in rows.finished:
+        rows.take(engine)
+    engine.cancel(["t1"])
+    while engine.num_rows:
+        rows.take(engine)
+    assert rows.finished["t1"].reason is FinishReason.CANCELLED
+    assert whole["t1"].text.startswith(rows.finished["t1"].text)
+    for id in ("t0", "t2", "t3"):
+        assert same_row(rows.finished[id], whole[id])
+
+
 def test_a_cancelled_row_ends_at_the_next_step_waiting_or_running(build: Build) -> None:
     engine = build(slots=3)
     rows = Rows()

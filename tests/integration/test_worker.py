@@ -63,12 +63,13 @@ class Bench:
         id: str = "w1",
         rebuilt: SimulatedConfig | None = None,
         slots: int = SLOTS,
+        kv_tokens: int | None = None,
         options: dict[str, Any] | None = None,
         tokenizer: ByteTokenizer | None = None,
     ) -> AsyncIterator[tuple[Worker, "asyncio.Task[bool]"]]:
         preset = PRESETS["simulated"]
         tokenizer = tokenizer or ByteTokenizer()
-        config = EngineConfig("simulated", None, preset, slots=slots)
+        config = EngineConfig("simulated", None, preset, slots=slots, kv_tokens=kv_tokens)
         simulated = simulated or SimulatedConfig(costs=PACED)
         builds = itertools.chain([simulated], itertools.repeat(rebuilt or simulated))
         worker = Worker(

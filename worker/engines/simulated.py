@@ -22,6 +22,7 @@ from worker.engines.base import (
     GenerationRequest,
     Rejection,
     RejectionCode,
+    Sampling,
     TokenLogprobs,
 )
 from worker.engines.scheduling.matcher import Matcher
@@ -79,11 +80,13 @@ class SimulatedFaults:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedConfig:
-    """``tokens_per_step`` makes large loads cheap: each decode step gives each row so many."""
+    """``tokens_per_step`` makes large loads cheap: each decode step gives each row so many. ``write`` makes
+    up the text of a row, from the prompt's tokens and the sampling, where it matters what is said."""
 
     costs: SimulatedCosts = SimulatedCosts()
     faults: SimulatedFaults = SimulatedFaults()
     tokens_per_step: int = 1
+    write: Callable[[Sequence[int], Sampling], bytes] | None = None
     sleep: Callable[[float], None] = time.sleep
 
 
@@ -245,6 +248,8 @@ class SimulatedEngine:
             return b"mill " * row.sampling.max_tokens
         if faults.echo_marker is not None and self._contains(prompt, faults.echo_marker):
             return self._tokenizer.decode(list(prompt)).split(faults.echo_marker)[1].encode()
+        if self._simulated.write is not None:
+            return self._simulated.write(prompt, row.sampling)
         return _plan(row)
 
     def _contains(self, prompt_token_ids: Iterable[int], marker: str) -> bool:

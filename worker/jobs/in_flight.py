@@ -24,6 +24,8 @@ from worker.engines.base import (
     Sampling,
 )
 from worker.jobs.job_state import STOPPED_STATES, JobState, RowState
+from worker.voting.answers import answer_finder
+from worker.voting.vote import Vote
 
 
 @dataclass(slots=True)
@@ -47,6 +49,7 @@ class JobRow:
     state: RowState = RowState.WAITING
     num_tokens: int = 0  # generated so far
     finished: Finished | None = None  # set once it has ended
+    spared: bool = False  # it is cancelled, since it cannot change the vote
     written_s: float = 0.0  # when text of it was last written
     text: StreamedPart = field(init=False)
     reasoning: StreamedPart = field(init=False)
@@ -61,6 +64,9 @@ class JobRow:
 
     def end(self, finished: Finished) -> None:
         self.state, self.finished = RowState.ENDED, finished
+        if self.job.vote is not None:
+            whole = finished.reason is FinishReason.STOP
+            self.job.vote.ended(self.index, finished.text if whole else None)
 
 
 @dataclass(slots=True)
@@ -81,6 +87,8 @@ class InFlightJob:
     ended_s: float | None = None
     # Why the engine does not take it.
     rejection: Rejection | None = None
+    # If its texts vote.
+    vote: Vote | None = None
     _prepared: tuple[JobRequest, PreparedPrompt, Grammar | None] | None = None
 
     def prepared(
@@ -89,6 +97,8 @@ class InFlightJob:
         """Its request is read, its prompt tokenized, its constraint compiled: it has rows now."""
         self._prepared = request, prompt, grammar
         self.rows = [JobRow(self, index) for index in range(request.n)]
+        if request.vote is not None:
+            self.vote = Vote(answer_finder(request.vote, request.vote_pattern), request.n)
 
     @property
     def request(self) -> JobRequest:
@@ -164,8 +174,15 @@ class InFlightJob:
         return len(self.ends) == len(self.rows) > 0
 
     @property
+    def undecided(self) -> bool:
+        """Whether the texts that have not ended matter to its result."""
+        return self.vote is None or not self.vote.decided
+
+    @property
     def retryable(self) -> bool:
         """Whether it failed, once it is `done`, and another attempt may not."""
+        if self.vote is not None and self.vote.winner is not None:
+            return False
         errors = [end for end in self.ends if end.reason is FinishReason.ERROR]
         return bool(errors) and all(end.retryable for end in errors)
 

@@ -206,11 +206,12 @@ class JobTable:
     async def give_up_rows(self, message: str) -> None:
         """The engine and all its rows are gone: return their jobs as suspects.
 
-        Those that were to be cancelled, or are late, end. Raises QueueUnavailableError; then the end of
-        the leases does the same.
+        Those that were to be cancelled, are late, or have decided their vote, end. Raises
+        QueueUnavailableError; then the end of the leases does the same.
         """
         self._num_rows = 0
-        for row in [row for job in self.in_flight if job.stopped for row in job.rows]:
+        over = [job for job in self.in_flight if job.stopped or any(r.spared for r in job.rows)]
+        for row in [row for job in over for row in job.rows]:
             if row.state is not RowState.ENDED:
                 self._finish(row, never_run(row))
         await self.committer.settled()
@@ -254,7 +255,7 @@ class JobTable:
             self._admission.add([job])
 
     def _end_waiting(self, job: InFlightJob) -> None:
-        """End those rows of a stopped job that the engine has not received."""
+        """End those rows of a job that the engine has not received and is not to have."""
         for row in job.waiting:
             self._finish(row, never_run(row))
 
@@ -262,12 +263,24 @@ class JobTable:
         row.end(finished)
         job = row.job
         if not job.done:
+            self._spare_rest(job)
             return
         if job.state is JobState.LOST:
             self._forget(job)
         else:
             result = result_of(job, self._worker_id, self._engine_info(), self._tokenizer)
             self._end(job, result, retry=job.retryable)
+
+    def _spare_rest(self, job: InFlightJob) -> None:
+        """End the texts that can no longer change their job's vote."""
+        if job.stopped or job.undecided:
+            return
+        job.state = JobState.RUNNING
+        rest = [row for row in job.rows if row.finished is None and not row.spared]
+        for row in rest:
+            row.spared = True
+        self._to_cancel += [row.row for row in rest if row.state is RowState.RUNNING]
+        self._end_waiting(job)
 
     def _end(self, job: InFlightJob, result: JobResult, *, retry: bool = False) -> None:
         job.state = JobState.ENDED

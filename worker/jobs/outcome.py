@@ -16,11 +16,13 @@ from millpond.messages import (
     Receipt,
     TokenLogprob,
     Usage,
+    VotedAnswer,
+    VoteResult,
 )
 from millpond.models.tokenization import Tokenizer
 from millpond.queue.claims import ClaimedJob
 from worker.engines.base import EngineInfo, Finished
-from worker.jobs.in_flight import InFlightJob
+from worker.jobs.in_flight import InFlightJob, JobRow
 from worker.jobs.job_state import JobState
 
 # JSON has no minus infinity; OpenAI writes this for a token that cannot be.
@@ -41,15 +43,16 @@ def result_of(job: InFlightJob, worker: str, info: EngineInfo, tokenizer: Tokeni
         return failure(job.claimed, code, message, job.request)
     request, ends = job.request, job.ends
     choices = [_choice(job, i, end, tokenizer) for i, end in enumerate(ends)]
-    first, stats, usage = choices[0], ends[0].stats, ends[0].usage
-    # One that went wrong speaks for the job.
-    worst = next((end for end in ends if end.reason in _NOT_SUCCEEDED), ends[0])
-    status, error = _outcome(job, worst)
+    vote = _vote_of(job)
+    shown = 0 if vote is None or vote.winner is None else vote.winner
+    first, stats, usage = choices[shown], ends[shown].stats, ends[shown].usage
+    speaker = _speaker(job, vote) or ends[shown]
+    status, error = _outcome(job, speaker)
     if not any(end.stats.group_rows for end in ends):
         return JobResult(
             id=job.id,
             status=status,
-            finish_reason=worst.reason,
+            finish_reason=speaker.reason,
             error=error,
             metadata=request.metadata,
         )
@@ -57,7 +60,7 @@ def result_of(job: InFlightJob, worker: str, info: EngineInfo, tokenizer: Tokeni
     return JobResult(
         id=job.id,
         status=status,
-        finish_reason=worst.reason,
+        finish_reason=speaker.reason,
         text=first.text,
         reasoning_content=first.reasoning_content,
         token_ids=first.token_ids,
@@ -66,6 +69,7 @@ def result_of(job: InFlightJob, worker: str, info: EngineInfo, tokenizer: Tokeni
         else None,
         logprobs=first.logprobs,
         choices=choices if len(choices) > 1 else None,
+        vote=vote,
         usage=Usage(
             prompt_tokens=usage.prompt if usage else len(job.prompt.token_ids),
             completion_tokens=sum(end.completion_tokens for end in ends),
@@ -91,8 +95,62 @@ def result_of(job: InFlightJob, worker: str, info: EngineInfo, tokenizer: Tokeni
             run_ms=_ms_since(job.claimed_s, time.monotonic()),
             prompt_truncated=job.prompt.truncated,
             adapter=request.adapter,
+            saved_tokens=_saved_tokens(job),
         ),
     )
+
+
+def _speaker(job: InFlightJob, vote: VoteResult | None) -> Finished | None:
+    """The row that went wrong and whose end is that of the whole job, if there is one.
+
+    A vote that has a winner can do without the texts that failed, and those that it made superfluous were
+    not cancelled by the client.
+    """
+    wrong = [
+        row.finished
+        for row in job.rows
+        if row.finished is not None and row.finished.reason in _NOT_SUCCEEDED and not row.spared
+    ]
+    if vote is not None and vote.winner is not None:
+        wrong = [end for end in wrong if end.reason is FinishReason.CANCELLED]
+    return next(iter(wrong), None)
+
+
+def _vote_of(job: InFlightJob) -> VoteResult | None:
+    if job.vote is None:
+        return None
+    winner = job.vote.winner
+    return VoteResult(
+        answer=None if winner is None else winner.answer,
+        winner=None if winner is None else winner.texts[0],
+        answers=[
+            VotedAnswer(answer=one.answer, count=len(one.texts), texts=one.texts)
+            for one in job.vote.standings
+        ],
+        cancelled=[row.index for row in _superfluous(job)],
+    )
+
+
+def _saved_tokens(job: InFlightJob) -> int | None:
+    """By how much the texts that the vote made superfluous are shorter than the others on average."""
+    spared = _superfluous(job)
+    if not spared:
+        return None
+    whole = [
+        row.finished.completion_tokens for row in job.rows if row.finished and row not in spared
+    ]
+    mean = sum(whole) / len(whole)
+    written = [row.finished.completion_tokens for row in spared if row.finished]
+    return round(sum(max(0.0, mean - tokens) for tokens in written))
+
+
+def _superfluous(job: InFlightJob) -> list[JobRow]:
+    """Those that ended by themselves in the step in which they were to be cancelled are none."""
+    return [
+        row
+        for row in job.rows
+        if row.spared and row.finished and row.finished.reason is FinishReason.CANCELLED
+    ]
 
 
 def _choice(job: InFlightJob, index: int, finished: Finished, tokenizer: Tokenizer) -> Choice:

@@ -118,6 +118,11 @@ const ENDS = {
   error: "an error ended it",
 };
 
+function inVotes({ vote, choices }) {
+  if (vote.winner == null) return "no text has an answer";
+  return `${vote.answer}, by ${vote.answers[0].count} of ${plural(choices.length, "text")}`;
+}
+
 /** How the answer was made. */
 export function Receipt({ result }) {
   const { receipt, usage } = result;
@@ -134,6 +139,7 @@ export function Receipt({ result }) {
     ["Window", plural(receipt.window_jobs, "job")],
     ["Batch", `${plural(receipt.batch_rows, "row")} on average`],
     ["Seed", String(receipt.seed)],
+    result.vote && ["Vote", inVotes(result)],
     ["Ended", ENDS[result.finish_reason] ?? result.finish_reason],
     ["Model", [receipt.model, receipt.adapter].filter(Boolean).join(" + ")],
     ["Computed by", [receipt.backend, receipt.dtype].filter((w) => w && w !== "none").join(", ")],

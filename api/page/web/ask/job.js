@@ -39,6 +39,8 @@ async function follow(id, set, signal) {
       if (type === "started") {
         started = true;
         set({ phase: "running", broken: false });
+      } else if (data.index > 0) {
+        // Of several texts the first is shown as it grows.
       } else if (type === "delta") {
         text.add(data);
       } else if (type === "reasoning") {

@@ -1,0 +1,1 @@
+"""Which answer of several texts wins, and when that is certain. Pure."""
