@@ -9,9 +9,9 @@ import numpy as np
 
 from tests.emulation.image import Image
 from worker.engines.native import structs
-from worker.engines.native.pages import PAGE_TOKENS
 from worker.engines.native.runner import SPARE_ROWS
 from worker.engines.native.weights import PANEL, NativeModel
+from worker.engines.paging.pages import PAGE_TOKENS
 
 _FORWARD, _SAMPLE = 0, 1
 _TIMEOUT_S = 60

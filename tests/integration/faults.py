@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _NUMPY_MODULES = (
-    "worker.engines.native.pages.np",
+    "worker.engines.paging.pages.np",
     "worker.engines.native.runner.np",
     "worker.engines.sampling.sampling.np",
 )

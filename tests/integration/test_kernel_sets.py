@@ -15,8 +15,8 @@ from worker.engines.base import EngineConfig
 from worker.engines.model import loading, self_check
 from worker.engines.model.backend import prefill
 from worker.engines.native.kernel_sets import KERNEL_SETS, cpu_features, machine, usable_sets
-from worker.engines.native.pages import PagedCache
 from worker.engines.native.runner import NativeRunner
+from worker.engines.paging.pages import PagedCache
 from worker.engines.scheduling.row import Row
 
 USABLE = [kernels.name for kernels in usable_sets(machine(), cpu_features())]

@@ -23,7 +23,7 @@ from worker.engines.model.engine import TransformersEngine
 from worker.engines.model.loading import LoadedModel
 from worker.engines.native.compiling import NoKernelsError
 from worker.engines.native.library import load_library
-from worker.engines.native.pages import PagedCache
+from worker.engines.paging.pages import PagedCache
 
 PRESET = Preset(name="tiny", source="", context_tokens=exact.CONTEXT_TOKENS)
 PHI = {"phi": lambda: tf.PhiForCausalLM(tf.PhiConfig(**exact.COMMON))}

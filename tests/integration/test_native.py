@@ -21,8 +21,8 @@ from worker.engines.model.engine import TransformersEngine
 from worker.engines.native import compiling
 from worker.engines.native.compiling import NoKernelsError
 from worker.engines.native.library import load_library
-from worker.engines.native.pages import PAGE_TOKENS, PagedCache
 from worker.engines.native.runner import NativeRunner
+from worker.engines.paging.pages import PAGE_TOKENS, PagedCache
 from worker.engines.scheduling.prefill import Chunk
 from worker.engines.scheduling.row import Row
 

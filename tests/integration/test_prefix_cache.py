@@ -8,7 +8,7 @@ from millpond.messages import FinishReason
 from tests.integration import test_native as tiny
 from worker.engines.base import Finished, GenerationRequest
 from worker.engines.model.engine import TransformersEngine
-from worker.engines.native.pages import PAGE_TOKENS
+from worker.engines.paging.pages import PAGE_TOKENS
 from worker.engines.scheduling.prefill import Chunk
 
 kernels, load = tiny.kernels, tiny.load

@@ -20,8 +20,8 @@ from worker.engines.model.loading import LoadedModel
 from worker.engines.model.probe_text import probe_tokens
 from worker.engines.native.compiling import NoKernelsError
 from worker.engines.native.library import load_library
-from worker.engines.native.pages import PagedCache
 from worker.engines.native.smoothing import ChannelPeaks
+from worker.engines.paging.pages import PagedCache
 from worker.engines.scheduling.prefill import Chunk, cut_chunks
 from worker.engines.torch import attention, replay
 

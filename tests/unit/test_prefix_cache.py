@@ -5,7 +5,7 @@ from collections import Counter
 
 from millpond.models.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.native.prefix_cache import PageKeys, PrefixCache
+from worker.engines.paging.prefix_cache import PageKeys, PrefixCache
 from worker.engines.scheduling.row import Row
 
 

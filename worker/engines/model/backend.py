@@ -7,9 +7,9 @@ from millpond.models.memory_plan import PREFILL_TOKENS
 from millpond.models.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
 from worker.engines.model.loading import LoadedModel
-from worker.engines.native.pages import PagedCache
 from worker.engines.native.runner import NativeRunner
 from worker.engines.native.sampler import NativeSampler
+from worker.engines.paging.pages import PagedCache
 from worker.engines.sampling.sampling import Output, Sampler, torch_sampler
 from worker.engines.scheduling.prefill import Chunk, cut_chunks
 from worker.engines.scheduling.row import Row

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from worker.engines.native.library import Library
-from worker.engines.native.pages import PAGE_TOKENS
 from worker.engines.native.weights import NativeModel, Weights
+from worker.engines.paging.pages import PAGE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import torch
 from worker.engines.native import structs
 from worker.engines.native.library import Library
 from worker.engines.native.logits import LogitsBuffer
-from worker.engines.native.pages import PagedCache
 from worker.engines.native.weights import PANEL, NativeModel
+from worker.engines.paging.pages import PagedCache
 from worker.engines.sampling.sampling import Output
 from worker.engines.scheduling.prefill import Chunk
 from worker.engines.scheduling.row import Row

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from worker.engines.native.prefix_cache import PageKeys, PrefixCache
+from worker.engines.paging.prefix_cache import PageKeys, PrefixCache
 from worker.engines.scheduling.row import Row
 
 PAGE_TOKENS = 64
