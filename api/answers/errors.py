@@ -103,6 +103,17 @@ class BodyTooLargeError(MillpondError):
         self.faults = [Fault(field, f"is longer than {limit} bytes", limit)]
 
 
+class RangeNotSatisfiableError(MillpondError):
+    """The range begins where the file ends, or behind it. A growing file may have it later."""
+
+    code = "range_not_satisfiable"
+    http_status = 416
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"Range: the file has {size} bytes")
+        self.size = size
+
+
 class UnauthenticatedError(MillpondError):
     """One answer for every kind of bad key, so that it does not reveal which keys exist."""
 

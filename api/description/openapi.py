@@ -120,6 +120,7 @@ _EXAMPLES: dict[str, tuple[int, dict[str, Any]]] = {
         404,
         {"detail": "file_id: no file 'file-1': the id is unknown, or it was deleted"},
     ),
+    "range_not_satisfiable": (416, {"detail": "Range: the file has 5120 bytes"}),
     "file_in_use": (
         409,
         {

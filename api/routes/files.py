@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api.access.tenancy import Reader, Submitter
 from api.answers.batch_schemas import FileDeleted, FileList, FileObject
-from api.answers.openai_errors import OpenAIRoute
+from api.answers.errors import RangeNotSatisfiableError
+from api.answers.openai_errors import OpenAIRoute, error_response
 from api.description import examples
 from api.description.openapi import KEY_PROBLEMS, answer, openai_problems
+from api.requests.byte_range import byte_range
 from api.requests.uploads import FORM, keep_upload
 from api.services import Api
 from millpond.batches.files import FileRecord
@@ -102,7 +104,7 @@ async def show_file(api: Api, caller: Reader, file_id: str) -> Response:
     summary="Read a file",
     responses={
         200: {
-            "description": "The lines; of the output of a running batch, those that there are",
+            "description": "The lines; of the output of a running batch, those that there are so far",
             "content": {"application/jsonl": {"example": examples.OUTPUT_LINE}},
             "headers": {
                 "X-Incomplete": {
@@ -115,18 +117,53 @@ async def show_file(api: Api, caller: Reader, file_id: str) -> Response:
                 },
             },
         },
-        **openai_problems("file_not_found", "storage_unavailable", *KEY_PROBLEMS),
+        206: {
+            "description": "With `Range: bytes=FIRST-`: the bytes from there on. An output only grows, so a "
+            "reader that follows it need not read anything twice",
+            "content": {"application/jsonl": {"example": examples.OUTPUT_LINE}},
+            "headers": {
+                "Content-Range": {
+                    "description": "Which bytes, of how many so far",
+                    "schema": {"type": "string"},
+                }
+            },
+        },
+        **openai_problems(
+            "file_not_found", "range_not_satisfiable", "storage_unavailable", *KEY_PROBLEMS
+        ),
     },
 )
-async def read_file(api: Api, caller: Reader, file_id: str) -> Response:
+async def read_file(
+    api: Api,
+    caller: Reader,
+    file_id: str,
+    range_: Annotated[
+        str | None,
+        Header(alias="Range", description="One range of bytes; anything else reads it all."),
+    ] = None,
+    if_range: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> Response:
     """While its batch runs, an output grows: `X-Incomplete` says so, and `X-Rows` how far it is."""
     file = await api.files.get(file_id, caller.tenant)
     parts = await api.files.parts(file.id)
-    headers = {"Content-Length": str(sum(num_bytes for _, num_bytes in parts))}
-    headers |= _progress(file)
-    names = [name for name, _ in parts]
+    size = sum(num_bytes for _, num_bytes in parts)
+    headers = {"Accept-Ranges": "bytes", **_progress(file)}
+    try:
+        # Files have no validator here, so that of an If-Range cannot be the right one.
+        wanted = byte_range(range_ if if_range is None else None, size)
+    except RangeNotSatisfiableError as error:
+        refusal = error_response(error)
+        refusal.headers.update({"Content-Range": f"bytes */{size}", **headers})
+        return refusal
+    begin, end = wanted or (0, size)
+    headers["Content-Length"] = str(end - begin)
+    if wanted is not None:
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
     return StreamingResponse(
-        api.storage.blocks(names), headers=headers, media_type="application/jsonl"
+        api.storage.span(parts, begin, end),
+        status_code=200 if wanted is None else 206,
+        headers=headers,
+        media_type="application/jsonl",
     )
 
 

@@ -58,6 +58,22 @@ class Storage:
                 while block := file.read(READ_BYTES):
                     yield block
 
+    def span(self, parts: Iterable[tuple[str, int]], begin: int, end: int) -> Iterator[bytes]:
+        """Of the bytes of these objects, one behind the other, those from ``begin`` up to ``end``.
+
+        ``parts`` are names with their sizes.
+        """
+        start = 0
+        for name, num_bytes in parts:
+            left = min(end, start + num_bytes) - max(begin, start)
+            if left > 0:
+                with self.open(name) as file:
+                    file.seek(max(0, begin - start))
+                    while left > 0 and (block := file.read(min(left, READ_BYTES))):
+                        left -= len(block)
+                        yield block
+            start += num_bytes
+
     def remove(self, names: Iterable[str]) -> None:
         """Those that are not there are removed already."""
         with _raising_unavailable():

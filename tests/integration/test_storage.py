@@ -40,6 +40,10 @@ def test_objects_come_and_go(storage: Storage) -> None:
     storage.write("a", b"one\n")
     storage.write("b", b"two\n")
     assert b"".join(storage.blocks(["b", "a"])) == b"two\none\n"
+    parts = [("b", 4), ("a", 4)]
+    assert b"".join(storage.span(parts, 0, 8)) == b"two\none\n"
+    assert b"".join(storage.span(parts, 2, 6)) == b"o\non"
+    assert b"".join(storage.span(parts, 5, 6)) == b"n"
     storage.write("a", b"another\n")
     assert storage.read("a") == b"another\n"
     storage.remove(["a", "never-written"])

@@ -13,7 +13,7 @@ def rows(page: Page) -> list[tuple[str, str]]:
     """What was asked and what was answered, of each row shown."""
     found = page.get_by_label("Requests and answers").get_by_role("listitem")
     return [
-        (row.locator(".asked").inner_text(), row.locator("p.answered").inner_text())
+        (row.locator(".asked").inner_text(), row.locator(".answered").inner_text())
         for row in found.all()
     ]
 
@@ -126,3 +126,34 @@ def test_a_batch_is_cancelled(simulated: Server, visit: Visit) -> None:
     expect(page.get_by_role("status")).to_contain_text("Running", timeout=60_000)
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("status")).to_contain_text("Cancelled", timeout=60_000)
+
+
+def test_a_growing_output_is_read_once(simulated: Server, visit: Visit) -> None:
+    """Each look asks for what is new: of 50,000 long answers, all of it each second would be too much."""
+    page = visit(simulated).open("#/many")
+    received: dict[str, list[int]] = {}
+    page.on(
+        "response",
+        lambda answer: (
+            received.setdefault(answer.url, []).append(int(answer.headers["content-length"]))
+            if answer.url.endswith("/content")
+            else None
+        ),
+    )
+    page.get_by_role("textbox", name="List of prompts").fill(
+        "\n".join(f"Say something long, {i} times" for i in range(64))
+    )
+    page.get_by_label("Longest answer, in tokens").fill("600")
+    page.get_by_role("button", name="Run 64 requests").click()
+    expect(page.get_by_role("status")).to_contain_text("Completed", timeout=60_000)
+    expect(page.get_by_role("status")).to_contain_text("64 of 64 answered")
+    batch = simulated.http.get(f"/v1/batches/{page.url.rpartition('/')[2]}").json()
+    output = f"/v1/files/{batch['output_file_id']}"
+    [looks] = [sizes for url, sizes in received.items() if output in url]
+    assert len(looks) > 1
+    assert sum(looks) == simulated.http.get(output).json()["bytes"]
+    hidden = "(text) => text.scrollHeight - text.clientHeight"
+    assert page.locator(".cut").first.evaluate(hidden) > 0
+    page.get_by_role("button", name="Show all").first.click()
+    whole = page.get_by_role("button", name="Show less").locator("xpath=preceding-sibling::p")
+    assert whole.evaluate(hidden) == 0

@@ -45,6 +45,13 @@ async def test_a_file_comes_and_goes(
     assert made.expires_at == made.created_at + 3_600
     assert await client.files.retrieve(made.id) == made
     assert (await client.files.content(made.id)).content == LINE
+    part = await client.files.content(made.id, extra_headers={"Range": "bytes=5-"})
+    assert (part.response.status_code, part.content) == (206, LINE[5:])
+    assert part.response.headers["Content-Range"] == f"bytes 5-{len(LINE) - 1}/{len(LINE)}"
+    with pytest.raises(openai.APIStatusError) as behind:
+        await client.files.content(made.id, extra_headers={"Range": f"bytes={len(LINE)}-"})
+    assert (behind.value.status_code, behind.value.code) == (416, "range_not_satisfiable")
+    assert behind.value.response.headers["Content-Range"] == f"bytes */{len(LINE)}"
     [stored] = (tmp_path / "files").iterdir()
     assert stored.stat().st_mode & 0o077 == 0 or (tmp_path / "files").stat().st_mode & 0o077 == 0
 

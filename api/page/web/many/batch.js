@@ -25,7 +25,9 @@ export function useBatch(id) {
 
 async function follow(id, set, signal) {
   let asked = null;
-  let answered = -1;
+  const results = new GrowingFile(signal);
+  const errors = new GrowingFile(signal);
+  const answers = new Map();
   while (!signal.aborted) {
     const began = performance.now();
     try {
@@ -36,11 +38,12 @@ async function follow(id, set, signal) {
         set({ requests: asked.map((line) => ({ id: line.custom_id, prompt: promptOf(line) })) });
       }
       const { completed, failed } = batch.request_counts;
-      if (completed + failed !== answered) {
-        const answers = await answersOf(batch, signal);
-        set({ answers });
-        answered = answers.size;
-      }
+      const lines = [
+        ...(await results.more(batch.output_file_id, completed)),
+        ...(await errors.more(batch.error_file_id, failed)),
+      ];
+      for (const line of lines) answers.set(line.custom_id, answerOf(line));
+      if (lines.length) set({ answers: new Map(answers) });
       if (ENDED.has(batch.status)) return;
     } catch (error) {
       if (signal.aborted) return;
@@ -52,19 +55,36 @@ async function follow(id, set, signal) {
   }
 }
 
-async function answersOf(batch, signal) {
-  const answers = new Map();
-  for (const file of [batch.output_file_id, batch.error_file_id].filter(Boolean)) {
-    for (const line of await linesOf(file, signal)) answers.set(line.custom_id, answerOf(line));
+/** A file of the API that only grows, line by line: nothing of it is read twice. */
+class GrowingFile {
+  constructor(signal) {
+    this.signal = signal;
+    this.lines = 0;
+    this.bytes = 0;
   }
-  return answers;
+
+  /** The objects of the lines that came, where the batch says that it has so many by now. */
+  async more(id, lines) {
+    if (!id || lines <= this.lines) return [];
+    const headers = this.bytes ? { Range: `bytes=${this.bytes}-` } : {};
+    let answer;
+    try {
+      answer = await request("GET", `v1/files/${id}/content`, { headers, signal: this.signal });
+    } catch (error) {
+      if (error instanceof Problem && error.status === 416) return []; // not there yet
+      throw error;
+    }
+    const came = await answer.arrayBuffer();
+    this.bytes += came.byteLength;
+    const found = objects(new TextDecoder().decode(came));
+    this.lines += found.length;
+    return found;
+  }
 }
 
-/** The objects of a file's whole lines. */
-async function linesOf(file, signal) {
-  const text = await textOf(file, signal);
-  return text.split("\n").filter((line) => line.trim() !== "").flatMap(parsed);
-}
+const linesOf = async (file, signal) => objects(await textOf(file, signal));
+
+const objects = (text) => text.split("\n").filter((line) => line.trim() !== "").flatMap(parsed);
 
 const parsed = (line) => {
   try {

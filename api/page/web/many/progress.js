@@ -8,6 +8,9 @@ import { saveJsonLines, saveTable } from "./download.js";
 import { Mosaic } from "./mosaic.js";
 
 const PAGE = 50;
+// Longer texts are cut; the style sheet says after how many lines.
+const LONG_CHARS = 480;
+const LONG_LINES = 8;
 const WORDS = {
   validating: "Its lines are being checked",
   in_progress: "Running",
@@ -40,7 +43,7 @@ export function Progress({ id }) {
     <section class="panel progress" aria-label="Progress">
       <p class="status" role="status">
         ${!over && html`<span class="pulse" aria-hidden="true"></span>`}${WORDS[batch.status]}
-        <span class="more">${inNumbers(batch)}</span>
+        ${inNumbers(batch) && html`<span class="more">${inNumbers(batch)}</span>`}
       </p>
       <progress max=${total || 1} value=${completed + failed} aria-label="Answered"></progress>
       <${Mosaic} requests=${requests} answers=${answers} />
@@ -62,6 +65,7 @@ export function Progress({ id }) {
 
 function inNumbers(batch) {
   const { completed, failed, total } = batch.request_counts;
+  if (total === 0) return "";
   const parts = [`${count(completed + failed)} of ${count(total)} answered`];
   if (failed) parts.push(`${count(failed)} failed`);
   if (batch.usage?.output_tokens) parts.push(plural(batch.usage.output_tokens, "token"));
@@ -125,14 +129,31 @@ function Rows({ requests, answers, over }) {
 }
 
 function Row({ id, prompt, answer, over }) {
-  return html`<li class=${answer ? (answer.error ? "failed" : "answered") : "waits"}>
-    <p class="asked"><span>${id}</span>${prompt}</p>
-    <p class="answered">
+  const state = answer ? (answer.error ? "failed" : "answered") : "waits";
+  return html`<li class=${state}>
+    <div class="asked"><span>${id}</span><${Text} text=${prompt} /></div>
+    <div class="answered">
       ${
         answer
-          ? (answer.error ?? (answer.text || html`<i>an empty answer</i>`))
-          : html`<i>${over ? "not answered" : "waits"}</i>`
+          ? html`<${Text} text=${answer.error ?? answer.text} />`
+          : html`<p><i>${over ? "not answered" : "waiting"}</i></p>`
       }
-    </p>
+    </div>
   </li>`;
+}
+
+/** A long one is cut after some lines until somebody wants all of it. */
+function Text({ text }) {
+  const [whole, setWhole] = useState(false);
+  const shown = text.trim();
+  const long = shown.length > LONG_CHARS || shown.split("\n").length > LONG_LINES;
+  return html`
+    <p class=${long && !whole ? "cut" : ""}>${shown || html`<i>empty</i>`}</p>
+    ${
+      long &&
+      html`<button type="button" class="quiet" aria-expanded=${whole ? "true" : "false"} onClick=${() => setWhole(!whole)}>
+        ${whole ? "Show less" : "Show all"}
+      </button>`
+    }
+  `;
 }
