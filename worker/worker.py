@@ -15,7 +15,7 @@ import structlog
 
 from millpond.errors import QueueUnavailableError
 from millpond.logs import outline
-from millpond.messages.worker_rows import WorkerRows
+from millpond.messages.worker_rows import EndedRow, WorkerRows
 from millpond.messages.worker_state import WorkerPhase, WorkerState
 from millpond.models.presets import Preset
 from millpond.models.tokenization import Tokenizer
@@ -92,6 +92,7 @@ class Worker:
         self._stop_now = asyncio.Event()
         self._phase = WorkerPhase.LOADING
         self._rates = Rates(time.monotonic())
+        self._feed = RowsFeed(queue.watch, self._rows_now)
         self._jobs = JobTable(
             queue,
             tokenizer,
@@ -101,7 +102,7 @@ class Worker:
             delta_interval_s=options.delta_interval_s,
             engine_info=lambda: self._info,
             rates=self._rates,
-            observers=[self._metrics, *observers],
+            observers=[self._metrics, self._feed, *observers],
         )
         self._leases = LeaseKeeper(queue, self._jobs, options.heartbeat_s)
         self._turn_times = TurnTimes(options.turn_limit_s)
@@ -111,7 +112,6 @@ class Worker:
             lambda: self._jobs.prompt_tokens,
             tick_s=min(WATCH_EVERY_S, options.turn_limit_s / 10),
         )
-        self._feed = RowsFeed(queue.watch, self._rows_now)
         self._registry = Registry(
             queue, options.worker_id, options.heartbeat_s, self._worker_state, self._feed
         )
@@ -323,11 +323,12 @@ class Worker:
             rates=self._rates.snapshot(time.monotonic()),
         )
 
-    def _rows_now(self) -> WorkerRows:
+    def _rows_now(self, ended: list[EndedRow]) -> WorkerRows:
         return WorkerRows(
             worker=self._options.worker_id,
             slots=0 if self._loaded is None else self._info.slots,
             waiting=self._jobs.num_waiting,
             jobs_total=self._rates.jobs_total,
             rows=rows_of(self._jobs.in_flight),
+            ended=ended,
         )

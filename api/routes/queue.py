@@ -30,7 +30,7 @@ event: queue
 data: {"queue":"default","depth":3,"lanes":{"acme":{"normal":3}},"leases":{"host-71-a9":{"number":64}}}
 
 event: rows
-data: {"worker":"host-71-a9","slots":128,"waiting":0,"rows":[{"job":"k3v...","tokens":12,"max_tokens":256}]}
+data: {"worker":"host-71-a9","slots":128,"rows":[{"job":"k3v...","tokens":12,"max_tokens":256}],"ended":[]}
 """
 
 router = APIRouter(tags=["queue"])

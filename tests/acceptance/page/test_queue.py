@@ -97,3 +97,14 @@ def test_the_real_models_batch(real: Server, visit: Visit) -> None:
     for job in answer["jobs"]:
         state = real.http.get(f"/v1/jobs/{job['id']}?wait=30").json()
         assert state["status"] == "succeeded"
+
+
+def test_rows_that_live_shorter_than_a_look_are_drawn(simulated: Server, visit: Visit) -> None:
+    """The rows are published five times a second; a row of 20 tokens is over in a fifth of that."""
+    page = visit(simulated).open("#/queue")
+    caption = page.locator(".strip figcaption")
+    expect(caption).to_contain_text(re.compile("idle, 16 slots"), timeout=40_000)
+    for _ in range(12):
+        id = simulated.submit("short", max_tokens=20, ignore_eos=True)
+        assert simulated.http.get(f"/v1/jobs/{id}?wait=10").json()["status"] == "succeeded"
+    expect(caption).to_contain_text("12 rows ended in 10 s", timeout=5_000)

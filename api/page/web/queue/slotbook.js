@@ -9,29 +9,30 @@ export class SlotBook {
     this.slots = 0;
     this.waiting = 0;
     this.rows = [];
-    this.ended = 0;
     this.strips = []; // for each strip its bars, oldest first
-    this.running = new Map(); // name of a row -> its bar
+    this.bars = new Map(); // name of a row -> its bar
+    this.running = new Set(); // names of rows that were there the last time
   }
 
   /** What the worker published, at this time. */
-  take({ slots, waiting, rows, jobs_total }, now) {
+  take({ slots, waiting, rows, ended = [] }, now) {
     this.slots = slots;
     this.waiting = waiting;
     this.rows = rows;
-    this.ended = jobs_total;
+    for (const row of ended) this.#end(row, now);
     const there = new Set(rows.map(name));
-    for (const [key, bar] of this.running) {
+    for (const key of this.running) {
       if (!there.has(key)) {
-        bar.to = now;
+        this.bars.get(key).to ??= now;
         this.running.delete(key);
       }
     }
     for (const row of rows) {
-      const bar = this.running.get(name(row)) ?? this.#enter(row, now);
+      const key = name(row);
+      const bar = this.running.has(key) ? this.bars.get(key) : this.#enter(row, now);
+      this.running.add(key);
       if (bar.wrote === null && row.tokens > 0) bar.wrote = now;
       bar.tokens = row.tokens;
-      bar.most = row.max_tokens;
     }
     this.#forget(now - KEPT_MS);
   }
@@ -52,18 +53,44 @@ export class SlotBook {
     return this.strips.flat().filter((bar) => bar.to !== null && bar.to > now - ms).length;
   }
 
-  #enter(row, now) {
-    const free = this.strips.findIndex((bars) => !bars.length || bars.at(-1).to !== null);
-    const strip = free === -1 ? this.strips.push([]) - 1 : free;
-    const bar = { job: row.job, from: now, wrote: null, to: null, tokens: 0, most: 0 };
-    this.strips[strip].push(bar);
-    this.running.set(name(row), bar);
+  /** A row of a job that ended between two messages; it may have been in none of them. */
+  #end(row, now) {
+    const to = now - row.ended_ms_ago;
+    const from = to - row.ran_ms;
+    const bar = this.bars.get(name(row)) ?? this.#enter(row, from);
+    if (bar.to !== null) return; // one of several rows of its job, which ended earlier
+    if (row.first_token_ms !== undefined) bar.wrote ??= Math.min(to, bar.from + row.first_token_ms);
+    bar.to = Math.max(bar.from, to);
+    bar.tokens = row.tokens;
+    this.running.delete(name(row));
+  }
+
+  #enter(row, from) {
+    const bars = this.strips[this.#free(from)];
+    // Clocks and messages are not exact: no bar begins before the one to its left has ended.
+    const bar = { job: row.job, key: name(row), from: Math.max(from, bars.at(-1)?.to ?? 0), wrote: null, to: null, tokens: 0 };
+    bars.push(bar);
+    this.bars.set(bar.key, bar);
     return bar;
+  }
+
+  /** The lowest strip that is free from then on, else a new one; if there is one for each slot, the one
+   * that was left first. */
+  #free(from) {
+    const left = this.strips.map((bars) => (bars.length ? (bars.at(-1).to ?? Infinity) : -Infinity));
+    const free = left.findIndex((to) => to <= from);
+    if (free !== -1) return free;
+    const first = left.indexOf(Math.min(...left));
+    if (left[first] < Infinity && this.strips.length >= this.slots) return first;
+    return this.strips.push([]) - 1;
   }
 
   #forget(before) {
     for (const bars of this.strips) {
-      while (bars.length && bars[0].to !== null && bars[0].to < before) bars.shift();
+      while (bars.length && bars[0].to !== null && bars[0].to < before) {
+        const { key } = bars.shift();
+        if (!this.running.has(key)) this.bars.delete(key);
+      }
     }
     while (this.strips.length && !this.strips.at(-1).length) this.strips.pop();
   }

@@ -1,12 +1,13 @@
 // The batch of each worker, drawn: a strip for each slot, a bar for each row, now at the right edge.
 import { html, useEffect, useRef, useState } from "../lib/html.js";
-import { plural } from "../lib/format.js";
+import { count, plural } from "../lib/format.js";
 import { KEPT_MS } from "./slotbook.js";
 
 const HEIGHT = 224;
 const FRAME_MS = 50;
 const CALM_FRAME_MS = 1000;
-const GAP = 1;
+// A narrower bar has no room for rounded corners.
+const ROUNDED_FROM = 6;
 // From this height on, a bar has room for words.
 const WORDS_FROM = 13;
 
@@ -68,10 +69,12 @@ function Strip({ worker, book }) {
 function inWords(book) {
   const now = performance.now();
   const reading = book.rows.filter((row) => row.tokens === 0).length;
+  const ended = book.endedWithin(10_000, now);
+  if (book.rows.length + book.waiting + ended === 0) return `idle, ${plural(book.slots, "slot")}`;
   return [
-    `${book.rows.length} of ${plural(book.slots, "slot")} taken`,
+    `${count(book.rows.length)} of ${plural(book.slots, "slot")} taken`,
     reading ? `${reading} reading` : "",
-    `${plural(book.endedWithin(10_000, now), "row")} ended in 10 s`,
+    `${plural(ended, "row")} ended in 10 s`,
     book.waiting ? `${plural(book.waiting, "job")} claimed ahead` : "",
   ]
     .filter(Boolean)
@@ -90,20 +93,29 @@ function draw(canvas, book, now) {
   pen.clearRect(0, 0, width, HEIGHT);
   const style = getComputedStyle(canvas);
   const ink = Object.fromEntries(
-    ["--sunken", "--accent", "--on-accent", "--reading", "--ended", "--ink"].map((name) => [
+    ["--sunken", "--accent", "--on-accent", "--reading", "--ended", "--ink", "--soft"].map((name) => [
       name,
       style.getPropertyValue(name),
     ]),
   );
   const shown = book.shown;
-  const step = HEIGHT / shown;
-  const tall = Math.max(1, step - GAP);
+  // On whole pixels of the screen, or thin strips would be blurred.
+  const edge = (slot) => Math.round((slot / shown) * HEIGHT * scale) / scale;
   const x = (time) => width - ((now - time) / KEPT_MS) * width;
   for (let slot = 0; slot < shown; slot++) {
-    const y = slot * step;
+    const y = edge(slot);
+    const tall = edge(slot + 1) - y - 1 / (shown > 32 ? scale : 1);
     pen.fillStyle = ink["--sunken"];
     pen.fillRect(0, y, width, tall);
     for (const bar of book.strips[slot] ?? []) drawBar(pen, ink, bar, x, y, tall, now);
+  }
+  if (book.strips.length === 0) {
+    pen.fillStyle = ink["--soft"];
+    pen.font = "14px Inter, sans-serif";
+    pen.textAlign = "center";
+    pen.textBaseline = "middle";
+    pen.fillText("Nothing ran in the last half minute", width / 2, HEIGHT / 2);
+    pen.textAlign = "start";
   }
 }
 
@@ -112,14 +124,20 @@ function drawBar(pen, ink, bar, x, y, tall, now) {
   const begin = Math.max(0, x(bar.from));
   const wrote = bar.wrote === null ? end : Math.max(begin, x(bar.wrote));
   if (end <= 0) return;
-  const radius = Math.min(4, tall / 2);
+  const wide = Math.max(2, end - begin - (bar.to === null ? 0 : 1.5));
+  const body = bar.to === null ? ink["--accent"] : ink["--ended"];
+  if (wide < ROUNDED_FROM) {
+    pen.fillStyle = bar.wrote === null ? ink["--reading"] : body;
+    pen.fillRect(begin, y, wide, tall);
+    return;
+  }
   pen.save();
   pen.beginPath();
-  pen.roundRect(begin, y, Math.max(2, end - begin - (bar.to === null ? 0 : 1.5)), tall, radius);
+  pen.roundRect(begin, y, wide, tall, Math.min(4, tall / 2));
   pen.clip();
   pen.fillStyle = ink["--reading"];
   pen.fillRect(begin, y, wrote - begin, tall);
-  pen.fillStyle = bar.to === null ? ink["--accent"] : ink["--ended"];
+  pen.fillStyle = body;
   pen.fillRect(wrote, y, Math.max(0, end - wrote), tall);
   if (tall >= WORDS_FROM && end - wrote > 64) {
     pen.fillStyle = bar.to === null ? ink["--on-accent"] : ink["--ink"];
