@@ -65,9 +65,9 @@ function inWords(job, thinking) {
       return { now: "Looking for the answer" };
     case "queued": {
       const reason = state?.reason?.message ?? "";
-      const ahead = state?.ahead ? `, ${plural(state.ahead, "job")} ahead` : "";
-      const left = state?.estimate_s ? `, about ${duration(state.estimate_s * 1000)} to go` : "";
-      return { now: `Waiting: ${reason || "it has just been queued"}`, more: `${ahead}${left}`.slice(2) };
+      // The reason tells how many are ahead, if that is the reason.
+      const left = state?.estimate_s ? `about ${duration(state.estimate_s * 1000)} to go` : "";
+      return { now: `Waiting: ${reason || "it has just been queued"}`, more: left };
     }
     case "running":
       if (state?.cancelling) return { now: "Cancelling" };
@@ -123,6 +123,8 @@ function inVotes({ vote, choices }) {
   return `${vote.answer}, by ${vote.answers[0].count} of ${plural(choices.length, "text")}`;
 }
 
+const fact = ([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`;
+
 /** How the answer was made. */
 export function Receipt({ result }) {
   const { receipt, usage } = result;
@@ -132,30 +134,26 @@ export function Receipt({ result }) {
   const tokens_per_s = written > 1 && decoding_s > 0 ? (written - 1) / decoding_s : null;
   const facts = [
     ["Waited", duration(receipt.queue_wait_ms)],
-    ["First token", duration(receipt.first_token_ms)],
+    written > 0 && ["First token", duration(receipt.first_token_ms)],
     ["Took", duration(receipt.run_ms)],
     tokens_per_s && ["Speed", `${rate(tokens_per_s)} tok/s`],
-    usage && ["Tokens", `${count(usage.prompt_tokens)} read, ${count(written)} written`],
     ["Window", plural(receipt.window_jobs, "job")],
-    ["Batch", `${plural(receipt.batch_rows, "row")} on average`],
-    ["Seed", String(receipt.seed)],
+    receipt.batch_rows > 0 && ["Batch", plural(receipt.batch_rows, "row")],
+    receipt.attempt > 1 && ["Attempt", String(receipt.attempt)],
+  ].filter(Boolean);
+  const long = [
     result.vote && ["Vote", inVotes(result)],
+    usage && ["Tokens", `${count(usage.prompt_tokens)} read, ${count(written)} written`],
     ["Ended", ENDS[result.finish_reason] ?? result.finish_reason],
     ["Model", [receipt.model, receipt.adapter].filter(Boolean).join(" + ")],
     ["Computed by", [receipt.backend, receipt.dtype].filter((w) => w && w !== "none").join(", ")],
-    receipt.attempt > 1 && ["Attempt", String(receipt.attempt)],
+    ["Seed", String(receipt.seed)],
   ].filter(Boolean);
   return html`
     <section class="receipt" aria-label="Receipt">
-      <h3>Receipt</h3>
-      <dl>
-        ${facts.map(
-          ([name, value]) => html`<div key=${name} class=${value.length > 16 ? "long" : ""}>
-            <dt>${name}</dt>
-            <dd>${value}</dd>
-          </div>`,
-        )}
-      </dl>
+      <h2>Receipt</h2>
+      <dl>${facts.map(fact)}</dl>
+      <dl class="long">${long.map(fact)}</dl>
       ${receipt.prompt_truncated && html`<p class="hint">The question was too long and was cut.</p>`}
     </section>
   `;

@@ -110,7 +110,7 @@ function options({ series, say }, place) {
     padding: [8, 4, 0, 0],
     scales: { x: { time: true }, y: { range: (_, __, most) => [0, Math.max(1, most * 1.15)] } },
     axes: [
-      { ...axis, grid: { show: false }, size: 24, space: 70, values: (_, times) => times.map(clock) },
+      { ...axis, grid: { show: false }, size: 24, space: 70, values: timesOfDay },
       { ...axis, size: 54, space: 34, values: (_, values) => values.map((v) => (v === 0 ? "0" : short(v, say))) },
     ],
     series: [
@@ -127,11 +127,18 @@ function options({ series, say }, place) {
   };
 }
 
-const clock = (s) =>
-  new Date(s * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+/** With seconds where the marks are closer than a minute. */
+const timesOfDay = (_plot, times, _axis, _space, step_s) =>
+  times.map((s) =>
+    new Date(s * 1000).toLocaleTimeString("en-GB", {
+      hour: "2-digit",
+      minute: "2-digit",
+      ...(step_s < 60 ? { second: "2-digit" } : {}),
+    }),
+  );
 
 const short = (value, say) =>
-  say === duration ? say(value).replace(/\.0+ s$/, " s") : value >= 1000 ? `${value / 1000}k` : String(value);
+  say === duration ? say(value).replace(/(\.\d*?)0+ s$/, "$1 s").replace(". s", " s") : value >= 1000 ? `${value / 1000}k` : String(value);
 
 function useDark() {
   const query = matchMedia("(prefers-color-scheme: dark)");
