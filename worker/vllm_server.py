@@ -33,8 +33,6 @@ HOST = "127.0.0.1"
 GPU_MEMORY_SHARE = 0.9
 LOOK_EVERY_S = 0.5
 LOOK_TIMEOUT_S = 5.0
-# A child that was ready and does not answer for so long hangs.
-SILENT_LIMIT_S = 60.0
 STOP_S = 15.0
 
 log = structlog.get_logger("millpond.vllm")
@@ -95,7 +93,7 @@ async def running_vllm(
         timeout_s=settings.remote_timeout_s,
     )
     await child.start()
-    server = VllmServer(child, upstream)
+    server = VllmServer(child, upstream, settings.vllm_silence_s)
     watching = asyncio.create_task(server.watch(), name="watch-vllm-health")
     try:
         yield server
@@ -106,16 +104,18 @@ async def running_vllm(
 
 @dataclass(slots=True)
 class VllmServer:
-    """The running child. ``upstream`` is how the remote engine reaches it."""
+    """The running child. ``upstream`` is how the remote engine reaches it. Once it was ready, it may be
+    silent for ``silence_s``."""
 
     child: Child
     upstream: RemoteConfig
+    silence_s: float
 
     async def watch(self) -> None:
-        """Notice that it is ready; kill it if it is silent for `SILENT_LIMIT_S` after that."""
+        """Notice that it is ready; kill it if it hangs after that."""
         health = self.upstream.url.removesuffix("/v1") + "/health"
         heard_s = time.monotonic()
-        async with httpx.AsyncClient(timeout=LOOK_TIMEOUT_S) as http:
+        async with httpx.AsyncClient(timeout=min(LOOK_TIMEOUT_S, self.silence_s)) as http:
             while True:
                 with contextlib.suppress(httpx.HTTPError):
                     if (await http.get(health)).status_code == httpx.codes.OK:
@@ -123,8 +123,8 @@ class VllmServer:
                         heard_s = time.monotonic()
                 if not self.child.ready:
                     heard_s = time.monotonic()
-                elif time.monotonic() - heard_s > SILENT_LIMIT_S:
-                    log.error("vllm_silent", for_s=SILENT_LIMIT_S)
+                elif time.monotonic() - heard_s > self.silence_s:
+                    log.error("vllm_silent", for_s=self.silence_s)
                     with contextlib.suppress(ProcessLookupError):
                         self.child.signal(signal.SIGKILL)
                 await asyncio.sleep(LOOK_EVERY_S)

@@ -85,6 +85,11 @@ class ModelSettings(BaseModel):
         default=None,
         description="Further arguments of vllm serve, as --tensor-parallel-size 2.",
     )
+    vllm_silence_s: Seconds = Field(
+        default=60.0,
+        description="A child vLLM that was ready and does not answer /health for so long is killed "
+        "and started again.",
+    )
 
     @field_validator("weights")
     @classmethod

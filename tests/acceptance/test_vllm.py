@@ -149,6 +149,24 @@ async def test_rows_outlive_the_child_that_generates_them(
     assert "'--tensor-parallel-size', '2'" in (stack.data / "vllm-default.log").read_text()
 
 
+async def test_a_child_that_falls_silent_is_killed_and_its_rows_go_on(
+    up: StartUp, model: Path, command: Path
+) -> None:
+    stack = await up(
+        *("--engine", "vllm", "--model", str(model), "--set", f"vllm_command={command}"),
+        *("--set", "vllm_silence_s=0.5", "--set", "slots=16", "--port", "0"),
+    )
+    async with httpx.AsyncClient(base_url=stack.about.api_url, timeout=70) as http:
+        jobs = Jobs(http, 40)
+        ids = await jobs.submit()
+        await until(jobs.succeeded, why="rows end, and the next ones run")
+        child = Victims(stack).living()
+        assert child is not None
+        child.suspend()
+        await until(lambda: not _runs(child), why="it is killed")
+        await jobs.texts(ids)
+
+
 @pytest.mark.skipif(VLLM is None, reason="MILLPOND_VLLM names no command vllm to be tried")
 async def test_rows_outlive_vllm_itself(up: StartUp) -> None:
     """Its texts depend on the batch, so they are not compared."""
