@@ -27,6 +27,7 @@ from millpond.queue.job_queue import JobQueue, QueueOptions
 from millpond.queue.results import JobView, QueueState, Results
 from millpond.queue.submission import DEFAULT_TENANT, NewJob, Submission
 from millpond.queue.subscriptions import Subscriptions
+from millpond.webhooks.senders import check_sent
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,6 +54,7 @@ class Client:
         preset: Preset | None = None,
     ) -> None:
         self._preset = preset
+        self._redis_url = redis_url
         self._redis = connect(redis_url, queue)
         self._subscriptions = Subscriptions(self._redis)
         self._queue = JobQueue(self._redis, queue, options)
@@ -85,11 +87,13 @@ class Client:
         to subscribe before submitting; a repeated id or key with the same request is harmless.
         Raises pydantic.ValidationError for bad fields, InvalidRequestError for ``params`` beside a whole
         JobRequest, for both an id and a key, and for a job that breaks the model's limits, if the client
-        knows them, and what `JobQueue.submit` raises.
+        knows them, NoWebhooksError in a Redis Cluster, and what `JobQueue.submit` raises.
         """
         if id is not None and idempotency_key is not None:
             raise InvalidRequestError("id", "give an id or an idempotency_key, not both")
         request = _request(prompt, params)
+        if request.webhook_url is not None:
+            check_sent(self._redis_url)
         if self._preset is not None:
             check_limits(request, self._preset)
         if idempotency_key is not None:

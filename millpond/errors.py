@@ -4,7 +4,8 @@ MillpondError
 ├── InvalidRequestError        the request itself is wrong; names the field and the limit
 │   ├── PromptTooLongError     more prompt tokens than the limit allows
 │   ├── UnknownModelError      no such model is served here
-│   └── WebhookForbiddenError  the webhook's address is one that may not be called
+│   ├── WebhookForbiddenError  the webhook's address is one that may not be called
+│   └── NoWebhooksError        the server is a Redis Cluster, where nothing would send the webhook
 ├── IdempotencyConflictError   an Idempotency-Key or job id was used for another request
 ├── QueueFullError             the depth limit is reached; try again later
 │   ├── TenantFullError        the tenant has as many unfinished jobs as its key allows
@@ -65,6 +66,15 @@ class WebhookForbiddenError(InvalidRequestError):
         super().__init__(
             "webhook_url",
             "its host is not a public address, and is in no network of the setting webhook_allow",
+        )
+
+
+class NoWebhooksError(InvalidRequestError):
+    code = "no_webhooks"
+
+    def __init__(self, field: str = "webhook_url") -> None:
+        super().__init__(
+            field, "there are no webhooks in a Redis Cluster, where nothing would send them"
         )
 
 

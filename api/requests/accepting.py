@@ -47,7 +47,7 @@ async def accept(
 ) -> tuple[ServedQueue, Submission]:
     """Queue the job once, even if the request is repeated with its key. Returns once Redis has stored it.
 
-    Raises PriorityForbiddenError, InvalidRequestError, WebhookForbiddenError, LimitExceededError,
+    Raises PriorityForbiddenError, InvalidRequestError and its children, LimitExceededError,
     QueueFullError, IdempotencyConflictError, ModelNotReadyError, QueueUnavailableError.
     """
     served, [submission] = await accept_together(request, api, caller, [job], key)

@@ -26,7 +26,7 @@ from api.requests.bodies import (
 )
 from api.requests.submissions import new_job
 from api.services import Api, Services
-from millpond.errors import MillpondError, QueueFullError, WebhookForbiddenError
+from millpond.errors import MillpondError, QueueFullError
 from millpond.messages import job_id_from_key
 from millpond.queue.submission import NewJob, Submission
 
@@ -59,7 +59,7 @@ async def submit_bulk(
     checked = await api.home.tokenizing.in_thread(
         lambda: _check(api.directory, bulk.jobs, caller, key, trace)
     )
-    checked = await _without_forbidden_webhooks(api, checked)
+    checked = await _without_refused_webhooks(api, checked)
     new = [job for job in checked if isinstance(job, _Checked)]
     answers = iter(await _submit_paid(request, api, caller, new) if new else [])
     outcomes = [job if isinstance(job, MillpondError) else next(answers) for job in checked]
@@ -79,7 +79,7 @@ class _Checked:
     job: NewJob
 
 
-async def _without_forbidden_webhooks(
+async def _without_refused_webhooks(
     api: Services, checked: Sequence[_Checked | MillpondError]
 ) -> list[_Checked | MillpondError]:
     urls = {
@@ -87,11 +87,9 @@ async def _without_forbidden_webhooks(
         for one in checked
         if isinstance(one, _Checked) and one.job.request.webhook_url is not None
     }
-    forbidden = await api.webhooks.forbidden(urls)
+    refusals = await api.webhooks.refusals(urls)
     return [
-        WebhookForbiddenError()
-        if isinstance(one, _Checked) and one.job.request.webhook_url in forbidden
-        else one
+        refusals.get(one.job.request.webhook_url or "", one) if isinstance(one, _Checked) else one
         for one in checked
     ]
 

@@ -16,6 +16,7 @@ from millpond.settings import Settings
 from millpond.webhooks.endpoints import Endpoint, Endpoints, check_webhook_url
 from millpond.webhooks.events import WebhookEvent
 from millpond.webhooks.guard import Guard, SystemResolver
+from millpond.webhooks.senders import check_sent
 
 app = typer.Typer(no_args_is_help=True, help="Webhooks: who is told when jobs end.")
 
@@ -106,6 +107,7 @@ def secret(
 
 @contextlib.asynccontextmanager
 async def _with_guard(settings: Settings) -> AsyncIterator[tuple[Endpoints, Guard]]:
+    check_sent(settings.redis_url, "url")
     resolver = SystemResolver()
     try:
         async with on_redis(Endpoints)(settings) as endpoints:

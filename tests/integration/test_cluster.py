@@ -8,7 +8,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
-from millpond.errors import QueueUnavailableError
+from millpond.client import Client
+from millpond.errors import NoWebhooksError, QueueUnavailableError
 from millpond.local.server import LOOPBACK, bundled_server
 from millpond.queue.connection import Connections
 from millpond.queue.directory import AnnouncedQueue, QueueDirectory
@@ -77,6 +78,15 @@ async def test_an_api_serves_queues_of_several_nodes(
         refused = await api.http.post("/v1/batches", json=batch, headers=key)
         assert refused.status_code == 400
         assert "no batches in a Redis Cluster" in refused.text
+        told = {"prompt": "a", "webhook_url": "https://93.184.215.14/hook"}
+        refused = await api.http.post("/v1/jobs", json=told, headers=key)
+        assert (refused.status_code, refused.json()["code"]) == (422, "no_webhooks")
+        assert refused.json()["errors"][0]["field"] == "webhook_url"
+        bulk = await api.http.post("/v1/jobs/bulk", json={"jobs": [told]}, headers=key)
+        assert bulk.json()["jobs"][0]["problem"]["code"] == "no_webhooks"
+    async with Client(cluster.url) as client:
+        with pytest.raises(NoWebhooksError):
+            await client.submit("a", webhook_url="https://93.184.215.14/hook")
 
 
 async def test_a_queue_is_followed_to_another_node(
