@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help install install-api install-worker dev demo up dist test check format chaos mutations fuzz \
-	bench bench-queue bench-batches bench-lengths bench-engine bench-sampling bench-prefix-cache page-libraries \
+	bench bench-queue bench-batches bench-lengths bench-engine bench-sampling bench-prefix-cache bench-vote page-libraries \
 	audit clean
 
 help: ## list the commands
@@ -108,6 +108,9 @@ bench-sampling: dev ## what drawing the next token of 64 rows costs, in the kern
 
 bench-prefix-cache: dev ## what the prefix cache saves where prompts repeat, and what it costs elsewhere
 	$(BIN)/python -m bench.prefix_cache $(ARGS)
+
+bench-vote: dev ## what ending a vote early saves, and that it answers as the full vote does
+	$(BIN)/python -m bench.vote $(ARGS)
 
 page-libraries: ## fetch the web page's libraries again, as api/page/libraries.json pins them
 	.ci/page-libraries

@@ -135,8 +135,8 @@ class Receipt(Stored):
     adapter: str | None = None
     saved_tokens: int | None = Field(
         default=None,
-        description="About how many tokens were not generated since a vote was decided before: by how "
-        "much the cancelled texts are shorter than the others on average.",
+        description="About how many tokens the texts that a vote cancelled would have had, too; "
+        "guessed from the lengths of the others.",
     )
 
 

@@ -67,7 +67,7 @@ def test_the_texts_of_a_prompt_can_be_cut_one_by_one(build: Build) -> None:
     """As a vote does when it is decided: the others are those that they would have been."""
     engine = build(slots=4, kv_tokens=None)
     texts = [
-        request(f"t{i}", "same", seed=i, temperature=1.0, max_tokens=8 + 100 * (i % 2))
+        request(f"t{i}", "same", seed=i, temperature=1.0, max_tokens=8 + 50 * (i % 2))
         for i in range(4)
     ]
     whole = run(engine, *texts)

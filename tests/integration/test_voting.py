@@ -70,8 +70,7 @@ async def test_texts_that_cannot_change_the_answer_are_cancelled(bench: Bench) -
     assert [c.finish_reason for c in choices if c.index in (0, 6)] == [FinishReason.CANCELLED] * 2
     assert all(0 < len(choices[i].text) < 800 for i in (0, 6))
     assert result.receipt is not None
-    # Those that ended are shorter on average than what the others had written.
-    assert result.receipt.saved_tokens == 0
+    assert 0 < (result.receipt.saved_tokens or 0) < 2 * 800
 
 
 async def test_texts_that_wait_for_memory_need_not_begin(bench: Bench) -> None:

@@ -132,16 +132,22 @@ def _vote_of(job: InFlightJob) -> VoteResult | None:
 
 
 def _saved_tokens(job: InFlightJob) -> int | None:
-    """By how much the texts that the vote made superfluous are shorter than the others on average."""
-    spared = _superfluous(job)
-    if not spared:
+    """A guess at what the texts that the vote made superfluous would have written.
+
+    As if each text went on until the shortest has ended, and from there ended at a rate that is the same for
+    all: what all wrote after that, by the number that ended after it, is then what one still has before it.
+    """
+    cancelled = {row.index for row in _superfluous(job)}
+    if not cancelled:
         return None
-    whole = [
-        row.finished.completion_tokens for row in job.rows if row.finished and row not in spared
-    ]
-    mean = sum(whole) / len(whole)
-    written = [row.finished.completion_tokens for row in spared if row.finished]
-    return round(sum(max(0.0, mean - tokens) for tokens in written))
+    lengths = [end.completion_tokens for end in job.ends]
+    cut = [tokens for index, tokens in enumerate(lengths) if index in cancelled]
+    ended = [tokens for index, tokens in enumerate(lengths) if index not in cancelled]
+    shortest = min(ended)
+    later = sum(max(0, tokens - shortest) for tokens in lengths)
+    left = later / max(1, len(ended) - 1)
+    whole = [min(job.prompt.max_tokens, max(shortest, tokens) + left) for tokens in cut]
+    return round(sum(whole) - sum(cut))
 
 
 def _superfluous(job: InFlightJob) -> list[JobRow]:
