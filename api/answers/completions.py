@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,12 +15,13 @@ from api.access.open_answers import OpenAnswer
 from api.answers.errors import UnauthenticatedError
 from api.answers.openai_errors import JobFailedError, error_of
 from api.answers.problems import STOPPING_PROBLEM
+from api.answers.sent_texts import SentTexts
 from api.directory import ServedQueue
 from api.http.hangup import until_hangup
 from api.services import Services
 from millpond.errors import MillpondError
-from millpond.messages import Choice, EventType, JobEvent, JobResult, JobStatus, VoteResult
-from millpond.openai.responses import Chunks, StreamedTexts, completion, numbered
+from millpond.messages import EventType, JobEvent, JobResult, JobStatus
+from millpond.openai.responses import Chunks, completion
 
 # A wait is renewed after this; only the client's timeout ends it.
 WAIT_S = 60.0
@@ -83,7 +84,15 @@ class CompletionStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, api: Services, jobs: AnsweredJobs, *, include_usage: bool) -> None:
+    def __init__(
+        self,
+        api: Services,
+        jobs: AnsweredJobs,
+        *,
+        include_usage: bool,
+        prompt_tokens: Sequence[int] | None,
+    ) -> None:
+        """``prompt_tokens`` of each job, if every chunk is to have its usage."""
         # No length is known; proxies are asked not to hold anything back.
         super().__init__(
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **jobs.headers}
@@ -92,6 +101,7 @@ class CompletionStream(Response):
         self._api = api
         self._jobs = jobs
         self._include_usage = include_usage
+        self._prompt_tokens = prompt_tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = self.raw_headers
@@ -108,11 +118,11 @@ class CompletionStream(Response):
         shapes = Chunks(
             jobs.ids[0], chat=jobs.chat, model=jobs.served.model, created_s=jobs.created_s
         )
-        sent = _Sent(shapes, jobs.n * len(jobs.ids))
+        sent = SentTexts(shapes, jobs.n, len(jobs.ids), self._prompt_tokens)
         try:
             if jobs.chat:
                 for index in range(jobs.n):
-                    await _send(send, _event(shapes.role(index)))
+                    await _send(send, _event(sent.role(index)))
             async with asyncio.TaskGroup() as group:
                 following = [
                     group.create_task(self._follow(send, sent, place, running))
@@ -129,7 +139,9 @@ class CompletionStream(Response):
         except* OSError:
             log.debug("client_left")
 
-    async def _follow(self, send: Send, sent: "_Sent", place: int, running: set[str]) -> JobResult:
+    async def _follow(
+        self, send: Send, sent: SentTexts, place: int, running: set[str]
+    ) -> JobResult:
         """Send the texts of one job as they come. Raises JobFailedError, ChangedTextError."""
         jobs, id, first = self._jobs, self._jobs.ids[place], self._jobs.n * place
         events = jobs.served.results.subscribe(id, tenant=jobs.tenant)
@@ -142,44 +154,10 @@ class CompletionStream(Response):
                     running.discard(id)
                     if event.result.status is not JobStatus.SUCCEEDED:
                         raise JobFailedError(event.result)
-                    for choice in numbered(event.result, first):
-                        for shape in sent.last_parts(choice):
-                            await _send(send, _event(shape))
-                    if event.result.vote is not None:
-                        await _send(send, _event(sent.vote(event.result.vote, first)))
+                    for shape in sent.last_parts(event.result, first):
+                        await _send(send, _event(shape))
                     return event.result
         raise AssertionError("events end with the result")
-
-
-class _Sent:
-    """The texts and the reasonings of a request's choices, as far as they have been sent; makes chunks of
-    what is new."""
-
-    def __init__(self, shapes: Chunks, choices: int) -> None:
-        self._shapes = shapes
-        self._texts, self._thoughts = StreamedTexts(choices), StreamedTexts(choices)
-
-    def next_part(self, event: JobEvent, first: int) -> Iterator[dict[str, Any]]:
-        """Of a job whose choices begin with number ``first``. Raises ChangedTextError."""
-        index = first + (event.index or 0)
-        match event.type:
-            case EventType.REASONING:
-                if part := self._thoughts.new_part(index, event.offset, event.text):
-                    yield self._shapes.reasoning(index, part)
-            case EventType.DELTA:
-                if part := self._texts.new_part(index, event.offset, event.text):
-                    yield self._shapes.text(index, part)
-
-    def last_parts(self, choice: Choice) -> Iterator[dict[str, Any]]:
-        """What is left to send of a choice that has ended. Raises ChangedTextError."""
-        if thought := self._thoughts.rest(choice.index, choice.reasoning_content):
-            yield self._shapes.reasoning(choice.index, thought)
-        if rest := self._texts.rest(choice.index, choice.text):
-            yield self._shapes.text(choice.index, rest)
-        yield self._shapes.end(choice)
-
-    def vote(self, vote: VoteResult, first: int) -> dict[str, Any]:
-        return self._shapes.vote(vote, first)
 
 
 @contextlib.asynccontextmanager

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Header, Request
@@ -50,22 +51,32 @@ async def accept(
     Raises PriorityForbiddenError, InvalidRequestError and its children, LimitExceededError,
     QueueFullError, IdempotencyConflictError, ModelNotReadyError, QueueUnavailableError.
     """
-    served, [submission] = await accept_together(request, api, caller, [job], key)
-    return served, submission
+    accepted = await accept_together(request, api, caller, [job], key)
+    return accepted.served, accepted.submissions[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Jobs of one request. ``prompt_tokens`` are counted for each."""
+
+    served: ServedQueue
+    submissions: list[Submission]
+    prompt_tokens: list[int]
 
 
 async def accept_together(
     request: Request, api: Services, caller: Caller, jobs: Sequence[JobRequest], key: str | None
-) -> tuple[ServedQueue, list[Submission]]:
+) -> Accepted:
     """As `accept`, for jobs of one model: all of them, or none is left in the queue."""
     for job in jobs:
         caller.check_priority(job.priority)
         await api.webhooks.check(job.webhook_url)
     served = await api.directory.find(jobs[0].model)
     ids = [None if key is None else _id(caller, key, place) for place in range(len(jobs))]
+    prompts = [await served.tokenizing.prepare(job) for job in jobs]
     new = [
-        new_job(job, await served.tokenizing.prepare(job), id, caller, traceparent_of(request))
-        for job, id in zip(jobs, ids, strict=True)
+        new_job(job, prompt, id, caller, traceparent_of(request))
+        for job, prompt, id in zip(jobs, prompts, ids, strict=True)
     ]
     for id in ids:
         if id is not None:
@@ -83,7 +94,7 @@ async def accept_together(
     for submission in accepted:
         count_outcome(api, submission)
         api.directory.remember(submission.id, served)
-    return served, accepted
+    return Accepted(served, accepted, [len(prompt.token_ids) for prompt in prompts])
 
 
 def _id(caller: Caller, key: str, place: int) -> str:

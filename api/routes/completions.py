@@ -92,10 +92,10 @@ async def _answer(
         async with refusals_counted(api):
             body = await parse(shape, await read_json(request))
             asked = _jobs(body, caller)
-            served, accepted = await accept_together(request, api, caller, asked, key)
+            accepted = await accept_together(request, api, caller, asked, key)
         jobs = AnsweredJobs(
-            served=served,
-            ids=[submission.id for submission in accepted],
+            served=accepted.served,
+            ids=[submission.id for submission in accepted.submissions],
             tenant=caller.tenant,
             n=body.n,
             chat=shape is ChatRequest,
@@ -104,7 +104,10 @@ async def _answer(
             opened=opened,
         )
         if body.stream:
-            stream = CompletionStream(api, jobs, include_usage=body.include_usage)
+            counted = accepted.prompt_tokens if body.continuous_usage else None
+            stream = CompletionStream(
+                api, jobs, include_usage=body.include_usage, prompt_tokens=counted
+            )
             opened = OpenAnswer()  # the stream owns the other one now
             return stream
         return await answer_whole(api, jobs, request.receive)

@@ -33,6 +33,9 @@ class JobEvent(Stored):
     text: str = ""
     offset: int = 0
     index: int | None = Field(default=None, description="The choice, when n is above 1.")
+    tokens: int | None = Field(
+        default=None, description="Of a delta: the tokens of its text, or of its choice, so far."
+    )
     reason: str = ""
     status: JobStatus | None = None
     finished_ms: int | None = None

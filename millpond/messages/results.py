@@ -133,6 +133,10 @@ class Receipt(Stored):
     run_ms: float = Field(description="From claim to the last token.")
     prompt_truncated: bool = False
     adapter: str | None = None
+    cached_tokens: int = Field(
+        default=0,
+        description="How many of the prompt's tokens were in the prefix cache and did not have to be read.",
+    )
     saved_tokens: int | None = Field(
         default=None,
         description="About how many tokens the texts that a vote cancelled would have had, too; "

@@ -166,6 +166,10 @@ def _are_several(prompt: Any) -> TypeIs[list[str] | list[list[int]]]:
 
 class StreamOptions(Frozen):
     include_usage: StrictBool = False
+    continuous_usage_stats: StrictBool = Field(
+        default=False,
+        description="With include_usage: in every chunk the usage of its choice so far, as vLLM has it.",
+    )
     include_obfuscation: Literal[False] = False
 
 
@@ -189,6 +193,12 @@ class _Answered(Frozen):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Only together with the usage at the end, as at vLLM."""
+        options = self.stream_options
+        return options is not None and options.include_usage and options.continuous_usage_stats
 
 
 class ChatRequest(ChatBody, _Answered):

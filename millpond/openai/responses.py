@@ -86,6 +86,9 @@ def usage_of(results: Sequence[JobResult]) -> dict[str, Any]:
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(r.receipt.cached_tokens for r in results if r.receipt is not None)
+        },
     }
     details = [u.completion_tokens_details for u in usages if u.completion_tokens_details]
     if details:

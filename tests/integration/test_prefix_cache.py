@@ -66,6 +66,9 @@ def test_rows_of_one_group_read_what_they_share_once_and_are_as_without_the_cach
         i: end.token_ids for i, end in apart.items()
     }
     assert plain.total - cached.total == 7 * 3 * PAGE_TOKENS
+    saved = [end.stats.cached_tokens for end in together.values()]
+    assert sorted(saved) == [0, *[3 * PAGE_TOKENS] * 7]
+    assert {end.stats.cached_tokens for end in apart.values()} == {0}
 
 
 def test_a_later_row_shares_the_pages_of_one_that_has_ended_with_its_output(
@@ -77,11 +80,12 @@ def test_a_later_row_shares_the_pages_of_one_that_has_ended_with_its_output(
     longer = tiny.request("1", [*COMMON_TOKENS, 1, *output, *range(60)], 50)
     reading.run(longer)
     again = tiny.request("2", [*longer.prompt_token_ids], 3)
-    reading.run(again)
+    ended = reading.run(again)
 
     prompt = len(longer.prompt_token_ids)
     assert reading.tokens["1"] == prompt - 3 * PAGE_TOKENS
     assert reading.tokens["2"] == (prompt - 1) % PAGE_TOKENS + 1
+    assert ended["2"].stats.cached_tokens == prompt - reading.tokens["2"]
 
 
 def test_a_prompt_of_full_pages_reads_its_last_one_again(reading: Reading) -> None:

@@ -157,7 +157,12 @@ def test_output_has_openai_shape() -> None:
             "token_ids": [1, 2],
         }
     ]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert body["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_each_of_n_texts_is_a_choice() -> None:

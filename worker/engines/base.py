@@ -142,10 +142,12 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class RowStats:
-    """How a row was made. ``batch_rows`` is the mean batch over this row's decode steps."""
+    """How a row was made. ``batch_rows`` is the mean batch over this row's decode steps, ``cached_tokens`` is
+    how many of its prompt were not read, since the prefix cache had them."""
 
     group_rows: int
     batch_rows: float
+    cached_tokens: int = 0
 
 
 class RejectionCode(StrEnum):
@@ -167,10 +169,11 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class RowUsage:
-    """Tokens of a row that were counted elsewhere."""
+    """Tokens of a row that were counted elsewhere; ``cached`` are part of ``prompt``."""
 
     prompt: int
     completion: int
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)

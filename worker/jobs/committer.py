@@ -156,4 +156,5 @@ def _delta(part: StreamedPart) -> JobEvent:
         text=part.sending,
         offset=part.written_chars,
         index=part.row.index if len(job.rows) > 1 else None,
+        tokens=part.row.num_tokens or None,
     )

@@ -96,6 +96,8 @@ def result_of(job: InFlightJob, worker: str, info: EngineInfo, tokenizer: Tokeni
             prompt_truncated=job.prompt.truncated,
             adapter=request.adapter,
             saved_tokens=_saved_tokens(job),
+            # The first text that was read; the others find what it read.
+            cached_tokens=min(end.stats.cached_tokens for end in ends if end.stats.group_rows),
         ),
     )
 

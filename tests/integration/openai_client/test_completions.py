@@ -61,6 +61,38 @@ async def test_streamed_chunks_add_up_to_the_whole(client: openai.AsyncOpenAI) -
     assert last.usage == whole.usage
 
 
+async def test_every_chunk_has_its_usage_if_asked_for(client: openai.AsyncOpenAI) -> None:
+    """As vLLM's own client and guidellm ask for it: they measure by these counts."""
+    usage_options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    stream = await client.chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=40, stream=True, stream_options=usage_options
+    )
+    counts, prompts, total = [], set(), None
+    async for chunk in stream:
+        assert chunk.usage is not None
+        if chunk.choices:
+            counts.append(chunk.usage.completion_tokens)
+            prompts.add(chunk.usage.prompt_tokens)
+        else:
+            total = chunk.usage
+    assert total is not None
+    assert prompts == {total.prompt_tokens}
+    assert counts[0] == 0
+    assert counts[-1] == total.completion_tokens
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 2
+    of_two = await client.completions.create(
+        model=MODEL, prompt=["a", "bcd"], max_tokens=9, stream=True, stream_options=usage_options
+    )
+    lengths = {
+        (choice.index, chunk.usage.prompt_tokens)
+        async for chunk in of_two
+        for choice in chunk.choices
+        if chunk.usage is not None
+    }
+    assert lengths == {(0, 1), (1, 3)}
+
+
 async def test_logprobs_of_a_stream_are_those_of_the_whole(client: openai.AsyncOpenAI) -> None:
     options: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 8, "logprobs": True}
     whole = await client.chat.completions.create(**options)

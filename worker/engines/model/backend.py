@@ -29,6 +29,9 @@ class Cache(Protocol):
         """Let rows that are about to be read go on behind what others have read. Returns the ids of those
         that should wait, because another of these rows reads the same tokens now."""
 
+    def given_tokens(self, row: Row) -> int:
+        """How many of the row's tokens it did not have to read."""
+
     def offer(self, rows: Iterable[Row]) -> None:
         """These rows have been read further: others may share what was read."""
 

@@ -160,6 +160,9 @@ class TransformersEngine:
         chunk = self._scheduler.next_chunk(self._cache.share(prefill.rows))
         ended = prefill.ended(chunk)
         rows = [row for alike in ended.values() for row in alike]
+        for row in rows:
+            if not row.token_ids:  # else it is read again
+                row.cached_tokens = self._cache.given_tokens(row)
         shared = len(rows) > len(ended)
         with self._masks.beside(rows):
             output = self._runner.read(chunk, logits=shared and any(map(needs_logits, rows)))

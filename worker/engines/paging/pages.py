@@ -113,6 +113,10 @@ class PagedCache:
                 being_read.update(unread)
         return waiting
 
+    def given_tokens(self, row: Row) -> int:
+        """How many of the row's tokens it did not have to read."""
+        return self._tables[row.id].given_tokens
+
     def offer(self, rows: Iterable[Row]) -> None:
         """These rows have been read further: others may share their full pages."""
         if not self._shares:

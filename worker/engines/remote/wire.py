@@ -201,4 +201,6 @@ def _usage(usage: Any) -> RowUsage | None:
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not isinstance(prompt, int) or not isinstance(completion, int):
         return None
-    return RowUsage(prompt, completion)
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return RowUsage(prompt, completion, cached if isinstance(cached, int) else 0)

@@ -31,6 +31,7 @@ class Row:
     row took part in and the rows of all those steps. ``counts`` is kept for rows with penalties,
     ``matcher`` for constrained ones; ``arrival`` is the row's place in the order of admission, which the
     scheduler gives it.
+    ``cached_tokens`` of its prompt were there already when it was first read, by the engine's account.
     ``read_tokens`` are in the KV cache: some of them while the row is prefilled, then all but the newest.
     """
 
@@ -48,6 +49,7 @@ class Row:
         "adjusts_logits",
         "arrival",
         "cache_salt",
+        "cached_tokens",
         "counts",
         "decode_rows",
         "decode_steps",
@@ -81,6 +83,7 @@ class Row:
         self.error: str | None = None
         self.retryable = False
         self.group_rows = 0
+        self.cached_tokens = 0
         self.decode_steps = 0
         self.decode_rows = 0
         self.counts = _counts(request)
@@ -242,6 +245,7 @@ class Row:
             stats=RowStats(
                 group_rows=self.group_rows,
                 batch_rows=self.decode_rows / self.decode_steps if self.decode_steps else 0.0,
+                cached_tokens=self.cached_tokens if self.usage is None else self.usage.cached,
             ),
             error=self.error,
             retryable=self.retryable,

@@ -150,6 +150,10 @@ class KVCache:
         """Buckets share nothing."""
         return set()
 
+    def given_tokens(self, row: Row) -> int:
+        """Buckets share nothing."""
+        return 0
+
     def offer(self, rows: Iterable[Row]) -> None:
         """Buckets share nothing."""
 
