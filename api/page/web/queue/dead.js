@@ -9,7 +9,8 @@ const PAGE = 20;
 export function DeadLetters({ model, number }) {
   const [page, setPage] = useState(null);
   const [problem, setProblem] = useState(null);
-  const [turn, again] = useState(0);
+  // Those that were retried here stay, with the way to their new job, though the queue has them no more.
+  const [retried, setRetried] = useState([]);
   useEffect(() => {
     if (model === null) return;
     const leaving = new AbortController();
@@ -20,9 +21,15 @@ export function DeadLetters({ model, number }) {
       })
       .catch((error) => error.name === "AbortError" || setProblem(error));
     return () => leaving.abort();
-  }, [model, number, turn]);
+  }, [model, number]);
 
-  const jobs = page?.jobs ?? [];
+  useEffect(() => setRetried([]), [model]);
+
+  const found = page?.jobs ?? [];
+  const there = new Set(found.map((job) => job.id));
+  const jobs = [...found, ...retried.filter((job) => !there.has(job.id))].sort(
+    (one, other) => other.finished_ms - one.finished_ms,
+  );
   return html`
     <section class="panel dead">
       <h2>Dead letters</h2>
@@ -30,14 +37,20 @@ export function DeadLetters({ model, number }) {
       ${problem && html`<p class="notice bad" role="alert">${problem.message}</p>`}
       ${page && jobs.length === 0 && html`<p class="nothing">None.</p>`}
       <ul>
-        ${jobs.map((job) => html`<${Letter} key=${job.id} job=${job} onGone=${() => again((n) => n + 1)} />`)}
+        ${jobs.map(
+          (job) => html`<${Letter}
+            key=${job.id}
+            job=${job}
+            onRetried=${() => setRetried((old) => [...old, job])}
+          />`,
+        )}
       </ul>
       ${page?.cursor && html`<p class="hint">The newest ${PAGE} are shown.</p>`}
     </section>
   `;
 }
 
-function Letter({ job, onGone }) {
+function Letter({ job, onRetried }) {
   const [asked, setAsked] = useState(null);
   const [retried, setRetried] = useState(null);
   const [problem, setProblem] = useState(null);
@@ -52,8 +65,9 @@ function Letter({ job, onGone }) {
   };
   const retry = async () => {
     try {
-      setRetried((await call("POST", `v1/dead/${job.id}/retry`)).id);
-      setTimeout(onGone, 10_000);
+      const { id } = await call("POST", `v1/dead/${job.id}/retry`);
+      onRetried();
+      setRetried(id);
     } catch (error) {
       setProblem(error);
     }
