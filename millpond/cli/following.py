@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import textwrap
 
 from rich.console import Console
 from rich.text import Text
@@ -14,6 +15,8 @@ from millpond.queue.waiting import why_silent
 from millpond.tasks import end_tasks
 
 EXPLAIN_AFTER_S = 2.0
+# Of an answer in the count of a vote.
+SHOWN_CHARS = 40
 
 
 class Follower:
@@ -97,9 +100,12 @@ class Follower:
         if not self._printed or vote.winner:
             print(result.text, flush=True)
         num_texts = len(result.choices or ())
-        counts = ", ".join(f"{one.answer} {one.count}" for one in vote.answers) or "no answer"
-        cancelled = f"; {len(vote.cancelled)} were cancelled" if vote.cancelled else ""
-        self._note(f"{num_texts} texts voted: {counts}{cancelled}")
+        counts = ", ".join(
+            f"{one.count} for {textwrap.shorten(one.answer, SHOWN_CHARS, placeholder='...')}"
+            for one in vote.answers
+        )
+        cancelled = f"; cancelled: {len(vote.cancelled)}" if vote.cancelled else ""
+        self._note(f"of {num_texts} texts {counts or 'none has an answer'}{cancelled}")
 
     async def _explain(self, id: str) -> None:
         """After a while without news, and whenever the reason becomes another one."""

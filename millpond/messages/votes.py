@@ -10,6 +10,8 @@ from millpond.messages.fields import CHECKED
 
 MAX_VOTE_PATTERN_CHARS = 1_000
 MIN_VOTING_TEXTS = 2
+# What a compiled pattern may take, with what its search remembers: it is compiled in 10 ms then.
+MAX_COMPILED_BYTES = 512 * 1024
 
 
 class VoteKind(StrEnum):
@@ -24,11 +26,14 @@ def compile_vote_pattern(pattern: str) -> Any:
     """A pattern of RE2, which takes time linear in the text. Raises ValueError, also if it has no group."""
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = MAX_COMPILED_BYTES
     try:
         compiled = re2.compile(pattern, options)
     except re2.error as error:
         [reason] = error.args
         reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
+        if "too large" in reason:
+            raise ValueError(f"takes more than {MAX_COMPILED_BYTES} bytes compiled") from None
         raise ValueError(f"is no regular expression of RE2: {reason}") from None
     finally:
         re2.purge()  # its cache may come to hold a gigabyte of patterns

@@ -59,6 +59,20 @@ async def due_again(redis: Redis, queue: JobQueue, name: str) -> None:
     await redis.zadd(queue.keys["deliveries"], {name: 1_000})
 
 
+async def test_a_job_s_receiver_counts_among_what_its_tenant_stores(
+    redis: Redis, queue: JobQueue
+) -> None:
+    """Else a tenant whose receiver is dead could fill the server with what is owed to it."""
+    stored = []
+    for id, url in (("without", None), ("with", URL + "x" * 1_000)):
+        await submit(queue, id, id, webhook_url=url)
+        await finish(queue)
+        [number] = (await redis.hgetall(queue.keys["stored"] + id)).values()
+        stored.append(int(number) - int(await redis.strlen(queue.keys.result(id))))
+    assert stored[0] == 0
+    assert stored[1] > len(URL) + 1_000
+
+
 @pytest.mark.parametrize(
     ("end", "event", "fields"),
     [

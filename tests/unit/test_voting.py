@@ -146,6 +146,7 @@ def test_a_tie_that_the_leader_would_win_is_not_waited_for() -> None:
         ({"vote": "regex", "n": 2, "vote_pattern": r"(a)\1"}, "vote_pattern", "invalid escape"),
         ({"vote": "regex", "n": 2, "vote_pattern": r"\d+"}, "vote_pattern", "needs a group"),
         ({"vote": "regex", "n": 2, "vote_pattern": "(a{1000}){1000}"}, "vote_pattern", "RE2"),
+        ({"vote": "regex", "n": 2, "vote_pattern": r"(\pL{300})"}, "vote_pattern", "524288 bytes"),
         (
             {"vote": "regex", "n": 2, "vote_pattern": "(" + "a" * MAX_VOTE_PATTERN_CHARS + ")"},
             "vote_pattern",

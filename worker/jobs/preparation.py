@@ -18,8 +18,8 @@ from worker.jobs.outcome import failure
 log = structlog.get_logger("millpond.intake")
 
 Prepared = tuple[JobRequest, PreparedPrompt, Grammar | None]
-# In a body that has one of them, there may be a constraint to compile.
-_CONSTRAINED = (b'"response_format"', b'"guided_')
+# In a body that has one of them, there may be a constraint or a pattern to compile.
+_COMPILED = (b'"response_format"', b'"guided_', b'"vote_pattern"')
 
 
 class Preparation:
@@ -32,8 +32,8 @@ class Preparation:
         self._compiler = GrammarCompiler(tokenizer)
 
     def may_be_slow(self, claimed: Sequence[ClaimedJob]) -> bool:
-        """Whether constraints may have to be compiled."""
-        return any(name in job.body for job in claimed for name in _CONSTRAINED)
+        """Whether something may have to be compiled."""
+        return any(name in job.body for job in claimed for name in _COMPILED)
 
     def prepare_all(self, claimed: Sequence[ClaimedJob]) -> list[Prepared | JobResult]:
         return [self.prepare(job) for job in claimed]

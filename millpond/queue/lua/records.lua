@@ -68,7 +68,8 @@ local function finish(id, was, status, result, now, keep_body)
     redis.call('HDEL', K.open, record[4])
   end
   local body_bytes = redis.call('STRLEN', K.body .. id)
-  store_result(record[4], body_bytes, #result + (keep_body and body_bytes or 0), now, OPTIONS.result_ttl_ms, idle)
+  local kept_bytes = #result + (keep_body and body_bytes or 0) + (record[6] and receiver_bytes(id) or 0)
+  store_result(record[4], body_bytes, kept_bytes, now, OPTIONS.result_ttl_ms, idle)
   redis.call('HSET', job, 'status', status, 'finished', int(now))
   if not keep_body then
     trim(job, record[5])
