@@ -1,4 +1,5 @@
-"""Tests of several pytest processes (`-n 2`) run side by side, but one marked ``alone`` with no other.
+"""Tests of several pytest processes (`-n 2`) run side by side, but one marked ``alone`` with no other, and so
+does what a test does within `left_alone`.
 
 Two files of this folder are locked, not changed. A test holds the floor while it runs: exclusively if it is
 to be alone, together with its like otherwise. They come onto it through the door, so that nobody passes by
@@ -10,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
@@ -23,14 +24,35 @@ DOOR, FLOOR = Path(__file__), Path(__file__).with_name("__init__.py")
 
 
 @contextmanager
-def on_the_floor(door: Path, floor: Path, *, alone: bool) -> Iterator[None]:
+def on_the_floor(door: Path, floor: Path, *, alone: bool) -> Iterator[IO[str]]:
+    """Gives the floor, locked."""
     how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
     with door.open() as opened, floor.open() as held:
         fcntl.flock(opened, how)
         fcntl.flock(held, how)
         if not alone:
             fcntl.flock(opened, fcntl.LOCK_UN)
+        yield held
+
+
+class _Place:
+    """``floor`` is what the running test holds of it, if there are several processes."""
+
+    floor: IO[str] | None = None
+
+
+@contextmanager
+def left_alone() -> Iterator[None]:
+    """For the part of a test that measures time: the tests beside it end first, and others wait."""
+    if _Place.floor is None:
         yield
+        return
+    fcntl.flock(_Place.floor, fcntl.LOCK_UN)
+    try:
+        with on_the_floor(DOOR, FLOOR, alone=True):
+            yield
+    finally:
+        fcntl.flock(_Place.floor, fcntl.LOCK_SH)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -56,5 +78,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | Non
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     if not hasattr(item.config, "workerinput"):  # one process
         return (yield)
-    with on_the_floor(DOOR, FLOOR, alone=item.get_closest_marker("alone") is not None):
+    alone = item.get_closest_marker("alone") is not None
+    with on_the_floor(DOOR, FLOOR, alone=alone) as floor:
+        _Place.floor = None if alone else floor
         return (yield)

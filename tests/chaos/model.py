@@ -335,7 +335,7 @@ class Model:
                     self.suspects.append((self.now_ms, [job.id]))
                 else:
                     self._enter(job)
-        for id, deadline in list(self.deadlines.items()):
+        for deadline, id in sorted((deadline, id) for id, deadline in self.deadlines.items()):
             if deadline <= self.now_ms:
                 if self.jobs[id].status is QUEUED:
                     self._finish(self.jobs[id], JobStatus.EXPIRED)

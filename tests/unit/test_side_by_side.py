@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.side_by_side import on_the_floor
+from tests import side_by_side
+from tests.side_by_side import left_alone, on_the_floor
 
 
 @pytest.fixture
@@ -42,3 +43,34 @@ def test_one_that_is_to_be_alone_is(files: tuple[Path, Path]) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(run, range(300)))
+
+
+def test_a_part_of_a_test_is_left_alone(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_by_side, "DOOR", files[0])
+    monkeypatch.setattr(side_by_side, "FLOOR", files[1])
+    came, asked = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def beside() -> None:
+        with on_the_floor(*files, alone=False):
+            came.set()
+            assert asked.wait(10)
+            order.append("beside")
+
+    def after() -> None:
+        with on_the_floor(*files, alone=False):
+            order.append("after")
+
+    with ThreadPoolExecutor() as threads, on_the_floor(*files, alone=False) as floor:
+        monkeypatch.setattr(side_by_side._Place, "floor", floor)
+        running = [threads.submit(beside)]
+        assert came.wait(10)
+        asked.set()
+        with left_alone():
+            running.append(threads.submit(after))
+            order.append("alone")
+        for one in running:
+            one.result()
+    assert order == ["beside", "alone", "after"]
