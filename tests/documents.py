@@ -140,7 +140,7 @@ def make_targets(texts: Texts) -> Iterator[str]:
 def protocol_keys(texts: Texts) -> Iterator[str]:
     names = [row[0] for row in _table(_section(texts[PROTOCOL], "Names"), "name")]
     # As it is spelled there: a prefix goes on in capitals.
-    shown = {re.sub(r"[A-Z_:]+$", "", name.strip("`").removeprefix("mp:{Q}:")) for name in names}
+    shown = {re.sub(r"[A-Z_:/]+$", "", name.strip("`").removeprefix("mp:{Q}:")) for name in names}
     yield from _differences("key", shown, {suffix.rstrip(":") for suffix in QUEUE_KEYS.values()})
 
 

@@ -87,6 +87,7 @@ async def serve(settings: Settings, tracer: "Tracer | None" = None) -> bool:
                 heartbeat_s=settings.heartbeat_s,
                 grace_s=settings.grace_s,
                 delta_interval_s=settings.delta_interval_ms / 1000,
+                checkpoint_tokens=settings.checkpoint_tokens,
                 turn_limit_s=settings.turn_limit_s,
                 visible_devices=settings.visible_devices,
             ),

@@ -56,6 +56,7 @@ class WorkerOptions:
     heartbeat_s: float = 1.0
     grace_s: float = 20.0
     delta_interval_s: float = 0.05
+    checkpoint_tokens: int = 32
     turn_limit_s: float = 30.0
     model_identity: str | None = None
     visible_devices: str | None = None
@@ -100,6 +101,7 @@ class Worker:
             worker_id=options.worker_id,
             group_padded_tokens=options.group_padded_tokens,
             delta_interval_s=options.delta_interval_s,
+            checkpoint_tokens=options.checkpoint_tokens,
             engine_info=lambda: self._info,
             rates=self._rates,
             observers=[self._metrics, self._feed, *observers],

@@ -116,7 +116,7 @@ def event_data(event: JobEvent) -> bytes:
             fields |= {"text": event.text, "offset": event.offset}
             if event.index is not None:
                 fields["index"] = event.index
-        case EventType.RESET:
+        case EventType.RESET | EventType.REQUEUED:
             fields |= {"reason": event.reason}
         case EventType.FINISHED if event.result is not None:
             fields |= {"result": event.result.model_dump(mode="json", exclude_none=True)}

@@ -43,7 +43,8 @@ router = APIRouter(tags=["jobs"])
     summary="Follow a job",
     responses={
         200: {
-            "description": "`started`, `reasoning`, `delta`, `reset` (forget the text), `finished` (last)",
+            "description": "`started`, `reasoning`, `delta`, `requeued` (its worker is gone, the text goes "
+            "on), `reset` (forget the text), `finished` (last)",
             "content": {"text/event-stream": {"example": _EXAMPLE}},
         },
         **problems("job_not_found", "invalid_request", "too_many_streams", "queue_unavailable"),

@@ -13,6 +13,7 @@ class EventType(StrEnum):
     REASONING = "reasoning"
     DELTA = "delta"
     RESET = "reset"
+    REQUEUED = "requeued"
     FINISHED = "finished"
 
 
@@ -21,7 +22,8 @@ class JobEvent(Stored):
 
     ``started``: an attempt began. ``delta``: append ``text``, which begins at character ``offset`` of
     the attempt's text, or of the choice ``index``. ``reasoning``: the same of what the model thinks before it
-    answers. ``reset``: the attempt is void; discard its text.
+    answers. ``reset``: the attempt is void; discard its text. ``requeued``: its worker is gone, and the job
+    waits for another, which goes on where the text ends.
     ``finished``: the last event; ``result`` is the stored result.
     """
 

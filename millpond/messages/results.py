@@ -132,6 +132,10 @@ class Receipt(Stored):
     first_token_ms: float = Field(description="From claim to the first token.")
     run_ms: float = Field(description="From claim to the last token.")
     prompt_truncated: bool = False
+    resumed_tokens: int = Field(
+        default=0,
+        description="Tokens of the result that were generated under earlier claims, and kept.",
+    )
     adapter: str | None = None
     cached_tokens: int = Field(
         default=0,

@@ -7,11 +7,33 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
+class KeptText:
+    """One of a job's texts as an earlier claim left it: how many characters of its text and of its reasoning
+    were streamed, and its tokens, which are a worker's to read."""
+
+    said_chars: int
+    thought_chars: int
+    tokens: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTokens:
+    """What a worker adds to the tokens kept of a job's text ``index``; it begins at byte ``offset``."""
+
+    id: str
+    index: int
+    offset: int
+    tokens: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimedJob:
     """An in-flight job, held for as long as its lease lasts. ``body`` is a stored JobRequest.
 
     ``predicted_tokens`` is the 90th percentile of such jobs' output; None: nothing is known yet.
     ``traceparent`` is the trace that it was submitted in, as W3C's header has it.
+    ``kept`` has an entry for each text of a job that goes on where an earlier claim has stopped, and is
+    empty else.
     """
 
     id: str
@@ -22,6 +44,7 @@ class ClaimedJob:
     body: bytes
     predicted_tokens: int | None = None
     traceparent: str | None = None
+    kept: tuple[KeptText, ...] = ()
 
     @property
     def row(self) -> str:

@@ -26,7 +26,16 @@ from millpond.messages import (
 )
 from millpond.messages.stored_results import pack
 from millpond.messages.worker_state import WORKER_ALIVE_MS, WorkerState
-from millpond.queue.claims import Claim, ClaimedJob, Commit, Lease, Swept, new_nonce
+from millpond.queue.claims import (
+    Claim,
+    ClaimedJob,
+    Commit,
+    KeptText,
+    KeptTokens,
+    Lease,
+    Swept,
+    new_nonce,
+)
 from millpond.queue.connection import MAX_BLOCK_S
 from millpond.queue.keys import Keys
 from millpond.queue.scripts import Arg, Replicas, Scripts, raising_unavailable
@@ -188,8 +197,9 @@ class JobQueue:
                     body,
                     predicted,
                     trace and trace.decode(),
+                    tuple(KeptText(*text) for text in kept or ()),
                 )
-                for id, fence, attempt, created, body, predicted, trace in jobs
+                for id, fence, attempt, created, body, predicted, trace, kept in jobs
             ],
             left,
             alone=mode == b"alone",
@@ -260,13 +270,20 @@ class JobQueue:
         """Requeue expired leases and due retries, and end jobs past their deadlines."""
         return Swept(*await self._scripts.run("reap", SWEEP_LIMIT, self._options_json))
 
-    async def emit(self, deltas: Sequence[tuple[int, JobEvent]]) -> list[Commit]:
-        """Append (fence, delta) pairs to their jobs' streams.
+    async def emit(
+        self,
+        deltas: Sequence[tuple[int, JobEvent]],
+        kept: Sequence[tuple[int, KeptTokens]] = (),
+    ) -> list[Commit]:
+        """Add (fence, tokens) pairs to what is kept of their jobs, then (fence, delta) pairs to the streams.
 
-        KNOWN: a delta from this offset on was written before, or the job keeps no stream. So a caller that
-        got no answer sends the same deltas again.
+        Answers are in that order. KNOWN: what begins at this offset was written before, or the job keeps no
+        stream. So a caller that got no answer sends the same again.
         """
         items: list[list[Arg]] = [
+            [k.id, fence, f"kept:{k.index}", k.offset, len(k.tokens), k.tokens] for fence, k in kept
+        ]
+        items += [
             [
                 event.id,
                 fence,

@@ -87,6 +87,9 @@ QUEUE_KEYS: dict[str, str] = {
     "job": "job:",
     # String: the request as JSON; gone when the job has ended.
     "body": "body:",
+    # String for each text of a running job, ID/CHOICE: its tokens so far, for whoever goes on with it (see
+    # kept.lua).
+    "kept": "kept:",
     # String with a time to live: the result as JSON.
     "result": "result:",
     # Stream of events with a length limit and, once ended, a time to live. The channel of the same
@@ -142,6 +145,9 @@ class Keys:
 
     def body(self, job_id: str) -> str:
         return self["body"] + job_id
+
+    def kept(self, job_id: str, choice: int = 0) -> str:
+        return f"{self['kept']}{job_id}/{choice}"
 
     def result(self, job_id: str) -> str:
         return self["result"] + job_id

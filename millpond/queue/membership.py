@@ -17,7 +17,7 @@ from millpond.queue.server_check import check_server
 
 # Version of the keys' layout and of the scripts. Processes of two versions must not use one queue at the same
 # time, so raise it with every change that older scripts would not understand.
-QUEUE_VERSION = 1
+QUEUE_VERSION = 2
 
 POLL_S = 0.5
 

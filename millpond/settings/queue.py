@@ -82,6 +82,10 @@ class QueueSettings(BaseModel):
     delta_interval_ms: Annotated[float, Field(ge=0)] = Field(
         default=50.0, description="Streamed text is written at most this often for each job."
     )
+    checkpoint_tokens: Annotated[int, Field(ge=0)] = Field(
+        default=32,
+        description="A row's tokens are kept this often, for the worker that goes on with it; 0: never.",
+    )
     metrics_host: str = Field(
         default="127.0.0.1", description="Where a worker serves its Prometheus metrics."
     )

@@ -16,7 +16,7 @@ KEEPS = {
     *("deliveries", "endpoint_ids", "webhook_secrets"),
 }
 LISTED_MAX = QueueOptions().listed_max
-RECORDS = ("job:", "body:", "result:", "events:")
+RECORDS = ("job:", "body:", "kept:", "result:", "events:")
 PASSING = ("trials", "last_claim", "spent", "paid")
 PREFIXES = (
     *(*RECORDS, "lane:", "active:", "idle:", "ended:", "stored:"),
@@ -116,6 +116,7 @@ def _check_names(shot: Snapshot) -> None:
     jobs = shot.ids("job")
     for prefix in ("body", "result", "events"):
         assert shot.ids(prefix) <= jobs, f"{prefix} keys without a job record"
+    assert {id.partition("/")[0] for id in shot.ids("kept")} <= jobs, "tokens without a job record"
 
 
 def _check_queued(shot: Snapshot, id: str, record: dict[str, str]) -> None:
@@ -137,9 +138,8 @@ def _check_queued(shot: Snapshot, id: str, record: dict[str, str]) -> None:
         "finished",
         "cancel",
         "charge",
-        "said",
-        "thought",
     }
+    assert "kept" in record or not record.keys() & {"said", "thought"}, "what is said is covered"
     if "deadline" in record:
         assert shot.get("deadlines")[id] == int(record["deadline"])
 
@@ -162,6 +162,12 @@ def _check_unfinished(shot: Snapshot, id: str, record: dict[str, str]) -> None:
     for key in (keys.job(id), keys.body(id), keys.events(id)):
         assert shot.ttls.get(key, -1) == -1, f"{key} would vanish before the job has ended"
     assert int(record["attempts"]) >= 0
+    assert int(record.get("kept", 0)) == _kept_bytes(shot, id, record)
+
+
+def _kept_bytes(shot: Snapshot, id: str, record: dict[str, str]) -> int:
+    choices = range(int(record.get("n", 1)))
+    return sum(len(shot.raw.get(shot.keys.kept(id, i), b"")) for i in choices)
 
 
 def _check_ended(shot: Snapshot, id: str, record: dict[str, str]) -> None:
@@ -169,6 +175,7 @@ def _check_ended(shot: Snapshot, id: str, record: dict[str, str]) -> None:
     result = unpack(shot.raw[keys.result(id)], int(record["finished"]))
     assert result.id == id
     assert result.status == record["status"]
+    assert not _kept_bytes(shot, id, record), f"tokens of {id} stay for ever"
     for key in (keys.job(id), keys.result(id), keys.body(id), keys.events(id)):
         assert key not in shot.raw or shot.ttl(key) > 0, f"{key} stays for ever"
     listed = shot.raw.get(keys.ended(record["tenant"])) or {}
@@ -263,7 +270,7 @@ def _check_stored(shot: Snapshot, records: dict[str, dict[str, str]], *, exact: 
         if JobStatus(record["status"]).terminal:
             kept[record["tenant"]] += body + len(shot.raw.get(shot.keys.result(id)) or b"")
         else:
-            bodies[record["tenant"]] += body
+            bodies[record["tenant"]] += body + _kept_bytes(shot, id, record)
     for tenant in bodies.keys() | kept.keys() | shot.ids("stored"):
         fields = {k: int(v) for k, v in (shot.raw.get(shot.keys["stored"] + tenant) or {}).items()}
         counted = fields.pop("bodies", 0)

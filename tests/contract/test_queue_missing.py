@@ -43,8 +43,10 @@ async def test_a_claim_goes_on_behind_what_is_missing(
 
 async def test_what_is_left_of_it_goes(queue: JobQueue, redis: Redis) -> None:
     await put(queue, "a", deadline_s=60.0)
+    await redis.set(queue.keys.kept("a", 1), b"tokens")
     await lose(redis, queue, "a")
     assert (await take(queue)) == []
+    assert not await redis.exists(queue.keys.kept("a", 1))
     left = {key async for key in redis.scan_iter()}
     assert not [key for key in left if key.endswith(b":a")]
     assert await redis.zcard(queue.keys["deadlines"]) == 0

@@ -52,7 +52,7 @@ async def test_every_key_of_a_script_is_in_the_queues_slot(
 def test_all_keys_are_in_one_slot() -> None:
     keys = Keys("test")
     names = [keys[name] for name in QUEUE_KEYS]
-    names += [keys.job(ID), keys.body(ID), keys.result(ID), keys.events(ID)]
+    names += [keys.job(ID), keys.body(ID), keys.kept(ID), keys.result(ID), keys.events(ID)]
     assert {slot(name) for name in names} == {slot("{test}")}
     assert len(set(names)) == len(names)
 

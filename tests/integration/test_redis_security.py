@@ -29,6 +29,7 @@ from millpond.messages import (
     Usage,
 )
 from millpond.messages.stored_results import unpack
+from millpond.queue.claims import KeptTokens
 from millpond.queue.connection import connect
 from millpond.queue.directory import AnnouncedQueue, QueueDirectory
 from millpond.queue.job_queue import JobQueue, QueueOptions
@@ -133,7 +134,8 @@ async def run_everything(api_url: str, worker_url: str) -> None:
         for tenant in ("default", "other"):
             await front.submit(JobRequest(prompt="waits"), id=tenant, tenant=tenant)
             await results.get(tenant)
-        await back.emit([(job.fence, JobEvent(type=EventType.DELTA, id=id, attempt=1, text="d"))])
+        delta = JobEvent(type=EventType.DELTA, id=id, attempt=1, text="d")
+        await back.emit([(job.fence, delta)], [(job.fence, KeptTokens(id, 0, 0, b"1234"))])
         await back.release([(job.id, job.fence)])
         for tenant in ("default", "other"):
             await front.cancel(tenant)

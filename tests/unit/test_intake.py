@@ -73,6 +73,7 @@ def table_of(queue: Backlog) -> JobTable:
         worker_id="w",
         group_padded_tokens=4096,
         delta_interval_s=0.05,
+        checkpoint_tokens=0,
         engine_info=lambda: EngineInfo("simulated", "simulated", "m", "none", "none", SLOTS, 1000),
         rates=Rates(0.0),
     )

@@ -44,7 +44,7 @@ class Machine:
 
     def step(self) -> None:
         scheduler = self.scheduler
-        ended = scheduler.end_cancelled()
+        ended = scheduler.take_ended()
         scheduler.retire()
         if scheduler.begin_prefill():
             assert scheduler.prefill is not None

@@ -16,6 +16,7 @@ FILES = {
 }
 PRELUDES = {
     "clock",
+    "kept",
     "lanes",
     "last_claim",
     "lengths",

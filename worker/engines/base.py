@@ -82,6 +82,18 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A generated token's log-probability, and (token id, log-probability) of the likeliest tokens.
+
+    They are the model's own: before temperature, biases, penalties and filters. ``top`` is sorted,
+    the likeliest first, and has no more entries than the row asked for.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One row to generate: ``prompt_token_ids`` is not empty.
 
@@ -90,7 +102,9 @@ class GenerationRequest:
     ``messages`` is the conversation that the prompt was made from, for engines whose model is behind
     a template of its own; empty if the prompt is something else. ``grammar`` is what the text must
     follow, and ``thinking`` how the reasoning before it is marked, if the model reasons. Rows with
-    different ``cache_salt`` share no keys and values.
+    different ``cache_salt`` share no keys and values. ``kept_token_ids`` were generated before, perhaps by
+    another engine, with ``kept_logprobs`` if those are asked for: the row goes on behind them, as if it had
+    generated them itself, and its first delta begins with them.
     """
 
     id: str
@@ -102,13 +116,22 @@ class GenerationRequest:
     grammar: Grammar | None = None
     thinking: ThinkingMarkers | None = None
     cache_salt: str = ""
+    kept_token_ids: Sequence[int] = ()
+    kept_logprobs: Sequence[TokenLogprobs] | None = None
 
     @property
     def expected_tokens(self) -> int:
         """Tokens of KV cache to reserve for it at first: prompt and expected output."""
-        most = self.sampling.max_tokens
-        output = most if self.predicted_tokens is None else max(1, self.predicted_tokens)
-        return len(self.prompt_token_ids) + min(most, output)
+        return len(self.prompt_token_ids) + expected_output(
+            self.sampling.max_tokens, self.predicted_tokens, len(self.kept_token_ids)
+        )
+
+
+def expected_output(max_tokens: int, predicted_tokens: int | None, kept_tokens: int) -> int:
+    """A row that has outgrown what was predicted of it is expected to grow by half."""
+    if predicted_tokens is None:
+        return max_tokens
+    return min(max_tokens, max(1, predicted_tokens, kept_tokens + kept_tokens // 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,26 +203,15 @@ class RowUsage:
 class Delta:
     """New text of a row: whole characters, never past a stop string. May be empty text, new tokens.
 
-    ``reasoning`` comes before the text. A row's deltas, joined, are the reasoning, the text and the
-    tokens of its `Finished`.
+    ``reasoning`` comes before the text. ``logprobs`` goes with ``token_ids``, if asked for. A row's deltas,
+    joined, are the reasoning, the text, the tokens and the log-probabilities of its `Finished`.
     """
 
     id: str
     text: str
     token_ids: tuple[int, ...]
     reasoning: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """A generated token's log-probability, and (token id, log-probability) of the likeliest tokens.
-
-    They are the model's own: before temperature, biases, penalties and filters. ``top`` is sorted,
-    the likeliest first, and has no more entries than the row asked for.
-    """
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

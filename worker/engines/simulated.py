@@ -163,7 +163,7 @@ class SimulatedEngine:
         if self._num_steps == self._simulated.faults.raise_at_step:
             raise RuntimeError(f"the simulated engine fails at step {self._num_steps}")
         scheduler = self._scheduler
-        ended = scheduler.end_cancelled()
+        ended = scheduler.take_ended()
         scheduler.retire()
         if scheduler.begin_prefill():
             touched = self._prefill()

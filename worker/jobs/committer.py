@@ -1,25 +1,33 @@
-"""Writes what rows produce back to Redis while the next steps run: streamed text, then results.
+"""Writes what rows produce back to Redis while the next steps run: tokens and streamed text, then results.
 
 One task does all writing, so a job's deltas come before its result. While Redis is away it keeps
 everything and tries again; the fence makes a late write harmless. A result never waits for streamed
 text: where the server refuses that, as a full one does, the text of an ended job is left to its result.
+
+The tokens of a row are kept with its job, so that another worker can go on with it: with each piece of its
+text, and else every so many tokens.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from millpond.errors import QueueUnavailableError
-from millpond.messages import EventType, JobEvent, JobResult
-from millpond.queue.claims import ClaimedJob, Commit
+from millpond.messages import JobEvent, JobResult
+from millpond.queue.claims import ClaimedJob, Commit, KeptTokens
 from millpond.queue.job_queue import JobQueue
-from worker.jobs.in_flight import StreamedPart
+from worker.engines.base import Delta
+from worker.jobs.in_flight import JobRow
 
 log = structlog.get_logger("millpond.committer")
 
 RETRY_DELAY_S = 0.25
+# So long rows that are given back wait for a server that may refuse their tokens.
+FLUSH_S = 0.5
 # Bounds one pipeline, so that one write holds neither the server nor this loop for long.
 RESULTS_A_WRITE = 64
 
@@ -41,23 +49,41 @@ class Committer:
         queue: JobQueue,
         on_committed: Callable[[Ending, Commit], None],
         delta_interval_s: float,
+        checkpoint_tokens: int,
     ) -> None:
         self._queue = queue
         self._on_committed = on_committed
         self._interval_s = delta_interval_s
-        self._texts: dict[tuple[str, EventType], StreamedPart] = {}
+        self._checkpoint_tokens = checkpoint_tokens
+        self._rows: dict[str, JobRow] = {}  # with something to write
         self._endings: list[Ending] = []
         self._changed = asyncio.Event()
+        self._written = asyncio.Event()  # set for a moment after each write of rows
         self._settled = asyncio.Event()
         self._settled.set()
 
-    def add_text(self, part: StreamedPart, text: str) -> None:
-        """Buffer streamed text; it is written soon, together with what follows until then."""
-        if not text or not part.row.job.request.stream:
-            return
-        part.unwritten += text
-        self._texts[part.row.row, part.type] = part
-        self._changed.set()
+    def add(self, row: JobRow, delta: Delta) -> None:
+        """Buffer what it brings; that is written soon, together with what follows until then."""
+        unwritten, least = row.unwritten, self._checkpoint_tokens
+        # One that goes on is kept in any case: what is kept covers what has been streamed.
+        keeps = least > 0 or bool(row.kept.token_ids)
+        unwritten.add(delta, streams=row.job.request.stream, keeps=keeps)
+        if unwritten.has_text or (least and len(unwritten.tokens.waiting_ids) >= least):
+            self._rows[row.row] = row
+            self._changed.set()
+
+    async def flush(self, rows: Iterable[JobRow]) -> None:
+        """Write all that these rows have, before they go to another worker; gives up after a moment."""
+        left = [row for row in rows if not row.unwritten.empty]
+        for row in left:
+            row.unwritten.written_s = -math.inf
+            self._rows[row.row] = row
+        if left:
+            self._changed.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    while any(row.row in self._rows for row in left):
+                        await self._written.wait()
 
     def add_ending(self, ending: Ending) -> None:
         self._endings.append(ending)
@@ -83,15 +109,15 @@ class Committer:
 
     async def _write(self) -> None:
         endings = self._endings[:RESULTS_A_WRITE]
-        rows = {e.claimed.row for e in endings}
+        ending = {e.claimed.row for e in endings}
         refusal: QueueUnavailableError | None = None
         try:
-            await self._write_texts(rows)
+            await self._write_rows(ending)
         except QueueUnavailableError as error:
             refusal = error
         if endings:
             await self._write_endings(endings)
-            self._texts = {k: p for k, p in self._texts.items() if p.row.job.row not in rows}
+            self._rows = {k: r for k, r in self._rows.items() if r.job.row not in ending}
         if self._endings:
             self._changed.set()
         if refusal is not None:
@@ -109,36 +135,44 @@ class Committer:
             log.warning("attempt_failed", job=claimed.id, attempt=claimed.attempt, then=commit)
             self._done(ending, commit)
 
-    async def _write_texts(self, ending_rows: set[str]) -> None:
-        """Write the text that is due: by its interval, or because its job ends with this write."""
+    async def _write_rows(self, ending: set[str]) -> None:
+        """Write the rows that are due: by their interval, or because their jobs end with this write, which
+        does without the tokens of those that do not stream."""
         now = asyncio.get_running_loop().time()
+        for row in [r for r in self._rows.values() if r.job.row in ending]:
+            if not row.unwritten.has_text:
+                del self._rows[row.row]
         due = [
-            part
-            for part in self._texts.values()
-            if part.row.job.row in ending_rows or now - part.row.written_s >= self._interval_s
+            row
+            for row in self._rows.values()
+            if row.job.row in ending or now - row.unwritten.written_s >= self._interval_s
         ]
         if due:
             await self._send(due)
             # What came since a delta that had to be sent again.
-            if rest := [p for p in due if p.unwritten and p.row.job.row in ending_rows]:
+            if rest := [r for r in due if not r.unwritten.empty and r.job.row in ending]:
                 await self._send(rest)
-        if self._texts:
-            soonest = min(part.row.written_s for part in self._texts.values()) + self._interval_s
-            asyncio.get_running_loop().call_at(max(soonest, now), self._changed.set)
+        if self._rows:
+            soonest = min(row.unwritten.written_s for row in self._rows.values())
+            asyncio.get_running_loop().call_at(
+                max(soonest + self._interval_s, now), self._changed.set
+            )
 
-    async def _send(self, parts: list[StreamedPart]) -> None:
-        for part in parts:
-            # What was not answered is sent again as it was: the server knows it by its offset.
-            if not part.sending:
-                part.sending, part.unwritten = part.unwritten, ""
-        await self._queue.emit([(p.row.job.claimed.fence, _delta(p)) for p in parts])
+    async def _send(self, rows: list[JobRow]) -> None:
+        for row in rows:
+            row.unwritten.send()
+        await self._queue.emit(
+            [(row.job.claimed.fence, delta) for row in rows for delta in _deltas(row)],
+            [(row.job.claimed.fence, kept) for row in rows for kept in _kept(row)],
+        )
         now = asyncio.get_running_loop().time()
-        for part in parts:
-            part.written_chars += len(part.sending)
-            part.sending = ""
-            part.row.written_s = now
-            if not part.unwritten:
-                del self._texts[part.row.row, part.type]
+        for row in rows:
+            row.unwritten.sent()
+            row.unwritten.written_s = now
+            if row.unwritten.empty:
+                del self._rows[row.row]
+        self._written.set()
+        self._written.clear()
 
     def _done(self, ending: Ending, commit: Commit) -> None:
         self._endings.remove(ending)
@@ -147,14 +181,21 @@ class Committer:
         self._on_committed(ending, commit)
 
 
-def _delta(part: StreamedPart) -> JobEvent:
-    job = part.row.job
-    return JobEvent(
-        type=part.type,
-        id=job.id,
-        attempt=job.claimed.attempt,
-        text=part.sending,
-        offset=part.written_chars,
-        index=part.row.index if len(job.rows) > 1 else None,
-        tokens=part.row.num_tokens or None,
-    )
+def _deltas(row: JobRow) -> Iterator[JobEvent]:
+    for part in row.unwritten.texts:
+        if part.sending:
+            yield JobEvent(
+                type=part.type,
+                id=row.job.id,
+                attempt=row.job.claimed.attempt,
+                text=part.sending,
+                offset=part.written_chars,
+                index=row.index if len(row.job.rows) > 1 else None,
+                tokens=row.num_tokens or None,
+            )
+
+
+def _kept(row: JobRow) -> Iterator[KeptTokens]:
+    tokens = row.unwritten.tokens
+    if tokens.sending:
+        yield KeptTokens(row.job.id, row.index, tokens.written_bytes, tokens.sending)

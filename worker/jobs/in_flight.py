@@ -2,10 +2,9 @@
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 from millpond.messages import (
-    EventType,
     FinishReason,
     JobRequest,
     choice_seed,
@@ -15,29 +14,20 @@ from millpond.models.grammars import Grammar
 from millpond.models.limits import thinking_of
 from millpond.models.presets import Preset
 from millpond.models.prompts import PreparedPrompt
-from millpond.queue.claims import ClaimedJob
+from millpond.queue.claims import ClaimedJob, KeptText
 from worker.engines.base import (
     Finished,
     GenerationRequest,
     Rejection,
     RowStats,
     Sampling,
+    expected_output,
 )
 from worker.jobs.job_state import STOPPED_STATES, JobState, RowState
+from worker.jobs.kept import KeptRow, unpack
+from worker.jobs.unwritten import UnwrittenRow
 from worker.voting.answers import answer_finder
 from worker.voting.vote import Vote
-
-
-@dataclass(slots=True)
-class StreamedPart:
-    """A row's text or its reasoning as it is streamed: what waits to be written, what is on its way until
-    the server has answered, and how many characters were written before."""
-
-    row: "JobRow"
-    type: EventType
-    unwritten: str = ""
-    sending: str = ""
-    written_chars: int = 0
 
 
 @dataclass(slots=True)
@@ -47,16 +37,23 @@ class JobRow:
     job: "InFlightJob"
     index: int
     state: RowState = RowState.WAITING
-    num_tokens: int = 0  # generated so far
+    kept: KeptRow = field(default_factory=KeptRow)  # generated under earlier claims
+    delivered_tokens: int = 0  # by the engine, which begins with those that were kept
     finished: Finished | None = None  # set once it has ended
     spared: bool = False  # it is cancelled, since it cannot change the vote
-    written_s: float = 0.0  # when text of it was last written
-    text: StreamedPart = field(init=False)
-    reasoning: StreamedPart = field(init=False)
+    unwritten: UnwrittenRow = field(default_factory=lambda: UnwrittenRow(KeptRow()))
 
-    def __post_init__(self) -> None:
-        self.text = StreamedPart(self, EventType.DELTA)
-        self.reasoning = StreamedPart(self, EventType.REASONING)
+    @classmethod
+    def going_on(cls, job: "InFlightJob", index: int, text: KeptText) -> Self:
+        """As an earlier claim has left it."""
+        kept = unpack(text.tokens, with_logprobs=job.request.logprobs is not None)
+        unwritten = UnwrittenRow(kept, said_chars=text.said_chars, thought_chars=text.thought_chars)
+        return cls(job, index, kept=kept, unwritten=unwritten)
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated so far."""
+        return max(len(self.kept.token_ids), self.delivered_tokens)
 
     @property
     def row(self) -> str:
@@ -96,7 +93,10 @@ class InFlightJob:
     ) -> None:
         """Its request is read, its prompt tokenized, its constraint compiled: it has rows now."""
         self._prepared = request, prompt, grammar
-        self.rows = [JobRow(self, index) for index in range(request.n)]
+        if self.claimed.kept:
+            self.rows = [JobRow.going_on(self, i, text) for i, text in enumerate(self.claimed.kept)]
+        else:
+            self.rows = [JobRow(self, index) for index in range(request.n)]
         if request.vote is not None:
             self.vote = Vote(answer_finder(request.vote, request.vote_pattern), request.n)
 
@@ -148,10 +148,23 @@ class InFlightJob:
     @property
     def expected_tokens(self) -> int:
         """Tokens of KV cache to reserve at first for its waiting rows: prompts and predicted output."""
-        most = len(self.prompt.token_ids) + self.prompt.max_tokens
-        predicted = self.claimed.predicted_tokens
-        row = most if predicted is None else min(most, len(self.prompt.token_ids) + predicted)
-        return row * len(self.waiting)
+        return sum(
+            len(self.prompt.token_ids)
+            + expected_output(
+                self.prompt.max_tokens, self.claimed.predicted_tokens, len(row.kept.token_ids)
+            )
+            for row in self.waiting
+        )
+
+    @property
+    def resumed_tokens(self) -> int:
+        """Tokens that were generated under earlier claims."""
+        return sum(len(row.kept.token_ids) for row in self.rows)
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens that the engine reads before it generates the next one, of the longest of its rows."""
+        return len(self.prompt.token_ids) + max(len(row.kept.token_ids) for row in self.rows)
 
     @property
     def started(self) -> bool:
@@ -200,6 +213,8 @@ class InFlightJob:
                 grammar=self.grammar,
                 thinking=thinking_of(self.request, preset),
                 cache_salt=self.request.cache_salt or "",
+                kept_token_ids=row.kept.token_ids,
+                kept_logprobs=row.kept.logprobs,
             )
             for row in self.waiting
         ]

@@ -41,6 +41,7 @@ class JobTable:
         worker_id: str,
         group_padded_tokens: int,
         delta_interval_s: float,
+        checkpoint_tokens: int,
         engine_info: Callable[[], EngineInfo],
         rates: Rates,
         observers: Sequence[JobObserver] = (),
@@ -57,7 +58,7 @@ class JobTable:
         self._admission = Admission()
         self._to_cancel: list[str] = []  # rows that the engine is told to end at the next turn
         self._num_rows = 0
-        self.committer = Committer(queue, self._on_committed, delta_interval_s)
+        self.committer = Committer(queue, self._on_committed, delta_interval_s, checkpoint_tokens)
 
     @property
     def busy(self) -> bool:
@@ -120,7 +121,7 @@ class JobTable:
     def next_turn(self, capacity: Capacity) -> tuple[list[list[GenerationRequest]], list[str]]:
         """The groups to admit, each of like length and to be prefilled together; rows to cancel."""
         jobs = self._admission.take(capacity, idle=self._num_rows == 0)
-        lengths = [len(job.prompt.token_ids) for job in jobs]
+        lengths = [job.read_tokens for job in jobs]
         groups = cut_groups(lengths, self._group_padded_tokens, max(1, len(jobs)))
         if groups:
             log.debug("admitted", groups=[len(group) for group in groups])
@@ -144,7 +145,7 @@ class JobTable:
     def prompt_tokens(self) -> int:
         """The most that the turn under way may have to read: one group, or one row that was preempted."""
         running = [job for job in self.in_flight if job.started]
-        unread = sum(len(j.prompt.token_ids) for j in running if j.first_token_s is None)
+        unread = sum(job.read_tokens for job in running if job.first_token_s is None)
         longest = max(
             (len(job.prompt.token_ids) + row.num_tokens for job in running for row in job.rows),
             default=0,
@@ -172,7 +173,7 @@ class JobTable:
             job = row.job
             if job.first_token_s is None and (event.token_ids or event.text or event.reasoning):
                 job.first_token_s = now_s
-                read_tokens += len(job.prompt.token_ids)
+                read_tokens += job.read_tokens
             if isinstance(event, Finished):
                 self._finish(row, event)
                 if job.done:
@@ -183,10 +184,9 @@ class JobTable:
                         latency_s=now_s - job.accepted_s,
                     )
                 continue
-            row.num_tokens += len(event.token_ids)
+            row.delivered_tokens += len(event.token_ids)
             if job.state is not JobState.LOST:
-                self.committer.add_text(row.reasoning, event.reasoning)
-                self.committer.add_text(row.text, event.text)
+                self.committer.add(row, event)
         return read_tokens
 
     def stop(self, job: InFlightJob, state: JobState) -> bool:
@@ -216,6 +216,7 @@ class JobTable:
                 self._finish(row, never_run(row))
         await self.committer.settled()
         jobs = [job for job in self.in_flight if job.started]
+        await self.committer.flush(row for job in jobs for row in job.rows)
         running = [
             (job.claimed.fence, failure(job.claimed, "engine_failed", message, job.request))
             for job in jobs
@@ -235,6 +236,7 @@ class JobTable:
 
     async def _release(self, jobs: Iterable[InFlightJob]) -> int:
         jobs = [job for job in jobs if job.state is not JobState.ENDED]
+        await self.committer.flush(row for job in jobs if job.started for row in job.rows)
         ours = [(job.id, job.claimed.fence) for job in jobs if job.state is not JobState.LOST]
         released = await self._queue.release(ours)
         for job in jobs:

@@ -48,7 +48,7 @@ def result_of(job: InFlightJob, worker: str, info: EngineInfo, tokenizer: Tokeni
     first, stats, usage = choices[shown], ends[shown].stats, ends[shown].usage
     speaker = _speaker(job, vote) or ends[shown]
     status, error = _outcome(job, speaker)
-    if not any(end.stats.group_rows for end in ends):
+    if not any(end.stats.group_rows or end.token_ids for end in ends):
         return JobResult(
             id=job.id,
             status=status,
@@ -94,6 +94,7 @@ def result_of(job: InFlightJob, worker: str, info: EngineInfo, tokenizer: Tokeni
             first_token_ms=_ms_since(job.claimed_s, first_s),
             run_ms=_ms_since(job.claimed_s, time.monotonic()),
             prompt_truncated=job.prompt.truncated,
+            resumed_tokens=job.resumed_tokens,
             adapter=request.adapter,
             saved_tokens=_saved_tokens(job),
             # The first text that was read; the others find what it read.

@@ -1,6 +1,6 @@
--- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights stored delivery deliveries endpoints
+-- keys: job body kept result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights stored delivery deliveries endpoints
 -- flags: allow-oom
--- uses: clock lanes waking stored webhooks records
+-- uses: clock lanes waking stored kept webhooks records
 -- ARGV: id, tenant or '' for any, options
 -- -> the status now, or false when there is no such job. A running job is flagged: its worker ends it.
 

@@ -1,8 +1,8 @@
--- keys: job body result events channel counts open leases delayed deadlines dead ended suspects trials workers wake last_claim lane active idle weights lengths stored delivery deliveries endpoints
+-- keys: job body kept result events channel counts open leases delayed deadlines dead ended suspects trials workers wake last_claim lane active idle weights lengths stored delivery deliveries endpoints
 -- flags: allow-oom
--- uses: clock lanes lengths waking stored webhooks records missing sizes sweep trials last_claim
+-- uses: clock lanes lengths waking stored kept webhooks records missing sizes sweep trials last_claim
 -- ARGV: worker, nonce, count, budget_tokens, capacity_tokens, lease_ms, sweep_limit, slots, row_tokens, options
--- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing, traceparent or nothing}, ...}, 'alone' if they are suspects, 'draining' if the worker is to take nothing until it is empty, or '', jobs found missing}
+-- -> {now, jobs left that a claim could take, {{id, fence, attempt, created, body, predicted output tokens or nothing, traceparent or nothing, {{characters of its text that were streamed, of its reasoning, its tokens}, ...} for each text of a job that goes on, or nothing}, ...}, 'alone' if they are suspects, 'draining' if the worker is to take nothing until it is empty, or '', jobs found missing}
 -- Takes up to `count` jobs whose prompts and predicted outputs fit the budget: the priority by turns, then the active tenant
 -- with the least counter, then the first job of its lane. A job that claims to need more than the
 -- worker's whole capacity counts as needing all of it: the worker gets to see it when it is empty, and
@@ -131,7 +131,7 @@ end
 local function claim(id, line)
   local job = K.job .. id
   local record = redis.call('HMGET', job, 'status', 'tokens', 'deadline', 'attempts', 'created', 'priority',
-    'stream', 'due', 'tenant', 'prompt', 'kind', 'most', 'n', 'trace')
+    'stream', 'due', 'tenant', 'prompt', 'kind', 'most', 'n', 'trace', 'kept')
   if not record[1] then
     miss(id)
   end
@@ -153,11 +153,12 @@ local function claim(id, line)
     return 'larger'
   end
   local likely, high = predict(record[11], record[12], n)
+  local size = #body + (record[15] or 0)
   local need = math.min(high and prompt + n * high or tokens, capacity)
-  if need > budget or (rows > 0 and (rows + n > count or bytes + #body > BYTES_A_CALL)) then
+  if need > budget or (rows > 0 and (rows + n > count or bytes + size > BYTES_A_CALL)) then
     return 'full'
   end
-  budget, rows, bytes = budget - need, rows + n, bytes + #body
+  budget, rows, bytes = budget - need, rows + n, bytes + size
   fence = fence + 1
   local attempt = tonumber(record[4]) + 1
   local expected = likely and prompt + n * likely or tokens
@@ -172,7 +173,8 @@ local function claim(id, line)
   taken[record[6]] = taken[record[6]] + 1
   leases[#leases + 1] = int(now + lease_ms)
   leases[#leases + 1] = id
-  claimed[#claimed + 1] = { id, fence, attempt, record[5], body, high or false, record[14] }
+  claimed[#claimed + 1] = { id, fence, attempt, record[5], body, high or false, record[14],
+    read_kept(id, record[13], record[15]) }
   return 'claimed'
 end
 

@@ -1,6 +1,6 @@
--- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights lengths stored delivery deliveries endpoints
+-- keys: job body kept result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights lengths stored delivery deliveries endpoints
 -- flags: allow-oom
--- uses: clock lanes lengths waking stored webhooks records
+-- uses: clock lanes lengths waking stored kept webhooks records
 -- ARGV: id, fence, status, result, tokens served, output tokens to learn from or '', '1' if those were cut by their limit, for each job; then options
 -- -> for each job: 'stored' | 'known' (this very attempt has ended it before) | 'lost'
 -- The first time, and no other, the tenant's charge is put right.

@@ -23,12 +23,13 @@ local function claimed_before(worker, nonce, now, lease_ms)
   local alone, first_fence, claimed = word() == '1', tonumber(word()), {}
   for id in word do
     local record = redis.call('HMGET', K.job .. id, 'status', 'worker', 'fence', 'attempts', 'created',
-      'kind', 'most', 'n', 'trace')
+      'kind', 'most', 'n', 'trace', 'kept')
     local body = redis.call('GET', K.body .. id)
     if body and record[1] == 'running' and record[2] == worker and tonumber(record[3]) >= first_fence then
       redis.call('ZADD', K.leases, int(now + lease_ms), id)
       local _, high = predict(record[6], record[7], record[8] or 1)
-      claimed[#claimed + 1] = { id, tonumber(record[3]), tonumber(record[4]), record[5], body, high or false, record[9] }
+      claimed[#claimed + 1] = { id, tonumber(record[3]), tonumber(record[4]), record[5], body, high or false, record[9],
+        read_kept(id, record[8], record[10]) }
     end
   end
   redis.call('PEXPIRE', K.last_claim .. worker, int(lease_ms))

@@ -12,6 +12,7 @@ local function miss(id)
   redis.call('ZREM', K.delayed, id)
   redis.call('ZREM', K.deadlines, id)
   redis.call('UNLINK', K.body .. id, K.events .. id, K.delivery .. 'url/' .. id)
+  redis.call('UNLINK', unpack(kept_keys(id, MOST_TEXTS)))
 end
 
 local function count_anew()

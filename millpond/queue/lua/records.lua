@@ -50,10 +50,10 @@ end
 
 -- What nobody asks for any more when a job has ended; it is kept for a dead letter.
 local function trim(job, n)
-  redis.call('HDEL', job, 'kind', 'prompt', 'tokens', 'most', 'n', 'order', 'worker', 'charge', 'said',
-    'thought', 'cancel', 'deadline', 'due', 'metadata', 'trace', 'webhook')
-  for choice = 0, (n or 0) - 1 do
-    redis.call('HDEL', job, 'said:' .. choice, 'thought:' .. choice)
+  redis.call('HDEL', job, 'kind', 'prompt', 'tokens', 'most', 'n', 'order', 'worker', 'charge', 'cancel',
+    'deadline', 'due', 'metadata', 'trace', 'webhook', streamed_fields(0, n))
+  for choice = 1, (n or 1) - 1 do
+    redis.call('HDEL', job, streamed_fields(choice, n))
   end
 end
 
@@ -61,8 +61,9 @@ end
 -- `was` is the status it has now. The body stays for a dead letter, else it goes.
 local function finish(id, was, status, result, now, keep_body)
   local job = K.job .. id
-  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'tenant', 'n', 'webhook')
+  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'tenant', 'n', 'webhook', 'kept')
   redis.call('ZREM', K.deadlines, id)
+  forget_kept(id, record[5], record[4], record[7])
   local idle = redis.call('HINCRBY', K.open, record[4], -1) <= 0
   if idle then
     redis.call('HDEL', K.open, record[4])
@@ -104,13 +105,14 @@ local function end_cancelled(id, was, now)
     'cancelled by the client'), now, false)
 end
 
--- Take a running job out of its worker's hands. The attempt's text is void, so readers are told to
--- forget it; so is its fence. The caller says where the job goes: to_lane, to_delay or to_suspects.
+-- Take a running job out of its worker's hands. Its fence is void. Its text stands if its tokens are kept: the
+-- next worker goes on behind them. Else readers are told to forget it.
+-- The caller says where the job goes: to_lane, to_delay or to_suspects.
 -- What its tenant was charged is given back with the attempt, and kept with it.
 -- False: the job was to be cancelled, and ended here instead.
 local function take_back(id, now, refund, why)
   local job = K.job .. id
-  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'deadline', 'cancel', 'tenant', 'charge', 'n')
+  local record = redis.call('HMGET', job, 'priority', 'attempts', 'stream', 'deadline', 'cancel', 'tenant', 'charge', 'n', 'kept')
   if record[5] then
     end_cancelled(id, 'running', now)
     return false
@@ -120,13 +122,17 @@ local function take_back(id, now, refund, why)
     redis.call('ZADD', K.deadlines, record[4], id)
   end
   redis.call('HSET', job, 'status', 'queued')
-  redis.call('HDEL', job, 'worker', 'claimed', 'fence', 'charge', 'said', 'thought')
-  for choice = 0, (record[8] or 0) - 1 do
-    redis.call('HDEL', job, 'said:' .. choice, 'thought:' .. choice)
+  redis.call('HDEL', job, 'worker', 'claimed', 'fence', 'charge')
+  local stands = resumable(id, record[8], record[9])
+  if not stands then
+    forget_kept(id, record[8], record[6], record[9])
+    for choice = 0, (record[8] or 1) - 1 do
+      redis.call('HDEL', job, streamed_fields(choice, record[8]))
+    end
   end
   redis.call('HINCRBY', K.counts, 'running', -1)
   redis.call('HINCRBY', K.counts, 'queued:' .. record[1], 1)
-  tell(id, 'reset', record[2], record[3], ',"reason":"' .. why .. '"')
+  tell(id, stands and 'requeued' or 'reset', record[2], record[3], ',"reason":"' .. why .. '"')
   if refund then
     redis.call('HINCRBY', job, 'attempts', -1)
     charge(record[1], record[6], -tonumber(record[7]))

@@ -1,6 +1,6 @@
--- keys: job body result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights stored delivery deliveries endpoints
+-- keys: job body kept result events channel counts open leases delayed deadlines dead ended suspects wake lane active idle weights stored delivery deliveries endpoints
 -- flags: allow-oom
--- uses: clock lanes waking stored webhooks records
+-- uses: clock lanes waking stored kept webhooks records
 -- ARGV: id, fence, result if this was its last attempt, for each job that a broken engine ran; then options
 -- -> number of jobs whose lease was still held
 

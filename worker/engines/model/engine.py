@@ -121,7 +121,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def step(self) -> list[EngineEvent]:
         scheduler = self._scheduler
-        ended = scheduler.end_cancelled()
+        ended = scheduler.take_ended()
         self._release(ended)
         touched = self._prefill() if scheduler.begin_prefill() else self._decode()
         self._release([s for s in touched if s.finish_reason is not None])

@@ -192,7 +192,8 @@ class RemoteEngine:
 
         Raises MisconfiguredError when the upstream takes no request any more.
         """
-        cancelled = [self._rows[s.id] for s in self._scheduler.end_cancelled()]
+        ended = self._scheduler.take_ended()
+        cancelled = [self._rows[row.id] for row in ended if row.id in self._rows]
         for row in cancelled:
             row.cancel()
             self._touched[row] = None
@@ -203,7 +204,8 @@ class RemoteEngine:
         for row in touched:
             if row.ended:
                 del self._rows[row.id]
-        return self._scheduler.collect(row.row for row in touched)
+        over = [row for row in ended if row not in (c.row for c in cancelled)]
+        return self._scheduler.collect((*over, *(row.row for row in touched)))
 
     def close(self) -> None:
         if self._loop.is_closed():

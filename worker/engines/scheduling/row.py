@@ -26,11 +26,11 @@ _MARKER_TOKENS = 24
 class Row:
     """Owns a row's tokens, its text and the conditions that end it.
 
-    Tokens go in by `append` until `finish_reason` is set, by a token or by `end`; after every step
-    `take_delta` gives what is new. ``decode_steps`` and ``decode_rows`` count the steps that this
-    row took part in and the rows of all those steps. ``counts`` is kept for rows with penalties,
-    ``matcher`` for constrained ones; ``arrival`` is the row's place in the order of admission, which the
-    scheduler gives it.
+    Tokens that were kept of it are there from the beginning, and may have ended it. More go in by `append`
+    until `finish_reason` is set, by a token or by `end`; after every step `take_delta` gives what is new.
+    ``decode_steps`` and ``decode_rows`` count the steps that this row took part in and the rows of all those
+    steps. ``counts`` is kept for rows with penalties, ``matcher`` for constrained ones; ``arrival`` is the
+    row's place in the order of admission, which the scheduler gives it.
     ``cached_tokens`` of its prompt were there already when it was first read, by the engine's account.
     ``read_tokens`` are in the KV cache: some of them while the row is prefilled, then all but the newest.
     """
@@ -112,6 +112,7 @@ class Row:
             self._force(f"{self._markers.start}\n")
         self._follow_grammar()
         self._taken_tokens = 0
+        self._replay(request)
 
     @property
     def most_tokens(self) -> int:
@@ -187,6 +188,15 @@ class Row:
         elif looping and num_generated >= self.sampling.min_tokens:
             self.end(FinishReason.LOOP)
 
+    def _replay(self, request: GenerationRequest) -> None:
+        """Take the tokens that were generated before. The engine has read none of them."""
+        logprobs = request.kept_logprobs
+        for place, token_id in enumerate(request.kept_token_ids):
+            self.append(token_id, None if logprobs is None else logprobs[place])
+            if self.finish_reason is not None:
+                break
+        self.read_tokens = 0
+
     def fail_constraint(self) -> None:
         """End the row, whose constraint has become too complex."""
         assert self.matcher is not None
@@ -232,8 +242,10 @@ class Row:
         reasoning, text = self._split.take()
         if not new_ids and not reasoning and not text:
             return None
+        asked = self.sampling.logprobs is not None
+        logprobs = tuple(self.logprobs[self._taken_tokens :]) if asked else None
         self._taken_tokens = len(self.token_ids)
-        return Delta(self.id, text, new_ids, reasoning)
+        return Delta(self.id, text, new_ids, reasoning, logprobs)
 
     def finished(self) -> Finished:
         assert self.finish_reason is not None

@@ -58,6 +58,7 @@ class Scheduler:
         self._live: dict[str, Row] = {}
         self._arrivals = 0
         self._cancelled: set[str] = set()
+        self._over: list[Row] = []  # admitted with all of their tokens
         self.prefill: GroupPrefill | None = None
         self.running: list[Row] = []
 
@@ -89,9 +90,9 @@ class Scheduler:
             row.arrival = self._arrivals
             self._arrivals += 1
             self._live[row.id] = row
-            reserved = self._budget.reserve(row.id, row.wanted_tokens)
+            reserved = self._budget.reserve(row.id, request.expected_tokens)
             assert reserved
-            group.append(row)
+            (group if row.finish_reason is None else self._over).append(row)
         if group:
             self._waiting.append(group)
         return rejections
@@ -99,16 +100,19 @@ class Scheduler:
     def cancel(self, ids: Iterable[str]) -> None:
         self._cancelled.update(i for i in ids if i in self._live)
 
-    def end_cancelled(self) -> list[Row]:
-        """End the rows that were cancelled since the last call, waiting ones too, and return them.
+    def take_ended(self) -> list[Row]:
+        """The rows that end without another token since the last call: those that were cancelled, waiting
+        ones too, and those that were over when they came.
 
         The caller retires and collects them.
         """
-        ended = [self._live[i] for i in self._cancelled if i in self._live]
+        over, self._over = self._over, []
+        cancelled = [self._live[i] for i in self._cancelled if i in self._live]
+        ended = [row for row in cancelled if row.finish_reason is None]
         for row in ended:
             row.end(FinishReason.CANCELLED)
         self._cancelled.clear()
-        return ended
+        return ended + over
 
     def next_group(self) -> list[Row]:
         """Pop what is to be prefilled now: rows that were preempted and have room, else the oldest
@@ -158,7 +162,7 @@ class Scheduler:
         """These rows of `prefill` have been read to their ends."""
         assert self.prefill is not None
         for row in rows:
-            if not row.token_ids:  # else it was preempted, and this is not its first group
+            if not row.group_rows:  # else it was preempted, and this is not its first group
                 row.group_rows = self.prefill.group_rows
         self.prefill.remove(rows)
         if not self.prefill.rows:
@@ -244,6 +248,7 @@ class Scheduler:
         vocab_size = self._tokenizer.vocab_size
         for name, ids in (
             ("prompt", request.prompt_token_ids),
+            ("kept tokens", request.kept_token_ids),
             ("stop_token_ids", sampling.stop_token_ids),
             ("logit_bias", [token_id for token_id, _ in sampling.logit_bias]),
         ):
