@@ -59,14 +59,40 @@ MUTATIONS = [
     lua(
         "a delta that comes again is written again",
         "emit",
-        " and tonumber(ARGV[i + 3]) >= tonumber(record[4] or 0)",
+        " and offset >= tonumber(record[7] or 0)",
         "",
     ),
     lua(
         "what was written counts in the next attempt",
         "records",
-        "'fence', 'charge', 'said', 'thought')",
-        "'fence', 'charge')",
+        "redis.call('HDEL', job, streamed_fields(choice, record[8]))",
+        "local _ = choice",
+    ),
+    lua("tokens that come again are kept again", "emit", "length ~= offset", "false"),
+    lua(
+        "an attempt that failed goes on",
+        "fail",
+        "forget_kept(id, record[4], record[5], record[6])\n",
+        "",
+    ),
+    lua(
+        "tokens that lost their beginning are kept",
+        "emit",
+        "if length < offset then",
+        "if false then",
+    ),
+    lua(
+        "tokens do not count for their tenant",
+        "emit",
+        "  redis.call('HINCRBY', K.stored .. tenant, 'bodies', #bytes)\n",
+        "",
+    ),
+    lua(
+        "a job goes on without its tokens",
+        "kept",
+        "redis.call('EXISTS', key) == 0",
+        "false",
+        "tests/contract/test_queue_kept.py",
     ),
     lua(
         "a payment that comes again is charged again",

@@ -14,6 +14,9 @@ RUNNING, QUEUED = JobStatus.RUNNING, JobStatus.QUEUED
 UNITS_A_TOKEN = 1000
 
 
+TOKEN_BYTES = 4
+
+
 @dataclass
 class ModelJob:
     id: str
@@ -32,7 +35,8 @@ class ModelJob:
     due_ms: int | None = None
     deaths: int = 0
     charge: int = 0
-    wrote: set[int] = field(default_factory=set)
+    said: bool = False  # its text, of one character, is in the stream
+    kept_bytes: int = 0
 
 
 @dataclass
@@ -249,14 +253,19 @@ class Model:
             leases.append(Lease.CANCELLED if job.cancel else Lease.EXPIRED if late else Lease.HELD)
         return leases
 
-    def emit(self, id: str, fence: int) -> Commit:
-        """Each claim writes the same first character, if the job keeps a stream."""
+    def emit(self, id: str, fence: int, offset: int) -> list[Commit]:
+        """Each claim keeps a token at that offset and writes the same first character, if the job keeps a
+        stream."""
         job = self.jobs.get(id)
         if job is None or not self.holds(id, fence):
-            return Commit.LOST
-        stored = job.stream and fence not in job.wrote
-        job.wrote.add(fence)
-        return Commit.STORED if stored else Commit.KNOWN
+            return [Commit.LOST] * 2
+        kept, said = job.kept_bytes == offset, job.stream and not job.said
+        if kept:
+            job.kept_bytes += TOKEN_BYTES
+        elif job.kept_bytes < offset:
+            job.kept_bytes = 0
+        job.said = job.stream
+        return [Commit.STORED if stored else Commit.KNOWN for stored in (kept, said)]
 
     def holds(self, id: str, fence: int) -> bool:
         job = self.jobs.get(id)
@@ -279,6 +288,7 @@ class Model:
         if job.attempts >= self.options.max_attempts:
             self._bury(job)
             return Commit.BURIED
+        job.kept_bytes = 0
         if not self._take_back(job, refund=False):
             return Commit.STORED
         self._delay(job, 2 ** (attempt - 1))
@@ -367,6 +377,7 @@ class Model:
         if job.deadline_ms is not None:
             self.deadlines[job.id] = job.deadline_ms
         job.status, job.fence = QUEUED, None
+        job.said = job.said and job.kept_bytes > 0
         if refund:
             job.attempts -= 1
             self._charge(job, -job.charge)
@@ -377,6 +388,7 @@ class Model:
         self.dead.append(job.id)
 
     def _finish(self, job: ModelJob, status: JobStatus) -> None:
+        job.kept_bytes = 0
         if job.status is QUEUED:
             self._withdraw(job)
         job.status = status

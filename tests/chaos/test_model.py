@@ -19,12 +19,12 @@ from millpond.errors import IdempotencyConflictError
 from millpond.local.server import RedisServer, ServerOptions, bundled_server, free_port
 from millpond.messages import EventType, JobEvent, JobRequest, JobStatus, Priority, Usage
 from millpond.queue import scripts
-from millpond.queue.claims import ClaimedJob
+from millpond.queue.claims import ClaimedJob, KeptText, KeptTokens
 from millpond.queue.connection import connect
 from millpond.queue.job_queue import JobQueue, QueueOptions
 from millpond.queue.submission import NewJob, Submission
 from millpond.queue.tenants import Tenants
-from tests.chaos.model import PRIORITIES, Model
+from tests.chaos.model import PRIORITIES, TOKEN_BYTES, Model
 from tests.chaos.test_workers import size
 from tests.contract.invariants import check_invariants
 from tests.contract.jobs import failed, success
@@ -38,6 +38,7 @@ OPTIONS = QueueOptions(
 IDS = st.sampled_from([f"job-{i}" for i in range(12)])
 WORKERS = st.sampled_from(["ann", "bob", "cleo"])
 PICK = st.integers(0, 1_000)
+TOKEN = b"1234"
 WEIGHTS = {"dora": 1.0, "emil": 2.0, "fred": 0.5}
 # Id, priority, tenant, tokens, deadline in ms, whether streamed.
 JOBS = st.tuples(
@@ -118,6 +119,10 @@ class QueueMachine(RuleBasedStateMachine):
         )
         jobs, left, mode = self.model.claim(worker, nonce, count, free, 30, LEASE_MS)
         assert [(j.id, j.fence, j.attempt) for j in claim.jobs] == jobs
+        for job in claim.jobs:
+            known = self.model.jobs[job.id]
+            tokens = TOKEN * (known.kept_bytes // TOKEN_BYTES)
+            assert job.kept == ((KeptText(known.said, 0, tokens),) if tokens else ())
         assert claim.left == left
         assert (claim.alone, claim.draining) == (mode == "alone", mode == "draining")
         self.rows += [(worker, job) for job in claim.jobs]
@@ -186,12 +191,17 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.wait(self.queue.suspect(pairs)) == self.model.suspect(held)
 
     @precondition(lambda self: self.rows)
-    @rule(pick=PICK)
-    def emit(self, pick: int) -> None:
+    @rule(pick=PICK, offset=st.sampled_from([0, TOKEN_BYTES, None, None]))
+    def emit(self, pick: int, offset: int | None) -> None:
+        """Mostly behind what is kept; else what was written before, or what has lost its beginning."""
         job = self.row(pick)
+        known = self.model.jobs.get(job.id)
+        if offset is None:
+            offset = 0 if known is None else known.kept_bytes
+        kept = KeptTokens(job.id, 0, offset, TOKEN)
         event = JobEvent(type=EventType.DELTA, id=job.id, attempt=job.attempt, text="x", offset=0)
-        answers = self.wait(self.queue.emit([(job.fence, event)]))
-        assert answers == [self.model.emit(job.id, job.fence)]
+        answers = self.wait(self.queue.emit([(job.fence, event)], [(job.fence, kept)]))
+        assert answers == self.model.emit(job.id, job.fence, offset)
 
     @rule(id=IDS)
     def forget(self, id: str) -> None:
