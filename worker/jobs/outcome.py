@@ -98,7 +98,9 @@ def result_of(job: InFlightJob, worker: str, info: EngineInfo, tokenizer: Tokeni
             adapter=request.adapter,
             saved_tokens=_saved_tokens(job),
             # The first text that was read; the others find what it read.
-            cached_tokens=min(end.stats.cached_tokens for end in ends if end.stats.group_rows),
+            cached_tokens=min(
+                (end.stats.cached_tokens for end in ends if end.stats.group_rows), default=0
+            ),
         ),
     )
 

@@ -257,7 +257,9 @@ class Row:
             stats=RowStats(
                 group_rows=self.group_rows,
                 batch_rows=self.decode_rows / self.decode_steps if self.decode_steps else 0.0,
-                cached_tokens=self.cached_tokens if self.usage is None else self.usage.cached,
+                cached_tokens=min(self.cached_tokens, len(self.prompt_token_ids))
+                if self.usage is None
+                else self.usage.cached,
             ),
             error=self.error,
             retryable=self.retryable,
