@@ -10,7 +10,8 @@ from html import escape
 
 WIDTH, HEIGHT = 480, 280
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 14, 40
-TICKS = 5
+# Steps of an axis, as many as suit its values.
+TICKS = (5, 4, 6)
 COLOURS = 6
 
 
@@ -44,15 +45,13 @@ def svg(chart: Chart) -> str:
     points = [point for line in chart.lines for point in line.points]
     if not points:
         return ""
-    top_y = nice_top(max(y for _, y in points))
-    if chart.steps:
-        scale = _Scale(min(chart.steps), max(chart.steps), top_y, chart.log_x)
-    else:
-        scale = _Scale(0.0, nice_top(max(x for x, _ in points)), top_y, log_x=False)
+    marks_y = ticks(max(y for _, y in points))
+    marks_x = sorted(chart.steps) or ticks(max(x for x, _ in points))
+    scale = _Scale(marks_x[0], marks_x[-1], marks_y[-1], chart.log_x and bool(chart.steps))
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">',
-        *_grid(scale),
-        *_x_axis(chart, scale),
+        *_grid(scale, marks_y),
+        *_x_axis(scale, marks_x),
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
         f"{escape(chart.x_title)}</text>",
         *(part for line in chart.lines for part in _line(line, scale, marked=bool(chart.steps))),
@@ -82,14 +81,17 @@ class _Scale:
         return HEIGHT - BOTTOM - value / self.top_y * (HEIGHT - TOP - BOTTOM)
 
 
-def nice_top(most: float) -> float:
-    """A round number, at least as much, that `TICKS` round steps divide."""
+def ticks(most: float) -> list[float]:
+    """Round numbers from 0 to at least as much, with as little room above it as round steps leave."""
     if most <= 0:
-        return 1.0
-    step = most / TICKS
-    power = 10.0 ** math.floor(math.log10(step))
-    factor = next(f for f in (1, 2, 2.5, 5, 10, 20) if f * power >= step * (1 - 1e-9))
-    return factor * power * TICKS
+        return [0.0, 1.0]
+    choices = []
+    for number in TICKS:
+        step = most / number
+        power = 10.0 ** math.floor(math.log10(step))
+        factor = next(f for f in (1, 2, 2.5, 5, 10, 20) if f * power >= step * (1 - 1e-9))
+        choices.append([i * factor * power for i in range(number + 1)])
+    return min(choices, key=lambda values: values[-1])
 
 
 def label(value: float) -> str:
@@ -98,10 +100,9 @@ def label(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _grid(scale: _Scale) -> list[str]:
+def _grid(scale: _Scale, marks: Sequence[float]) -> list[str]:
     parts = []
-    for i in range(TICKS + 1):
-        value = scale.top_y * i / TICKS
+    for value in marks:
         y = scale.y(value)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(
@@ -110,11 +111,9 @@ def _grid(scale: _Scale) -> list[str]:
     return parts
 
 
-def _x_axis(chart: Chart, scale: _Scale) -> list[str]:
-    span = scale.high_x - scale.low_x
-    values = sorted(chart.steps) or [scale.low_x + span * i / TICKS for i in range(TICKS + 1)]
+def _x_axis(scale: _Scale, marks: Sequence[float]) -> list[str]:
     parts, last = [], -math.inf
-    for value in values:
+    for value in marks:
         x = scale.x(value)
         if x - last < 30:  # no label over another
             continue

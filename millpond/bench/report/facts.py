@@ -27,8 +27,8 @@ def facts(record: Record) -> dict[str, str]:
         )
     for target in record.targets:
         about = [target.model or "", target.url or "a stack of its own"]
-        about += [f"{name} {value}" for name, value in target.settings.items()]
-        about += [f"{name} {value}" for name, value in target.worker.items() if value is not None]
+        told = {**target.settings, **target.worker}
+        about += [f"{name} {value}" for name, value in told.items() if value not in (None, "none")]
         found[f"target {target.name}"] = ", ".join(filter(None, about))
     return found
 
@@ -82,15 +82,15 @@ def tiles(found: Sequence[Figures]) -> dict[str, str]:
         (one for one in found if (one.target, one.kind) == (best.target, best.kind)),
         key=lambda one: one.level,
     )
-    of = f" of {best.target}" if len({one.target for one in found}) > 1 else ""
+    of = f" ({best.target})" if len({one.target for one in found}) > 1 else ""
     shown = {
-        f"output tokens a second{of} at {best.load}": number(best.output_tokens_per_s),
-        f"requests a second at {best.load}": number(best.requests_per_s),
+        f"output tokens a second, {best.load}{of}": number(best.output_tokens_per_s),
+        f"requests a second, {best.load}": number(best.requests_per_s),
     }
     for load, ttft in {one.load: one.latency_ms("ttft", 50) for one in (light, best)}.items():
         if ttft is not None:
-            shown[f"to the first token at {load}, p50"] = number(ttft, " ms")
+            shown[f"to the first token, {load}, p50"] = number(ttft, " ms")
     if light is not best and light.output_tokens_per_s:
         times = best.output_tokens_per_s / light.output_tokens_per_s
-        shown[f"times the throughput of {light.load}"] = number(times)
+        shown[f"times the tokens of {light.load}"] = number(times)
     return shown
