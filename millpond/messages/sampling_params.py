@@ -4,6 +4,7 @@ from typing import Annotated, Any, Self
 
 import orjson
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from millpond.messages.constraints import Choices, Constraint, ConstraintText, ResponseFormat
 from millpond.messages.fields import CHECKED, Frozen, TokenId
@@ -155,7 +156,11 @@ class SamplingParams(Frozen):
     @model_validator(mode="after")
     def _vote_of_several(self) -> Self:
         if self.vote is not None and self.n < MIN_VOTING_TEXTS:
-            raise ValueError(f"n: {self.n} text cannot vote; at least {MIN_VOTING_TEXTS}")
+            raise PydanticCustomError(
+                "too_few",
+                "n: {n} text cannot vote; at least {ge}",
+                {"n": self.n, "ge": MIN_VOTING_TEXTS},
+            )
         if (self.vote is VoteKind.REGEX) != (self.vote_pattern is not None):
             raise ValueError("vote_pattern: belongs to a vote by regex, which needs one")
         return self

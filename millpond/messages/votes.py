@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import re2
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from millpond.messages.fields import CHECKED
 
@@ -33,8 +34,13 @@ def compile_vote_pattern(pattern: str) -> Any:
         [reason] = error.args
         reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
         if "too large" in reason:
-            raise ValueError(f"takes more than {MAX_COMPILED_BYTES} bytes compiled") from None
-        raise ValueError(f"is no regular expression of RE2: {reason}") from None
+            raise PydanticCustomError(
+                "too_large",
+                "takes more than {max_length} bytes compiled",
+                {"max_length": MAX_COMPILED_BYTES},
+            ) from None
+        what, _, _ = reason.partition(":")  # behind it stands a part of the pattern
+        raise ValueError(f"is no regular expression of RE2: {what}") from None
     finally:
         re2.purge()  # its cache may come to hold a gigabyte of patterns
     if compiled.groups == 0:
