@@ -24,6 +24,8 @@ from millpond.messages import (
     Priority,
     Receipt,
     Truncation,
+    VoteKind,
+    VoteResult,
 )
 from millpond.messages.sampling_params import SamplingParams
 from millpond.queue.job_queue import JobQueue, QueueOptions
@@ -61,6 +63,8 @@ __all__ = [
     "Submission",
     "Subscriptions",
     "Truncation",
+    "VoteKind",
+    "VoteResult",
     "WaitTimeoutError",
     "__version__",
 ]

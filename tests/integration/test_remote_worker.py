@@ -9,7 +9,7 @@ import pytest
 
 from millpond.errors import ModelLoadError
 from millpond.local.server import RedisServer
-from millpond.messages import EventType, JobRequest, JobResult, JobStatus
+from millpond.messages import EventType, JobRequest, JobResult, JobStatus, VoteKind
 from millpond.queue.connection import connect
 from millpond.queue.job_queue import JobQueue, QueueOptions
 from millpond.queue.results import Results
@@ -136,6 +136,24 @@ async def test_cancelling_frees_the_upstream(service: Service, upstream: Upstrea
                 await asyncio.sleep(0.005)
         await service.queue.cancel(id)
         assert (await service.result(id)).status is JobStatus.CANCELLED
+        async with asyncio.timeout(10):
+            while upstream.num_open:
+                await asyncio.sleep(0.005)
+
+
+async def test_a_vote_that_is_decided_frees_the_upstream(
+    service: Service, upstream: Upstream
+) -> None:
+    """The third text would never end."""
+    says_four = Behaviour(deltas=[{"content": "so "}, {"content": r"\boxed{4}"}])
+    upstream.script += [Behaviour(), says_four, says_four, Behaviour(hang_after=3)]
+    async with service.worker():
+        request = JobRequest(prompt="2 + 2?", n=3, vote=VoteKind.BOXED, ignore_eos=True)
+        result = await service.result((await service.queue.submit(request)).id)
+        assert result.status is JobStatus.SUCCEEDED
+        assert result.vote is not None
+        assert (result.vote.answer, result.vote.answers[0].count) == ("4", 2)
+        assert len(result.vote.cancelled) == 1
         async with asyncio.timeout(10):
             while upstream.num_open:
                 await asyncio.sleep(0.005)
