@@ -21,49 +21,45 @@ COUNTED_SHARE = 0.85
 # Code, handles and workspaces of torch and its libraries on the device.
 RUNTIME_BYTES = 512 * 1024**2
 
+# Tokens in a page of the KV cache on a card: FlashAttention reads no smaller ones.
+CARD_PAGE_TOKENS = 256
+
 BYTES_EACH = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Peak bytes for each logit while its row is sampled: two sorts, and sums in float64.
 _DRAW_BYTES = 84
+# Keys and values copied together for each that is there: rows of several lengths are read as one.
+_GATHERED_SHARE = 1.5
+# The kernels of one captured step, and their arguments.
+_GRAPH_BYTES = 8 * 1024**2
 _UNITS = {"": 1, "K": 1, "M": 2, "G": 3, "T": 4}
-
-
-@dataclass(frozen=True, slots=True)
-class CacheShape:
-    """What the KV cache allocates for a row: ``overhead`` times its tokens, plus ``least_tokens``."""
-
-    overhead: float
-    least_tokens: int
-
-    def tokens(self, rows: int, row_tokens: int) -> int:
-        """The most token positions that rows with ``row_tokens`` in total can occupy."""
-        return int(row_tokens * self.overhead) + rows * self.least_tokens
-
-
-BUCKETS = CacheShape(overhead=1.5, least_tokens=128)
-PAGES = CacheShape(overhead=1.0, least_tokens=64)
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """The memory of one model on one device; all sizes are upper bounds in bytes.
 
-    ``activation_bytes`` is for each number between the layers, by default as much as for each weight.
+    ``activation_bytes`` is for each number between the layers, by default as much as for each weight. What
+    ``gathers`` copies the pages of one layer together to read them. ``graphs`` keep their own memory for
+    a step of all slots, beside that of a prefill. By default, a card that has either.
     """
 
     architecture: Architecture
     bytes_each: int
-    cache: CacheShape = BUCKETS
+    page_tokens: int = CARD_PAGE_TOKENS
     activation_bytes: int | None = None
+    gathers: bool = True
+    graphs: bool = True
 
     @property
     def kv_bytes_per_token(self) -> int:
         return self.architecture.kv_bytes_per_token(self.bytes_each)
 
     def kv_bytes(self, rows: int, row_tokens: int) -> int:
-        """For rows with ``row_tokens`` in total. A decode step may read one layer in float32."""
-        places = self.cache.tokens(rows, row_tokens)
-        one_layer = 4 * self.architecture.kv_bytes_per_token(1) // self.architecture.num_layers
-        return places * (self.kv_bytes_per_token + one_layer)
+        """For rows with ``row_tokens`` in total, each with a page that is not full."""
+        places = row_tokens + rows * self.page_tokens
+        one_layer = self.kv_bytes_per_token // self.architecture.num_layers
+        copied = int(one_layer * _GATHERED_SHARE) if self.gathers else 0
+        return places * (self.kv_bytes_per_token + copied)
 
     def workspace_bytes(self, rows: int, longest_tokens: int) -> int:
         """Working memory of a forward pass, logits and sampling included.
@@ -75,6 +71,7 @@ class Footprint:
             tokens * self.token_bytes
             + self._attention_bytes(longest_tokens)
             + self._logits_bytes(rows)
+            + (self._graphs_bytes(rows) if self.graphs else 0)
         )
 
     def total_bytes(self, batch: int, length: int) -> int:
@@ -98,12 +95,17 @@ class Footprint:
 
     def _attention_bytes(self, longest_tokens: int) -> int:
         """For a chunk that is not its row's first: repeated keys and values, and a mask."""
-        if longest_tokens <= PREFILL_TOKENS:
+        if longest_tokens <= PREFILL_TOKENS or not self.gathers:
             return 0
         a, each = self.architecture, self.bytes_each
         repeated = 2 * a.num_heads * a.head_dim * each
         mask = PREFILL_TOKENS * (2 + each)
         return longest_tokens * (repeated + mask)
+
+    def _graphs_bytes(self, rows: int) -> int:
+        """The pool that all share, their logits, and what CUDA keeps of each."""
+        logits = 2 * rows * self.architecture.vocab_size * self.bytes_each
+        return rows * self.token_bytes + logits + (rows // 8 + 4) * _GRAPH_BYTES
 
     def _logits_bytes(self, rows: int) -> int:
         """The model's logits, a float32 copy with penalties, log-probabilities, and sampling."""
@@ -129,7 +131,7 @@ def size_engine(
         fixed = footprint.workspace_bytes(slots, context_tokens) + footprint.kv_bytes(slots, 0)
         a_thousand = footprint.kv_bytes(0, 1000)
         kv_tokens = max(0, room_bytes - fixed) * 1000 // a_thousand
-        if kv_tokens >= slots * footprint.cache.least_tokens:
+        if kv_tokens >= slots * footprint.page_tokens:
             return Sizing(slots, min(kv_tokens, slots * context_tokens))
         slots //= 2
     return None

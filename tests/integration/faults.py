@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _NUMPY_MODULES = (
     "worker.engines.paging.pages.np",
     "worker.engines.native.runner.np",
+    "worker.engines.torch.batch.np",
     "worker.engines.sampling.sampling.np",
 )
 _NUMPY_ALLOCATIONS = frozenset({"arange", "array", "asarray", "empty", "repeat", "zeros"})

@@ -11,14 +11,14 @@ import transformers as tf
 
 from millpond.errors import UnsupportedModelError
 from millpond.messages import FinishReason
-from millpond.models.memory_plan import BUCKETS
 from millpond.models.presets import Preset
 from millpond.models.tokenization import ByteTokenizer
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
 from worker.engines.model import self_check
 from worker.engines.model.engine import TransformersEngine
 from worker.engines.model.loading import adopt, check_config
-from worker.engines.torch import attention
+from worker.engines.paging.pages import PAGE_TOKENS
+from worker.engines.torch import gathered
 from worker.engines.torch.linear import PackedLinear, pack_linears
 
 CONTEXT_TOKENS = 512
@@ -99,10 +99,6 @@ def needs(row: tuple[list[int], int]) -> int:
     return len(row[0]) + row[1]
 
 
-def allocated_least(engine: TransformersEngine) -> int:
-    return sum(len(s.rows) * s.length for s in engine._cache.buckets())
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_rows_equal_generate_alone_in_any_company(family: str) -> None:
     rng = random.Random(family)
@@ -132,8 +128,7 @@ def test_greedy_rows_equal_generate_alone_in_any_company(family: str) -> None:
         ]
         if requests:
             assert engine.admit(requests) == []
-        allocated = engine._cache.allocated_tokens
-        assert allocated <= max(BUCKETS.tokens(0, 900), allocated_least(engine))
+        assert engine._cache.allocated_tokens <= 900 + 7 * PAGE_TOKENS
         if rng.random() < 0.1:
             engine.cancel(sorted(cancelled))
         finished.update({e.id: e for e in engine.step() if isinstance(e, Finished)})
@@ -146,7 +141,7 @@ def test_greedy_rows_equal_generate_alone_in_any_company(family: str) -> None:
             assert list(end.token_ids) == expected[row_id], row_id
 
 
-def test_rows_that_grow_past_their_bucket_stay_exact() -> None:
+def test_rows_that_grow_into_further_pages_stay_exact() -> None:
     model = build_model("llama")
     rng = random.Random(3)
     prompts = {f"r{i}": [rng.randrange(256) for _ in range(120 + i)] for i in range(6)}
@@ -253,12 +248,12 @@ def test_the_self_check_passes_what_is_served(family: str) -> None:
 
 def test_the_self_check_refuses_attention_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = adopt(build_model("llama"))
-    original = attention.DecodePlan.attend
+    original = gathered._Rows.attend
 
-    def wrong(self: Any, layer: int, *args: Any) -> torch.Tensor:
-        return original(self, layer, *args) * 1.2
+    def wrong(self: Any, *args: Any) -> torch.Tensor:
+        return original(self, *args) * 1.2
 
-    monkeypatch.setattr(attention.DecodePlan, "attend", wrong)
+    monkeypatch.setattr(gathered._Rows, "attend", wrong)
     with pytest.raises(UnsupportedModelError, match="in decode"):
         self_check.check(loaded, PRESET, ByteTokenizer())
 

@@ -55,7 +55,7 @@ def logits_of(
     prompts = [[random.Random(n * i).randrange(256) for i in range(n)] for n in lengths]
     rows = [Row(tiny.request(f"{i}", p, 9), ByteTokenizer()) for i, p in enumerate(prompts)]
     assert loaded.native is not None
-    pages = PagedCache(loaded.native.page_bytes, kv_tokens=1000, slots=len(rows))
+    pages = PagedCache(loaded.native.pool, kv_tokens=1000, slots=len(rows))
     pages.allocate(rows)
     runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
     found = [prefill(runner, rows, logits=True, chunk_tokens=chunk_tokens).copy().logits]

@@ -23,7 +23,6 @@ from worker.engines.model.engine import TransformersEngine
 from worker.engines.model.loading import LoadedModel
 from worker.engines.native.compiling import NoKernelsError
 from worker.engines.native.library import load_library
-from worker.engines.paging.pages import PagedCache
 
 PRESET = Preset(name="tiny", source="", context_tokens=exact.CONTEXT_TOKENS)
 PHI = {"phi": lambda: tf.PhiForCausalLM(tf.PhiConfig(**exact.COMMON))}
@@ -309,7 +308,8 @@ def run(
 def places(engine: TransformersEngine) -> Container[str]:
     """The rows that still have a place in the cache."""
     cache: Any = engine._cache
-    return cache._tables if isinstance(cache, PagedCache) else cache._places
+    tables: Container[str] = cache._tables
+    return tables
 
 
 def check_every_allocation(build: Build) -> None:

@@ -1,7 +1,6 @@
 """The arithmetic of `millpond plan` against real models: exact parameters, bounds that hold."""
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from millpond.errors import ModelLoadError
 from millpond.models.architecture import Architecture
 from millpond.models.config import read_model_config
-from millpond.models.memory_plan import BUCKETS, naive_bytes
+from millpond.models.memory_plan import _GATHERED_SHARE, naive_bytes
 from millpond.models.presets import PRESETS, Preset, find_preset
 from millpond.models.tokenization import ByteTokenizer
 from tests.integration.test_memory import FAMILIES
@@ -25,7 +24,7 @@ from worker.engines.model.loading import adopt
 from worker.engines.sampling.sampling import Output, next_tokens, torch_sampler
 from worker.engines.scheduling.row import Row
 from worker.engines.torch import memory
-from worker.engines.torch.kv_cache import bucket_length
+from worker.engines.torch.gathered import page_class
 from worker.weights import _find_gguf
 
 SIZES = {
@@ -152,11 +151,9 @@ def test_the_naive_bound_is_what_a_naive_program_takes(tmp_path: Path) -> None:
     assert 3 * 4 * 4 * 256 * 4000 <= peak <= bound
 
 
-def test_buckets_take_no_more_than_the_plan_says() -> None:
-    rng = random.Random(1)
-    lengths = [*range(1, 3000), *(rng.randint(1, 200_000) for _ in range(1000))]
-    for length in lengths:
-        assert bucket_length(length) <= BUCKETS.tokens(1, length)
+def test_what_is_read_together_is_no_more_than_the_plan_says() -> None:
+    for pages in range(1, 3000):
+        assert pages <= page_class(pages) <= _GATHERED_SHARE * pages
 
 
 def test_the_engine_sizes_itself_by_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

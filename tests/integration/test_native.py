@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from worker.engines.model import loading, self_check
 from worker.engines.model.backend import prefill
 from worker.engines.model.engine import TransformersEngine
 from worker.engines.native import compiling
+from worker.engines.native.byte_pool import BytePool
 from worker.engines.native.compiling import NoKernelsError
 from worker.engines.native.library import load_library
 from worker.engines.native.runner import NativeRunner
@@ -141,7 +143,7 @@ def test_long_rows_agree_with_transformers_too(family: str, load: Any) -> None:
     rng = random.Random(family)
     prompts = [[rng.randrange(256) for _ in range(n)] for n in (1, 63, 64, 65, 200, 391)]
     rows = [Row(request(f"{i}", p, 1), ByteTokenizer()) for i, p in enumerate(prompts)]
-    pages = PagedCache(loaded.native.page_bytes, kv_tokens=2000, slots=len(rows))
+    pages = PagedCache(loaded.native.pool, kv_tokens=2000, slots=len(rows))
     pages.allocate(rows)
     runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
     ours = prefill(runner, rows, logits=True).logits
@@ -209,7 +211,7 @@ def test_prefill_in_pieces_and_decode_give_the_same_bits(
         monkeypatch.setattr("worker.engines.model.backend.PREFILL_TOKENS", chunk)
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         row = Row(request("r", tokens[:start], 100), ByteTokenizer())
-        pages = PagedCache(loaded.native.page_bytes, kv_tokens=300, slots=1)
+        pages = PagedCache(loaded.native.pool, kv_tokens=300, slots=1)
         pages.allocate([row])
         runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
         logits = prefill(runner, [row], logits=True).logits
@@ -226,7 +228,7 @@ def test_prefill_in_pieces_and_decode_give_the_same_bits(
 def test_the_best_token_is_the_first_greatest_logit(load: Any) -> None:
     loaded = load("qwen2")
     rows = [Row(request(f"{i}", [i, 9, 2 * i], 1), ByteTokenizer()) for i in range(40)]
-    pages = PagedCache(loaded.native.page_bytes, kv_tokens=400, slots=40)
+    pages = PagedCache(loaded.native.pool, kv_tokens=400, slots=40)
     pages.allocate(rows)
     runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
     output = prefill(runner, rows, logits=True)
@@ -329,7 +331,7 @@ def test_pages_are_all_given_back(load: Any) -> None:
 
 
 def test_a_row_has_a_page_for_each_64_tokens() -> None:
-    pages = PagedCache(16, kv_tokens=200, slots=2)
+    pages = PagedCache(partial(BytePool, 16), kv_tokens=200, slots=2)
     row = Row(request("r", [1] * 63, 90), ByteTokenizer())
     pages.allocate([row])
     for _ in range(80):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from millpond.messages import FinishReason
+from tests.integration import test_exactness as exact
 from tests.integration import test_native as tiny
 from worker.engines.base import Finished, GenerationRequest
 from worker.engines.model.engine import TransformersEngine
@@ -134,6 +135,24 @@ def test_what_is_not_finite_is_shared_with_no_later_row(load: Any) -> None:
     embedding[77] = before
     assert engine.admit([row]) == []
     assert tiny.drain(engine)["r"].reason is FinishReason.LENGTH
+
+
+def test_the_torch_path_shares_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = exact.build_engine(exact.build_model("gemma3"), slots=8)
+    reading = Reading(engine, monkeypatch)
+    apart = {}
+    for i in range(3):
+        [(row_id, end)] = (
+            Reading(exact.build_engine(exact.build_model("gemma3"), slots=8), monkeypatch)
+            .run(behind(f"{i}", 10 * i + 1))
+            .items()
+        )
+        apart[row_id] = end.token_ids
+
+    together = reading.run(*(behind(f"{i}", 10 * i + 1) for i in range(3)))
+
+    assert {i: end.token_ids for i, end in together.items()} == apart
+    assert reading.total == 3 * PAGE_TOKENS + sum(20 + 10 * i + 1 for i in range(3))
 
 
 def test_rows_that_are_preempted_read_little_again(

@@ -23,7 +23,7 @@ from worker.engines.native.library import load_library
 from worker.engines.native.smoothing import ChannelPeaks
 from worker.engines.paging.pages import PagedCache
 from worker.engines.scheduling.prefill import Chunk, cut_chunks
-from worker.engines.torch import attention, replay
+from worker.engines.torch import gathered
 
 TOKENIZER = ByteTokenizer()
 PRESET = Preset(
@@ -119,7 +119,7 @@ def test_a_shared_prefix_that_is_not_copied_is_refused(
     def wrong(self: PagedCache, row: Any, table: Any) -> None:
         borrow(self, row, table)
         if table.used > table.borrowed:
-            self._pool[table.numbers[table.borrowed]] = 0
+            self.pool.zero(int(table.numbers[table.borrowed]))
 
     monkeypatch.setattr(PagedCache, "_borrow_prefix", wrong)
     with pytest.raises(UnsupportedModelError, match=r"after (127|200|2100) tokens"):
@@ -164,41 +164,14 @@ def test_a_chunk_that_does_not_go_on_where_the_last_ended_is_refused(
 def test_a_chunk_that_does_not_see_the_one_before_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stored = attention._Piece.stored
+    stored = gathered._Piece._stored
 
-    def wrong(self: Any, layer: int, first: int) -> Any:
-        keys, values = stored(self, layer, first)
-        return keys, values.roll(1, dims=2)
+    def wrong(self: Any, pages: torch.Tensor, first: int) -> torch.Tensor:
+        return stored(self, pages, first).roll(1, dims=0)
 
-    monkeypatch.setattr(attention._Piece, "stored", wrong)
+    monkeypatch.setattr(gathered._Piece, "_stored", wrong)
     with pytest.raises(UnsupportedModelError, match="in prefill"):
         check(loading.adopt(model()))
-
-
-def test_recorded_steps_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a CUDA graph does is here computed each time; from some replay on it goes wrong."""
-    wrong_from = 3
-    replays = 0
-
-    def record(compute: replay.Compute) -> replay.Compute:
-        def again() -> torch.Tensor:
-            nonlocal replays
-            replays += 1
-            logits = compute()
-            return logits.flip(-1) if replays >= wrong_from else logits
-
-        return again
-
-    for module in (backend, self_check):
-        monkeypatch.setattr(module, "records_steps", lambda loaded: True)
-    monkeypatch.setattr(backend, "record_cuda_graph", record)
-    loaded = loading.adopt(model())
-    with pytest.raises(UnsupportedModelError, match="in decode"):
-        check(loaded)
-    wrong_from = 1_000
-    replays = 0
-    check(loaded)
-    assert replays >= 3
 
 
 def test_int8_that_loses_too_much_is_refused(native: Load) -> None:

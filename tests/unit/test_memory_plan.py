@@ -14,7 +14,6 @@ from millpond.models.config import read_model_config
 from millpond.models.memory_plan import (
     BYTES_EACH,
     COUNTED_SHARE,
-    PAGES,
     RUNTIME_BYTES,
     Footprint,
     Verdict,
@@ -148,7 +147,7 @@ def test_the_engine_takes_all_room_and_no_more() -> None:
 
 
 def test_little_room_means_fewer_slots_and_none_at_last() -> None:
-    footprint = Footprint(vibethinker(), 2, PAGES)
+    footprint = Footprint(vibethinker(), 2, page_tokens=64, gathers=False, graphs=False)
     slots = []
     for megabytes in range(1300, 0, -10):
         sizing = size_engine(footprint, megabytes * 10**6, slots=128, context_tokens=2048)

@@ -3,19 +3,24 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import torch
+
 from millpond.models.memory_plan import PREFILL_TOKENS
 from millpond.models.tokenization import ByteTokenizer
 from worker.engines.base import GenerationRequest, Sampling
 from worker.engines.model.loading import LoadedModel
+from worker.engines.native.byte_pool import BytePool
 from worker.engines.native.runner import NativeRunner
 from worker.engines.native.sampler import NativeSampler
 from worker.engines.paging.pages import PagedCache
 from worker.engines.sampling.sampling import Output, Sampler, torch_sampler
 from worker.engines.scheduling.prefill import Chunk, cut_chunks
 from worker.engines.scheduling.row import Row
-from worker.engines.torch.kv_cache import KVCache
+from worker.engines.torch.gathered import GatheredReading
+from worker.engines.torch.graphs import CudaRecorder
+from worker.engines.torch.kv_pool import KVPool
 from worker.engines.torch.model_runner import ModelRunner
-from worker.engines.torch.replay import record_cuda_graph
+from worker.engines.torch.varlen import varlen_attention
 
 
 class Cache(Protocol):
@@ -60,6 +65,9 @@ class Runner(Protocol):
         """Read the newest token of each of these rows; the output names them in its own order. Other
         rows may have places in the cache, being prefilled."""
 
+    def warm_up(self) -> None:
+        """What is done once, before rows are decoded."""
+
     def trim(self) -> None:
         """Give back memory that only saves time."""
 
@@ -79,6 +87,7 @@ def prefill(
     return Output.joined([runner.read(chunk, logits=logits).copy() for chunk in chunks])
 
 
+@torch.inference_mode()
 def build_backend(
     loaded: LoadedModel,
     *,
@@ -89,37 +98,39 @@ def build_backend(
 ) -> tuple[Cache, Runner]:
     """A cache for so many tokens and rows, and its runner.
 
-    Most prompts begin with ``prefix``: the native runner reads it once, now, and the rows share it.
+    Most prompts begin with ``prefix``: it is read once, now, and the rows share it.
     """
+    sizes = {
+        "kv_tokens": kv_tokens,
+        "slots": slots,
+        "prefix_tokens": len(prefix),
+        "prefix_cache_tokens": prefix_cache_tokens,
+    }
+    cache: PagedCache[BytePool] | PagedCache[KVPool]
+    runner: Runner
     if loaded.native is not None:
-        pages = PagedCache(
-            loaded.native.page_bytes,
-            kv_tokens=kv_tokens,
+        cache = PagedCache(loaded.native.pool, **sizes)
+        runner = NativeRunner(loaded.native.model, loaded.native.library, cache)
+    else:
+        layout = loaded.layout
+        cache = PagedCache(layout.pool, **sizes, page_tokens=layout.page_tokens)
+        runner = ModelRunner(
+            loaded.model,
+            loaded.windows,
+            cache,
+            GatheredReading if loaded.flash is None else varlen_attention(loaded.flash),
+            loaded.adapters,
+            record=None if loaded.flash is None else CudaRecorder(),
             slots=slots,
-            prefix_tokens=len(prefix),
-            prefix_cache_tokens=prefix_cache_tokens,
+            row_tokens=min(kv_tokens, loaded.context_tokens),
         )
-        runner = NativeRunner(loaded.native.model, loaded.native.library, pages)
-        if prefix:
-            request = GenerationRequest("prefix", prefix, Sampling(max_tokens=1, seed=0))
-            row = Row(request, ByteTokenizer())
-            pages.allocate([row])
-            prefill(runner, [row])
-            pages.keep_prefix(row)
-        return pages, runner
-    buckets = KVCache(loaded.layout, kv_tokens=kv_tokens)
-    return buckets, ModelRunner(
-        loaded.model,
-        loaded.windows,
-        buckets,
-        loaded.adapters,
-        record=record_cuda_graph if records_steps(loaded) else None,
-    )
-
-
-def records_steps(loaded: LoadedModel) -> bool:
-    """Adapters differ from step to step, which a captured graph cannot follow."""
-    return loaded.device.type == "cuda" and loaded.adapters is None
+    if prefix:
+        request = GenerationRequest("prefix", prefix, Sampling(max_tokens=1, seed=0))
+        row = Row(request, ByteTokenizer())
+        cache.allocate([row])
+        prefill(runner, [row])
+        cache.keep_prefix(row)
+    return cache, runner
 
 
 def build_sampler(loaded: LoadedModel) -> Sampler:

@@ -1,4 +1,4 @@
-"""The torch engine: transformers models with buckets of keys and values."""
+"""The engine of a model in this process, over either backend."""
 
 from collections.abc import Sequence
 
@@ -96,6 +96,7 @@ class TransformersEngine:
 
     def warm_up(self) -> None:
         assert self.num_rows == 0
+        self._runner.warm_up()
         rows = [
             GenerationRequest(
                 f"warm-up-{i}", [0] * 8, Sampling(4, i, temperature=i, ignore_eos=True)

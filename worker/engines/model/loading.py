@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from millpond.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
 from millpond.models.architecture import SIZE_NAMES, Architecture
-from millpond.models.memory_plan import BUCKETS, PAGES, Footprint
+from millpond.models.memory_plan import CARD_PAGE_TOKENS, Footprint
 from millpond.models.tokenization import Tokenizer
 from worker.engines.base import Device, DType, EngineConfig
 from worker.engines.model.probe_text import probe_tokens
@@ -21,10 +21,13 @@ from worker.engines.native.kernel_sets import cpu_features
 from worker.engines.native.kernels import NativeKernels
 from worker.engines.native.library import Library, load_library
 from worker.engines.native.weights import NotNativeError, Weights, check_native
+from worker.engines.paging.pages import PAGE_TOKENS
 from worker.engines.torch import attention
-from worker.engines.torch.adapters import TokenGroups, attach
-from worker.engines.torch.kv_cache import KVLayout
+from worker.engines.torch.adapters import RowAdapters, attach
+from worker.engines.torch.fusing import fuse_linears
+from worker.engines.torch.kv_pool import KVLayout
 from worker.engines.torch.linear import pack_linears
+from worker.engines.torch.varlen import Kernel, find_kernel
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +49,8 @@ _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 class LoadedModel:
     """``windows``: each layer's sliding window, None for full attention.
 
-    With ``native``, the kernels compute; ``model`` is then only what they are checked against.
+    With ``native``, the kernels compute; ``model`` is then only what they are checked against. ``flash`` is
+    the attention kernel on cards that have it.
     ``adapters`` says to the model's layers which tokens are whose, if adapters are loaded.
     """
 
@@ -58,16 +62,21 @@ class LoadedModel:
     windows: tuple[int | None, ...]
     context_tokens: int
     native: NativeKernels | None = None
-    adapters: TokenGroups | None = None
+    flash: Kernel | None = None
+    adapters: RowAdapters | None = None
 
     @property
     def footprint(self) -> Footprint:
         """Its memory needs in addition to the weights."""
-        each = self.dtype.itemsize
-        if self.native is None:
-            return Footprint(self.architecture, each, BUCKETS)
-        activation_bytes = self.native.library.activation_bytes
-        return Footprint(self.architecture, each, PAGES, activation_bytes=activation_bytes)
+        native = self.native
+        return Footprint(
+            self.architecture,
+            self.dtype.itemsize,
+            page_tokens=self.layout.page_tokens,
+            activation_bytes=None if native is None else native.library.activation_bytes,
+            gathers=native is None and self.flash is None,
+            graphs=self.flash is not None,
+        )
 
     @property
     def backend(self) -> str:
@@ -144,6 +153,7 @@ def load(engine: EngineConfig, tokenizer: Tokenizer) -> LoadedModel:
     if library is not None:
         return replace(loaded, native=_pack(loaded, library, engine, tokenizer))
     pack_linears(model)
+    fuse_linears(model)
     return with_adapters(loaded, engine.adapters)
 
 
@@ -199,12 +209,14 @@ def adopt(model: Any) -> LoadedModel:
     model.set_attn_implementation(attention.ATTENTION_NAME)
     model.eval()
     sizes = architecture_of(config)
+    flash = find_kernel(sizes.head_dim, model.dtype, model.device)
     layout = KVLayout(
         num_layers=sizes.num_layers,
         num_kv_heads=sizes.num_kv_heads,
         head_dim=sizes.head_dim,
         dtype=model.dtype,
         device=model.device,
+        page_tokens=PAGE_TOKENS if flash is None else CARD_PAGE_TOKENS,
     )
     return LoadedModel(
         model=model,
@@ -214,6 +226,7 @@ def adopt(model: Any) -> LoadedModel:
         architecture=sizes,
         windows=layer_windows(config),
         context_tokens=context_limit(config),
+        flash=flash,
     )
 
 

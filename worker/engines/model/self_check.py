@@ -19,20 +19,17 @@ from millpond.models.presets import Preset
 from millpond.models.prompts import shared_prefix
 from millpond.models.tokenization import ByteTokenizer, Tokenizer
 from worker.engines.base import GenerationRequest, Sampling
-from worker.engines.model.backend import build_backend, prefill, records_steps
+from worker.engines.model.backend import build_backend, prefill
 from worker.engines.model.loading import LoadedModel
 from worker.engines.model.probe_text import probe_tokens, repeated
 from worker.engines.scheduling.row import Row
 from worker.engines.torch.attention import ATTENTION_NAME
-from worker.engines.torch.replay import STEADY_STEPS
 
-# Short rows, both sides of a page and of a bucket, several pages, and past the longest chunk of a prefill.
+# Short rows, both sides of a page, several pages, and past the longest chunk of a prefill.
 _PROBE_TOKENS = (5, 29, 63, 64, 65, 127, 200, 2100)
 # Less than is served with, so that rows of all lengths are cut: in a long one a lost token hardly shows.
 _CHUNK_TOKENS = 150
 _DECODE_STEPS = 4
-# One row moves to the next bucket in its second step, and then the buckets must stand.
-_RECORDED_DECODE_STEPS = STEADY_STEPS + 6
 # More positions to judge a rounded model by.
 _ROUNDED_DECODE_STEPS = 16
 
@@ -72,6 +69,7 @@ def check(loaded: LoadedModel, preset: Preset, tokenizer: Tokenizer, *, long: bo
     cache, runner = build_backend(
         loaded, kv_tokens=kv_tokens, slots=len(rows), prefix=probes.prefix
     )
+    runner.warm_up()
     cache.allocate(rows)
     output = prefill(runner, rows, logits=True, chunk_tokens=_CHUNK_TOKENS)
     probes.compare(rows, output.logits, "prefill")
@@ -101,8 +99,6 @@ class _Probes:
         self.decode_steps = _DECODE_STEPS
         if loaded.dtype_name == "int8":
             self.decode_steps = _ROUNDED_DECODE_STEPS
-        if records_steps(loaded):
-            self.decode_steps = _RECORDED_DECODE_STEPS
         most = min(loaded.context_tokens, preset.context_tokens) - self.decode_steps
         lengths = sorted({min(length, most) for length in probe_lengths})
         vocab_size = loaded.model.config.vocab_size

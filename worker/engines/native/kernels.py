@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from worker.engines.native.byte_pool import BytePool
 from worker.engines.native.library import Library
 from worker.engines.native.weights import NativeModel, Weights
 from worker.engines.paging.pages import PAGE_TOKENS
@@ -36,8 +37,9 @@ class NativeKernels:
             packed = NativeModel(model, windows, context_tokens, weights, calibration)
         return cls(packed, library, weights)
 
-    @property
-    def page_bytes(self) -> int:
+    def pool(self, num_pages: int) -> BytePool:
         m = self.model
         each = self.library.stored_bytes
-        return 2 * each * PAGE_TOKENS * m.num_layers * m.num_kv_heads * m.head_dim
+        return BytePool(
+            2 * each * PAGE_TOKENS * m.num_layers * m.num_kv_heads * m.head_dim, num_pages
+        )

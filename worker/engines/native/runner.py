@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from worker.engines.native import structs
+from worker.engines.native.byte_pool import BytePool
 from worker.engines.native.library import Library
 from worker.engines.native.logits import LogitsBuffer
 from worker.engines.native.weights import PANEL, NativeModel
@@ -25,7 +26,7 @@ class NativeRunner:
     """A row's results depend on its own tokens alone, bit for bit: not on its company, nor on how
     its tokens are divided between prefill and decode, nor on the number of threads."""
 
-    def __init__(self, model: NativeModel, library: Library, cache: PagedCache) -> None:
+    def __init__(self, model: NativeModel, library: Library, cache: PagedCache[BytePool]) -> None:
         self._model = model
         self._cache = cache
         self._forward = library.functions.millpond_forward
@@ -55,6 +56,9 @@ class NativeRunner:
             addresses,
         )
         return rows, _output(best, scores)
+
+    def warm_up(self) -> None:
+        """Nothing is prepared."""
 
     def trim(self) -> None:
         self._scratch.clear()
@@ -91,7 +95,7 @@ class NativeRunner:
             segment_start=starts.ctypes.data,
             pages=pages.ctypes.data,
             output_tokens=outputs.ctypes.data,
-            pool=self._cache.address,
+            pool=self._cache.pool.address,
             logits=logits.ctypes.data,
             best=best.ctypes.data,
             **self._scratch_for(len(ids), len(ended)),

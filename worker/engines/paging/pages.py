@@ -1,9 +1,10 @@
-"""Keys and values of the running rows in pages of 64 tokens, each over all layers.
+"""Keys and values of the running rows in pages, each over all layers.
 
 Rows that begin with the same tokens share their full pages, also with rows that have ended (`PrefixCache`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,19 @@ import numpy.typing as npt
 from worker.engines.paging.prefix_cache import PageKeys, PrefixCache
 from worker.engines.scheduling.row import Row
 
+# The size of a page where no kernel asks for another.
 PAGE_TOKENS = 64
+
+
+class PagePool(Protocol):
+    """A backend's pages, by number. The memory is the backend's."""
+
+    def copy(self, source: int, target: int) -> None: ...
+
+    def zero(self, page: int) -> None: ...
+
+
+Pool = TypeVar("Pool", bound=PagePool)
 
 
 class PageTable:
@@ -21,18 +34,20 @@ class PageTable:
     not have to be read.
     """
 
-    def __init__(self, row: Row) -> None:
-        self.numbers: npt.NDArray[np.int32] = np.zeros(pages_for(row.most_tokens), dtype=np.int32)
+    def __init__(self, row: Row, page_tokens: int) -> None:
+        most = pages_for(row.most_tokens, page_tokens)
+        self.numbers: npt.NDArray[np.int32] = np.zeros(most, dtype=np.int32)
         self.used = 0
         self.offered = 0
         self.given_tokens = 0
-        self.keys = PageKeys(row, PAGE_TOKENS)
+        self.keys = PageKeys(row, page_tokens)
+        self._page_tokens = page_tokens
         self.address = self.numbers.ctypes.data
 
     @property
     def borrowed(self) -> int:
         """The first full pages, which were read by other rows."""
-        return self.given_tokens // PAGE_TOKENS
+        return self.given_tokens // self._page_tokens
 
     @property
     def pages(self) -> list[int]:
@@ -40,27 +55,29 @@ class PageTable:
         return pages
 
 
-class PagedCache:
-    """Owns the pool of pages and which row has which.
+class PagedCache(Generic[Pool]):
+    """Owns the pool of pages, which ``make_pool`` makes for a number of them, and which row has which.
 
     Rows that keep to their reservations, ``kv_tokens`` in all and ``slots`` in number, always find
-    a page. The system gives memory to a page when it is first written, and low pages go first. Pages of
-    up to ``prefix_cache_tokens`` that no row has are kept for rows to come; 0 shares nothing.
+    a page, and low pages go first. Pages of up to ``prefix_cache_tokens`` that no row has are kept for rows
+    to come; 0 shares nothing.
     """
 
     def __init__(
         self,
-        page_bytes: int,
+        make_pool: Callable[[int], Pool],
         *,
         kv_tokens: int,
         slots: int,
         prefix_tokens: int = 0,
         prefix_cache_tokens: int = 0,
+        page_tokens: int = PAGE_TOKENS,
     ) -> None:
-        num_pages = kv_tokens // PAGE_TOKENS + slots + pages_for(prefix_tokens)
-        self._pool: npt.NDArray[np.uint8] = np.zeros((num_pages, page_bytes), dtype=np.uint8)
-        self.address = self._pool.ctypes.data
-        self._pages = PrefixCache(num_pages, most_idle=prefix_cache_tokens // PAGE_TOKENS)
+        num_pages = kv_tokens // page_tokens + slots + pages_for(prefix_tokens, page_tokens)
+        self.page_tokens = page_tokens
+        self.pool = make_pool(num_pages)
+        self._make_pool = make_pool
+        self._pages = PrefixCache(num_pages, most_idle=prefix_cache_tokens // page_tokens)
         self._shares = prefix_cache_tokens > 0
         self._tables: dict[str, PageTable] = {}
         self._prefix: list[int] = []
@@ -69,7 +86,7 @@ class PagedCache:
 
     @property
     def allocated_tokens(self) -> int:
-        return (self._pages.num_used - len(self._prefix_pages)) * PAGE_TOKENS
+        return (self._pages.num_used - len(self._prefix_pages)) * self.page_tokens
 
     def keep_prefix(self, row: Row) -> None:
         """Take over this row's pages, all of its tokens read: rows that begin alike share them."""
@@ -85,7 +102,7 @@ class PagedCache:
         """Give each row pages for its tokens; all of them or, out of memory, none."""
         try:
             for row in rows:
-                self._tables[row.id] = table = PageTable(row)
+                self._tables[row.id] = table = PageTable(row, self.page_tokens)
                 self.rows.append(row)
                 self._borrow_prefix(row, table)
                 self._extend(row)
@@ -106,7 +123,7 @@ class PagedCache:
         for row in rows:
             table = self._tables[row.id]
             self._borrow(row, table)
-            unread = table.keys.full_pages[row.read_tokens // PAGE_TOKENS :]
+            unread = table.keys.full_pages[row.read_tokens // self.page_tokens :]
             if unread and unread[0] in being_read:
                 waiting.add(row.id)
             else:
@@ -123,7 +140,7 @@ class PagedCache:
             return
         for row in rows:
             table = self._tables[row.id]
-            full = row.read_tokens // PAGE_TOKENS
+            full = row.read_tokens // self.page_tokens
             if table.offered < full:
                 for place in range(table.offered, full):
                     self._pages.offer(int(table.numbers[place]), table.keys.full_pages[place])
@@ -133,16 +150,16 @@ class PagedCache:
         """Give the row what another has, which has the same tokens and has read them: its full pages to
         share, and a copy of the last, which each goes on to fill."""
         mine, theirs = self._tables[row.id], self._tables[source.id]
-        full = row.num_tokens // PAGE_TOKENS
+        full = row.num_tokens // self.page_tokens
         for place in range(full):
             self._put(mine, place, int(theirs.numbers[place]))
         if mine.used > full:
-            self._pool[mine.numbers[full]] = self._pool[theirs.numbers[full]]
+            self.pool.copy(int(theirs.numbers[full]), int(mine.numbers[full]))
 
     def make_room(self) -> None:
         """Give each row a place for its newest token."""
         for row in self.rows:
-            if row.num_tokens % PAGE_TOKENS == 1:
+            if row.num_tokens % self.page_tokens == 1:
                 self._extend(row)
                 self.offer([row])
 
@@ -159,7 +176,7 @@ class PagedCache:
         # The last first: of pages that are equally old, those that need others before them go earlier.
         for page in reversed(table.pages):
             if self._pages.release(page) and scrub:
-                self._pool[page] = 0
+                self.pool.zero(page)
         self.rows.remove(row)
 
     def trim(self) -> None:
@@ -170,7 +187,7 @@ class PagedCache:
         self._tables.clear()
         self._prefix, self._prefix_pages = [], []
         self._pages = PrefixCache(0, most_idle=0)
-        self._pool = np.zeros((0, 0), dtype=np.uint8)
+        self.pool = self._make_pool(0)
 
     def _borrow(self, row: Row, table: PageTable) -> None:
         """Share what is known of the row's tokens, if it has read nothing itself.
@@ -179,28 +196,28 @@ class PagedCache:
         """
         if row.read_tokens > table.given_tokens:
             return
-        most = (row.num_tokens - 1) // PAGE_TOKENS
+        most = (row.num_tokens - 1) // self.page_tokens
         found = self._pages.find(table.keys.full_pages[:most])
-        if len(found) * PAGE_TOKENS <= row.read_tokens:
+        if len(found) * self.page_tokens <= row.read_tokens:
             return
         for place in range(table.borrowed, len(found)):
             self._put(table, place, found[place])
         table.offered = len(found)
-        row.read_tokens = table.given_tokens = len(found) * PAGE_TOKENS
+        row.read_tokens = table.given_tokens = len(found) * self.page_tokens
 
     def _borrow_prefix(self, row: Row, table: PageTable) -> None:
         """Share the prefix's full pages and copy its last, which the row goes on to fill."""
         size = len(self._prefix)
         if size == 0 or row.prompt_token_ids[:size] != self._prefix or row.num_tokens == size:
             return
-        full = size // PAGE_TOKENS
+        full = size // self.page_tokens
         for place in range(full):
             self._put(table, place, self._prefix_pages[place])
         table.offered = full
         row.read_tokens = table.given_tokens = size
-        if size % PAGE_TOKENS:
+        if size % self.page_tokens:
             self._extend(row)
-            self._pool[table.numbers[full]] = self._pool[self._prefix_pages[full]]
+            self.pool.copy(self._prefix_pages[full], int(table.numbers[full]))
 
     def _put(self, table: PageTable, place: int, page: int) -> None:
         """Have a page of another row in this place."""
@@ -213,10 +230,10 @@ class PagedCache:
 
     def _extend(self, row: Row) -> None:
         table = self._tables[row.id]
-        while table.used * PAGE_TOKENS < row.num_tokens:
+        while table.used * self.page_tokens < row.num_tokens:
             table.numbers[table.used] = self._pages.take()
             table.used += 1
 
 
-def pages_for(num_tokens: int) -> int:
-    return -(-num_tokens // PAGE_TOKENS)
+def pages_for(num_tokens: int, page_tokens: int) -> int:
+    return -(-num_tokens // page_tokens)

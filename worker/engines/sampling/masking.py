@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from worker.engines.sampling.transfer import to_device
+from worker.engines.sampling.transfer import array_to_device, to_device
 from worker.engines.scheduling.row import Row
 
 
@@ -16,6 +16,6 @@ def forbid(logits: torch.Tensor, rows: Sequence[Row]) -> None:
         return
     words = np.stack([np.frombuffer(mask, dtype=np.uint8) for _, mask in masks])
     bits = np.unpackbits(words, axis=-1, bitorder="little")
-    allowed = torch.from_numpy(bits[:, : logits.shape[-1]]).to(logits.device).bool()
+    allowed = array_to_device(bits[:, : logits.shape[-1]], logits.device).bool()
     at = to_device([i for i, _ in masks], logits.device)
     logits[at] = logits[at].masked_fill(~allowed, -torch.inf)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from worker.engines.sampling.transfer import to_device
+from worker.engines.sampling.transfer import array_to_device, to_device
 from worker.engines.scheduling.row import Row
 
 
@@ -51,8 +51,8 @@ def _penalize(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     )
     repetition, presence, frequency = np.repeat(factors, sizes, axis=0).T
     off = presence * (counts > 0) + frequency * counts
-    where = torch.from_numpy(np.stack((np.repeat([i for i, _, _ in counted], sizes), token_ids)))
-    row, column = where.to(logits.device)
-    by, less = torch.from_numpy(np.stack((repetition, off)).astype(np.float32)).to(logits.device)
+    where = np.stack((np.repeat([i for i, _, _ in counted], sizes), token_ids))
+    row, column = array_to_device(where, logits.device)
+    by, less = array_to_device(np.stack((repetition, off)).astype(np.float32), logits.device)
     seen = logits[row, column]
     logits[row, column] = torch.where(seen < 0, seen * by, seen / by) - less

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -17,3 +19,9 @@ def to_device(
     if device.type != "cuda":
         return torch.tensor(values, dtype=dtype, device=device)
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+
+
+def array_to_device(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """The same for an array; on the CPU they share memory."""
+    host = torch.from_numpy(values)
+    return host if device.type != "cuda" else host.pin_memory().to(device, non_blocking=True)

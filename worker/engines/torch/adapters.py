@@ -8,7 +8,8 @@ writes: ``adapter_config.json`` and ``adapter_model.safetensors``.
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from torch import nn
 from torch.nn.functional import linear
 
 from millpond.errors import ModelLoadError
+from worker.engines.torch.batch import NO_ADAPTER
+from worker.engines.torch.fusing import FusedPart
 from worker.engines.torch.linear import PackedLinear
 
 _PREFIX = "base_model.model."
@@ -34,24 +37,50 @@ _REFUSED_SETTINGS = (
 )
 
 
-class TokenGroups:
-    """Which tokens of the forward pass under way belong to which adapter; shared by all layers."""
+class RowAdapters:
+    """The adapters by number, and which token of the pass under way is whose; shared by all layers."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.indexes: dict[str, torch.Tensor] = {}
+    def __init__(self, names: Iterable[str]) -> None:
+        self._numbers = {name: number for number, name in enumerate(names)}
+        self._of_tokens: torch.Tensor | None = None
+        self._shares: dict[tuple[tuple[int, int, float], ...], torch.Tensor] = {}
 
-    def select(self, spans: Iterable[tuple[str | None, int]]) -> None:
-        """``spans`` are adapter and number of tokens, row by row, in the order of the tokens."""
-        places: dict[str, list[int]] = {}
-        start = 0
-        for adapter, length in spans:
-            if adapter is not None:
-                places.setdefault(adapter, []).extend(range(start, start + length))
-            start += length
-        self.indexes = {
-            name: torch.tensor(found, device=self._device) for name, found in places.items()
-        }
+    def number(self, adapter: str | None) -> int:
+        return NO_ADAPTER if adapter is None else self._numbers[adapter]
+
+    @contextmanager
+    def of(self, tokens: torch.Tensor) -> Iterator[None]:
+        """During this pass the tokens belong to these adapters, ``[tokens]``. Else none has any."""
+        self._of_tokens = tokens
+        try:
+            yield
+        finally:
+            self._of_tokens = None
+            self._shares.clear()
+
+    def shares(self, columns: "Columns") -> torch.Tensor | None:
+        """``[tokens, columns]``: the adapter's scale where the token is its own, else 0. None if no token
+        has an adapter."""
+        if self._of_tokens is None:
+            return None
+        found = self._shares.get(columns.key)
+        if found is None:
+            own = self._of_tokens[:, None] == columns.adapters
+            found = self._shares[columns.key] = own * columns.scales
+        return found
+
+
+class Columns:
+    """Whose are the columns between a layer's two stacked matrices. ``pairs`` by the adapter's number."""
+
+    def __init__(self, pairs: Mapping[int, "Pair"]) -> None:
+        a = next(iter(pairs.values())).a
+        self.key = tuple((n, pair.a.shape[0], pair.scale) for n, pair in pairs.items())
+        ranks = torch.tensor([rank for _, rank, _ in self.key])
+        numbers = torch.tensor([n for n, _, _ in self.key], dtype=torch.int32)
+        scales = torch.tensor([scale for _, _, scale in self.key])
+        self.adapters = numbers.repeat_interleave(ranks).to(a.device)
+        self.scales = scales.repeat_interleave(ranks).to(a.device, a.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,47 +93,43 @@ class Pair:
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer with adapters beside it. ``pairs`` by adapter; may be added to."""
+    """A linear layer with adapters beside it, ``pairs`` by number.
 
-    def __init__(self, base: nn.Module, groups: TokenGroups) -> None:
+    Their matrices are stacked, so that all adapters are two products whatever the rows, and what is not a
+    token's own is zero in between: nothing depends on which rows there are.
+    """
+
+    def __init__(
+        self, base: nn.Module, row_adapters: RowAdapters, pairs: Mapping[int, Pair]
+    ) -> None:
         super().__init__()
         self.base = base
-        self.in_features = base.in_features
-        self.out_features = base.out_features
-        self.pairs: dict[str, Pair] = {}
-        self._groups = groups
+        self._row_adapters = row_adapters
+        self._columns = Columns(pairs)
+        self._a = torch.cat([pair.a for pair in pairs.values()])
+        self._b = torch.cat([pair.b for pair in pairs.values()], dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.base(x)
-        for name, index in self._groups.indexes.items():
-            pair = self.pairs.get(name)
-            if pair is not None:
-                rows = x.reshape(-1, x.shape[-1]).index_select(0, index)
-                added = linear(linear(rows, pair.a), pair.b) * pair.scale
-                y = y.reshape(-1, y.shape[-1]).index_add(0, index, added).view(y.shape)
-        return y
+        shares = self._row_adapters.shares(self._columns)
+        return y if shares is None else y + linear(linear(x, self._a) * shares, self._b)
 
 
-def attach(model: Any, folders: Mapping[str, Path]) -> TokenGroups:
+def attach(model: Any, folders: Mapping[str, Path]) -> RowAdapters:
     """Load the adapters and put them beside the model's layers, in place.
 
     Raises ModelLoadError for a folder that is not a plain LoRA adapter of this model.
     """
-    groups = TokenGroups(model.device)
+    row_adapters = RowAdapters(folders)
+    layers: dict[str, dict[int, Pair]] = {}
     for name, folder in folders.items():
-        pairs = _read(folder.expanduser(), model)
-        for path, pair in pairs.items():
-            _adapted(model, path, groups).pairs[name] = pair
-    return groups
-
-
-def _adapted(model: Any, path: str, groups: TokenGroups) -> AdaptedLinear:
-    parent, _, child = path.rpartition(".")
-    layer = model.get_submodule(path)
-    if not isinstance(layer, AdaptedLinear):
-        layer = AdaptedLinear(layer, groups)
-        setattr(model.get_submodule(parent), child, layer)
-    return layer
+        for path, pair in _read(folder.expanduser(), model).items():
+            layers.setdefault(path, {})[row_adapters.number(name)] = pair
+    for path, pairs in layers.items():
+        parent, _, child = path.rpartition(".")
+        adapted = AdaptedLinear(model.get_submodule(path), row_adapters, pairs)
+        setattr(model.get_submodule(parent), child, adapted)
+    return row_adapters
 
 
 def _read(folder: Path, model: Any) -> dict[str, Pair]:
@@ -133,7 +158,7 @@ def _fits(model: Any, path: str, half: dict[str, torch.Tensor], file: Path) -> b
         layer = model.get_submodule(path)
     except AttributeError:
         raise ModelLoadError(f"{file}: this model has no layer {path}") from None
-    if not isinstance(layer, nn.Linear | PackedLinear | AdaptedLinear) or path == "lm_head":
+    if not isinstance(layer, nn.Linear | PackedLinear | FusedPart) or path == "lm_head":
         raise ModelLoadError(f"{file}: adapters of {path} are not supported")
     if half.keys() != {"A", "B"}:
         raise ModelLoadError(f"{file}: {path} has one matrix without the other")

@@ -1,105 +1,123 @@
-"""The one place that calls the model: prefill of a group, a decode step of the batch."""
+"""The one place that calls the model: whatever is to be read, in one packed pass."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from worker.engines.paging.pages import PagedCache
 from worker.engines.sampling.sampling import Output
-from worker.engines.sampling.transfer import to_device
+from worker.engines.sampling.transfer import array_to_device, to_device
 from worker.engines.scheduling.prefill import Chunk
 from worker.engines.scheduling.row import Row
-from worker.engines.torch.adapters import TokenGroups
-from worker.engines.torch.attention import DecodePlan, Plan, PlanCache, PrefillPlan
-from worker.engines.torch.kv_cache import KVCache
-from worker.engines.torch.replay import DecodeReplay, Recorder
+from worker.engines.torch.adapters import RowAdapters
+from worker.engines.torch.attention import Attention, BatchCache
+from worker.engines.torch.batch import NO_ADAPTER, Batch, Piece, Shape, pack, shape_of
+from worker.engines.torch.graphs import DecodeGraphs, Recorder
+from worker.engines.torch.kv_pool import KVPool
 
 
 class ModelRunner:
     """``model`` is a transformers causal language model that uses our attention.
 
-    ``adapters`` tells its layers which tokens belong to which adapter; None without adapters.
-    ``record`` captures decode steps; None computes each one.
+    ``adapters`` tells its layers which tokens belong to which adapter; None without adapters. ``record``
+    captures decode steps of up to ``slots`` rows and ``row_tokens`` a row; None computes each one.
     """
 
     def __init__(
         self,
         model: Any,
         windows: Sequence[int | None],
-        cache: KVCache,
-        adapters: TokenGroups | None = None,
+        cache: PagedCache[KVPool],
+        attention: Attention,
+        adapters: RowAdapters | None = None,
         *,
         record: Recorder | None = None,
+        slots: int = 0,
+        row_tokens: int = 0,
     ) -> None:
-        assert adapters is None or record is None
         self._adapters = adapters
         self._model = model
         self._windows = tuple(windows)
         self._cache = cache
-        self._device = cache.layout.device
-        self._replay: DecodeReplay | None = None
+        self._attention = attention
+        self._device = cache.pool.layout.device
+        self.graphs: DecodeGraphs | None = None
         if record is not None:
-            self._replay = DecodeReplay(cache, self._windows, self._decode_forward, record)
+            self.graphs = DecodeGraphs(
+                self._forward,
+                record,
+                lambda shape: self._pack(shape, [], []),
+                slots=slots,
+                pages=-(-row_tokens // cache.page_tokens),
+                page_tokens=cache.page_tokens,
+                device=self._device,
+            )
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        if self.graphs is not None:
+            self.graphs.capture()
 
     def read(self, chunk: Chunk, *, logits: bool = False) -> Output:
-        positions = [n for _, start, stop in chunk.pieces for n in range(start, stop)]
-        inputs = to_device([chunk.token_ids, positions], self._device)
-        plan = PrefillPlan(chunk.pieces, self._cache, self._windows)
-        self._select((row.adapter, stop - start) for row, start, stop in chunk.pieces)
         # No logits but of the last tokens: over all, they would outgrow the model.
-        last = to_device([plan.ends[i] - 1 for i in chunk.ended], self._device, torch.int64)
-        return Output(self._forward(inputs[:1], inputs[1:], plan, last)[0])
+        ends = np.cumsum([stop - start for _, start, stop in chunk.pieces])
+        last = to_device([int(ends[i]) - 1 for i in chunk.ended], self._device, torch.int64)
+        return Output(self._forward(self._batch(chunk.pieces, chunk.token_ids), last))
 
     def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
-        """A step covers all rows of the buckets. Rows that are still being prefilled compute their
-        next token in vain: the chunk that reads it again writes the same values."""
-        placed, found = self._step()
-        if len(placed) == len(rows):
-            return placed, Output(found)
-        wanted = {row.id for row in rows}
-        places = [i for i, row in enumerate(placed) if row.id in wanted]
-        return [placed[i] for i in places], Output(found[to_device(places, self._device)])
-
-    def _step(self) -> tuple[list[Row], torch.Tensor]:
-        """The rows of the buckets, in order, and their logits."""
-        replayed = None if self._replay is None else self._replay.decode()
-        if replayed is not None:
-            return replayed
-        buckets = self._cache.buckets()
-        rows = [row for bucket in buckets for row in bucket.rows]
-        inputs = [[row.next_token_id for row in rows], [row.read_tokens for row in rows]]
-        self._select((row.adapter, 1) for row in rows)
-        token_ids, positions = to_device(inputs, self._device)
-        plan = DecodePlan.of_rows(buckets, positions, self._windows)
-        return rows, self._decode_forward(token_ids[:, None], positions[:, None], plan)
+        # Rows of like length side by side, for attention that reads those together.
+        rows = sorted(rows, key=_read_tokens)
+        pieces = [(row, row.read_tokens, row.read_tokens + 1) for row in rows]
+        token_ids = [row.next_token_id for row in rows]
+        shape = None if self.graphs is None else self.graphs.shape_for(len(rows))
+        if shape is None:
+            return rows, Output(self._forward(self._batch(pieces, token_ids)))
+        assert self.graphs is not None
+        found = self.graphs.run(shape, self._pack(shape, pieces, token_ids))
+        return rows, Output(found[: len(rows)])
 
     def trim(self) -> None:
-        if self._replay is not None:
-            self._replay.drop()
+        """All that is kept between passes was counted when the cache was sized."""
 
-    def _decode_forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, plan: Plan
-    ) -> torch.Tensor:
-        return self._forward(token_ids, positions, plan, 1)[:, 0]
+    def _batch(self, pieces: Sequence[Piece], token_ids: Sequence[int]) -> Batch:
+        shape = shape_of(pieces, self._cache.page_tokens)
+        numbers = array_to_device(self._pack(shape, pieces, token_ids), self._device)
+        spans = [(start, stop) for _, start, stop in pieces]
+        adapted = any(row.adapter is not None for row, _, _ in pieces)
+        return Batch(shape, numbers, spans, adapted=adapted)
 
-    def _select(self, spans: Iterable[tuple[str | None, int]]) -> None:
-        if self._adapters is not None:
-            self._adapters.select(spans)
+    def _pack(
+        self, shape: Shape, pieces: Sequence[Piece], token_ids: Sequence[int]
+    ) -> npt.NDArray[np.int32]:
+        adapters = [
+            NO_ADAPTER if self._adapters is None else self._adapters.number(row.adapter)
+            for row, _, _ in pieces
+        ]
+        return pack(shape, pieces, token_ids, adapters, self._cache)
 
-    def _forward(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        plan: Plan,
-        logits_to_keep: int | torch.Tensor,
-    ) -> torch.Tensor:
+    def _forward(self, batch: Batch, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
+        """Logits of the tokens to keep, ``[tokens, vocab]``; 0 keeps all."""
+        if self._adapters is None or not batch.adapted:
+            return self._call(batch, logits_to_keep)
+        with self._adapters.of(batch.adapters):
+            return self._call(batch, logits_to_keep)
+
+    def _call(self, batch: Batch, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        cache = BatchCache(batch, self._cache.pool, self._windows, self._attention)
         output = self._model(
-            input_ids=token_ids,
-            position_ids=positions,
-            past_key_values=PlanCache(plan),
+            input_ids=batch.token_ids[None],
+            position_ids=batch.positions[None],
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=logits_to_keep,
-            plan=plan,
+            batch=cache,
         )
-        logits: torch.Tensor = output.logits
+        logits: torch.Tensor = output.logits[0]
         return logits
+
+
+def _read_tokens(row: Row) -> int:
+    return row.read_tokens
