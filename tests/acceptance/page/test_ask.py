@@ -57,6 +57,15 @@ def test_an_answer_is_cancelled_and_what_was_written_stays(real: Server, visit: 
     assert page.locator(".prose").inner_text()
 
 
+def test_of_texts_that_vote_the_winner_is_shown(simulated: Server, visit: Visit) -> None:
+    id = simulated.say("It is **4**.", n=3, vote="exact")
+    visitor = visit(simulated)
+    page = visitor.open(f"#/ask/{id}")
+    expect(page.get_by_label("Receipt")).to_contain_text("It is **4**., by 3 of 3 texts")
+    expect(page.locator(".prose")).to_have_text("It is 4.")
+    visitor.look("ask-voted")
+
+
 def test_the_role_is_the_models_unless_it_is_changed(real: Server, visit: Visit) -> None:
     page = visit(real).open()
     page.get_by_text("Role", exact=True).click()

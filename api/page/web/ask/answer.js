@@ -120,7 +120,8 @@ const ENDS = {
 
 function inVotes({ vote, choices }) {
   if (vote.winner == null) return "no text has an answer";
-  return `${vote.answer}, by ${vote.answers[0].count} of ${plural(choices.length, "text")}`;
+  const answer = vote.answer.length > 60 ? "The same" : vote.answer;
+  return `${answer}, by ${vote.answers[0].count} of ${plural(choices.length, "text")}`;
 }
 
 const fact = ([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`;
