@@ -41,6 +41,7 @@ SUSPECTS = "tests/contract/test_queue_suspects.py"
 OWED = "tests/contract/test_webhooks.py"
 SENT = "tests/integration/test_webhooks.py"
 NETWORK = "tests/chaos/test_network.py"
+VOTES = "tests/unit/test_voting.py"
 MUTATIONS = [
     lua("complete takes any fence", "complete", "record[2] == fence and ", ""),
     lua(
@@ -354,6 +355,34 @@ MUTATIONS = [
         '                await self._jobs.give_up_rows("the engine hung")\n',
         "                await asyncio.sleep(10)\n",
         "tests/integration/test_worker.py",
+    ),
+    Mutation(
+        "a vote forgets who may still give a new answer",
+        "worker/voting/vote.py",
+        "            rivals.append([])\n",
+        "            pass\n",
+        VOTES,
+    ),
+    Mutation(
+        "a vote takes every tie for won",
+        "worker/voting/vote.py",
+        "return (-votes, first_text) < (-len(self.texts), self.texts[0])",
+        "return votes > len(self.texts)",
+        VOTES,
+    ),
+    Mutation(
+        "a text that was cut votes",
+        "worker/jobs/in_flight.py",
+        "finished.text if whole else None",
+        "finished.text",
+        "tests/integration/test_voting.py",
+    ),
+    Mutation(
+        "texts that cannot change a vote go on",
+        "worker/jobs/job_table.py",
+        "            self._spare_rest(job)\n",
+        "",
+        "tests/integration/test_voting.py",
     ),
     Mutation(
         "the worker does not renew",

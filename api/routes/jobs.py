@@ -39,6 +39,12 @@ _EXAMPLES: dict[str, Any] = {
         "deadline_s": 120,
         "metadata": {"user": "42"},
     },
+    "vote": {
+        "prompt": "What is 17 + 25? Put the result into \\boxed{}.",
+        "n": 8,
+        "vote": "boxed",
+        "temperature": 0.7,
+    },
 }
 
 router = APIRouter(tags=["jobs"])
