@@ -13,6 +13,7 @@ from pathlib import Path
 from worker.engines.native.kernel_sets import KernelSet
 
 SOURCES = Path(__file__).parent / "csrc"
+_KERNELS = SOURCES / "forward.c"
 # In a wheel; in the tree only while one is built.
 PREBUILT = Path(__file__).parent / "prebuilt"
 _COMPILERS = ("gcc", "clang", "cc")
@@ -49,7 +50,9 @@ def fingerprint(flags: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def compile_library(compiler: Sequence[str] | None, flags: Sequence[str], path: Path) -> None:
+def compile_library(
+    compiler: Sequence[str] | None, flags: Sequence[str], path: Path, source: Path = _KERNELS
+) -> None:
     """Compile beside ``path`` and move into place whole; processes may do so at once.
 
     Raises NoKernelsError and OSError.
@@ -61,8 +64,7 @@ def compile_library(compiler: Sequence[str] | None, flags: Sequence[str], path: 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
         made = Path(folder) / "forward.so"
-        source = str(SOURCES / "forward.c")
-        _call([*compiler, *flags, "-shared", source, "-lm", "-o", str(made)])
+        _call([*compiler, *flags, "-shared", str(source), "-lm", "-o", str(made)])
         made.replace(path)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from worker.engines.native import structs
+from worker.engines.native.arena import Arena
 from worker.engines.native.smoothing import ChannelPeaks
 
 Weights = Literal["float32", "bfloat16", "int8"]
@@ -57,6 +58,7 @@ class NativeModel:
         calibration: Sequence[int] = (),
     ) -> None:
         config = model.config
+        self._arena = Arena()
         self._kept: list[torch.Tensor] = []
         self._stored = torch.float32 if weights == "float32" else torch.bfloat16
         self._peaks = ChannelPeaks(model, calibration) if weights == "int8" else None
@@ -143,10 +145,11 @@ class NativeModel:
             whole = (weight.float() / scale[:, None]).round_().to(torch.int8)
             linear.scale = self._keep(_pad(scale))
             linear.sum = self._keep(_pad(whole.sum(dim=1, dtype=torch.int32)))
-            linear.weight = self._keep(_panels(whole, 4))
+            packed = _panels(whole, 4)
         else:
             together = 4 // self._stored.itemsize
-            linear.weight = self._keep(_panels(weight.to(self._stored), together))
+            packed = _panels(weight.to(self._stored), together)
+        linear.weight = self._keep(self._arena.copy(packed))
         return linear
 
     def _floats(self, tensor: torch.Tensor) -> int:
@@ -170,7 +173,7 @@ def _panels(weight: torch.Tensor, together: int) -> torch.Tensor:
     padded = _pad(weight)
     n, k = padded.shape
     panels = padded.view(n // PANEL, PANEL, k // together, together)
-    return panels.permute(0, 2, 1, 3).contiguous()
+    return panels.permute(0, 2, 1, 3)
 
 
 def _rotary_tables(

@@ -87,9 +87,23 @@ INLINE float weigh(const float *scores, int64_t from, int64_t to, float scale, f
 }
 
 /* The query rows first .. first + count - 1 of a segment and key head; row = token * group + head. */
-static void attend_block(const struct model *m, const struct batch *b, int64_t layer, int64_t segment,
-                         int64_t head, int64_t first, int64_t count) {
+struct block {
+    int64_t segment, head, first, count;
+};
+
+/* The page that a block reads first. */
+INLINE int64_t oldest_page(const struct model *m, const struct batch *b, int64_t layer,
+                           struct block block) {
+    int64_t group = m->heads / m->kv_heads, window = m->layer[layer].window;
+    int64_t position = b->positions[b->segment_start[block.segment] + block.first / group];
+    return window && position >= window ? (position - window + 1) / PAGE : 0;
+}
+
+/* Meanwhile fetch the first page of the block that follows. */
+static void attend_block(const struct model *m, const struct batch *b, int64_t layer, struct block block,
+                         struct block follows) {
     int64_t dim = m->head_dim, group = m->heads / m->kv_heads, window = m->layer[layer].window;
+    int64_t segment = block.segment, head = block.head, first = block.first, count = block.count;
     int64_t start = b->segment_start[segment];
     float out[BLOCK * MAX_HEAD] __attribute__((aligned(64)));
     float scores[BLOCK * PAGE] __attribute__((aligned(64)));
@@ -107,20 +121,19 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
         total[r] = 0;
     }
     memset(out, 0, sizeof(float) * (size_t)(count * dim));
-    int64_t oldest = window && position[0] >= window ? position[0] - window + 1 : 0;
-    for (int64_t page = oldest / PAGE; page <= position[count - 1] / PAGE; page++) {
+    for (int64_t page = oldest_page(m, b, layer, block); page <= position[count - 1] / PAGE; page++) {
         const stored *keys = page_of(m, b, b->pages[segment][page], layer, head);
         const stored *values = keys + PAGE * dim;
-        const uint32_t *next = (const uint32_t *)values;
-        if (page < position[count - 1] / PAGE)
-            next = (const uint32_t *)page_of(m, b, b->pages[segment][page + 1], layer, head);
+        struct block owner = page < position[count - 1] / PAGE ? block : follows;
+        int64_t after = page < position[count - 1] / PAGE ? page + 1 : oldest_page(m, b, layer, follows);
+        const stored *next = page_of(m, b, b->pages[owner.segment][after], layer, owner.head);
         int64_t held = position[count - 1] - page * PAGE + 1;
         if (held > PAGE) held = PAGE;
         for (int64_t r = 0; r < count; r += TILE) {
             int rows = count - r < TILE ? (int)(count - r) : TILE;
             if (position[r + rows - 1] < page * PAGE) continue;
-            multiply(rows, (int)(held + 15) / LANES * LANES, 0, dim / TOGETHER, queries + r * dim, dim,
-                     (const uint32_t *)keys, PAGE, (const uint32_t *)values, scores + r * PAGE, PAGE);
+            multiply_page(rows, (int)(held + 15) / LANES * LANES, 0, dim / TOGETHER, queries + r * dim, dim,
+                          (const uint32_t *)keys, PAGE, (const uint32_t *)next, scores + r * PAGE, PAGE);
             for (int64_t i = r; i < r + rows; i++) {
                 int64_t to = position[i] - page * PAGE + 1;
                 int64_t from = window ? to - window : 0;
@@ -134,8 +147,9 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
             }
             for (int64_t d = 0; d < dim; d += 64) {
                 int columns = dim - d >= 64 ? 64 : (int)(dim - d);
-                multiply(rows, columns, 1, (held + TOGETHER - 1) / TOGETHER, weights + r * PAGE, PAGE,
-                         (const uint32_t *)values + d, dim, next, out + r * dim + d, dim);
+                multiply_page(rows, columns, 1, (held + TOGETHER - 1) / TOGETHER, weights + r * PAGE, PAGE,
+                              (const uint32_t *)values + d, dim,
+                              (const uint32_t *)(next + PAGE * (dim + d)), out + r * dim + d, dim);
             }
         }
     }
@@ -148,22 +162,38 @@ static void attend_block(const struct model *m, const struct batch *b, int64_t l
     }
 }
 
-/* Called by every thread of the team. The tasks are segments' key heads and blocks of query rows,
- * last blocks first, since they read most. */
+/* Blocks in one order, as a thread comes through them: the last of a segment first, since they read most. */
+struct blocks {
+    int64_t segment, before, here; /* the blocks of `segment`, and those before it */
+};
+
+INLINE int64_t blocks_of(const struct model *m, const struct batch *b, int64_t segment) {
+    int64_t tokens = b->segment_start[segment + 1] - b->segment_start[segment];
+    return (tokens * (m->heads / m->kv_heads) + BLOCK - 1) / BLOCK * m->kv_heads;
+}
+
+/* A block by its number, none lower than the one before. */
+INLINE struct block find_block(const struct model *m, const struct batch *b, struct blocks *at,
+                               int64_t number) {
+    while (number >= at->before + at->here) {
+        at->before += at->here;
+        at->here = blocks_of(m, b, ++at->segment);
+    }
+    int64_t tokens = b->segment_start[at->segment + 1] - b->segment_start[at->segment];
+    int64_t rows = tokens * (m->heads / m->kv_heads), head = (number - at->before) % m->kv_heads;
+    int64_t first = (at->here - 1 - (number - at->before)) / m->kv_heads * BLOCK;
+    return (struct block){at->segment, head, first, rows - first < BLOCK ? rows - first : BLOCK};
+}
+
+/* Called by every thread of the team. */
 static void attend(const struct model *m, const struct batch *b, int64_t layer) {
-    int64_t group = m->heads / m->kv_heads, segment = -1, before = 0, tasks = 0, rows = 0, blocks = 0;
-    for (;;) {
-        int64_t task = take_task();
-        while (task >= before + tasks && ++segment < b->segments) {
-            before += tasks;
-            rows = (b->segment_start[segment + 1] - b->segment_start[segment]) * group;
-            blocks = (rows + BLOCK - 1) / BLOCK;
-            tasks = blocks * m->kv_heads;
-        }
-        if (segment >= b->segments) break;
-        int64_t first = (blocks - 1 - (task - before) / m->kv_heads) * BLOCK;
-        attend_block(m, b, layer, segment, (task - before) % m->kv_heads, first,
-                     rows - first < BLOCK ? rows - first : BLOCK);
+    int64_t count = 0;
+    for (int64_t segment = 0; segment < b->segments; segment++) count += blocks_of(m, b, segment);
+    struct blocks at = {.segment = -1};
+    FOR_EACH(number, count) {
+        struct block block = find_block(m, b, &at, number);
+        struct blocks ahead = at;
+        attend_block(m, b, layer, block, find_block(m, b, &ahead, number + 1 < count ? number + 1 : number));
     }
     meet();
 }

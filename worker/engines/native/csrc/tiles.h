@@ -7,8 +7,12 @@
 
 enum { LINE = 16 }; /* words of a cache line */
 
-/* Fetch a line of the panel that this thread comes to next. */
-INLINE void fetch(const uint32_t *ahead) { __builtin_prefetch(ahead, 0, 2); }
+/* Fetch lines of what this thread comes to next: a page as near as possible, a panel, of which one line
+ * is fetched at a time, only to the second cache, since it would drive this one out of the first. */
+INLINE void fetch(const uint32_t *ahead, const int lines) {
+    if (lines == 1) __builtin_prefetch(ahead, 0, 2);
+    else UNROLL for (int i = 0; i < lines; i++) __builtin_prefetch(ahead + LINE * i, 0, 3);
+}
 
 /* What becomes of sums of bytes. Activations may be stored plus a bias: its part of the sum is taken off
  * again. */
@@ -36,12 +40,12 @@ INLINE void end_products(void) {}
 #define FOR_ROWS(CASE, vecs) CASE(1, vecs) CASE(2, vecs) CASE(3, vecs) CASE(4, vecs) \
     CASE(5, vecs) CASE(6, vecs)
 
-/* acc[rows][vecs] += a[row][steps] * w[steps][vecs]. */
-INLINE void tile(const int rows, const int vecs, int64_t steps, const active *const *a,
+/* acc[rows][vecs] += a[row][steps] * w[steps][vecs], and fetch so many lines with each step. */
+INLINE void tile(const int rows, const int vecs, const int lines, int64_t steps, const active *const *a,
                  const uint32_t *w, int64_t w_stride, const uint32_t *ahead, int64_t ahead_stride,
                  vec acc[TILE][MOST_VECS]) {
     for (int64_t k = 0; k < steps; k++, w += w_stride, ahead += ahead_stride) {
-        fetch(ahead);
+        fetch(ahead, lines);
 #ifdef MULTIPLIES_BF16
         UNROLL for (int i = 0; i < rows; i++)
             UNROLL for (int j = 0; j < vecs; j++)
@@ -61,8 +65,8 @@ INLINE void tile(const int rows, const int vecs, int64_t steps, const active *co
 }
 
 /* out[rows][vecs] = a * w. With add, out is where the sum starts. */
-INLINE void run_tile(const int rows, const int vecs, int add, int64_t steps, const active *first,
-                     int64_t a_stride, const uint32_t *w, int64_t w_stride, const uint32_t *ahead,
+INLINE void run_tile(const int rows, const int vecs, const int lines, int add, int64_t steps,
+                     const active *first, int64_t a_stride, const uint32_t *w, int64_t w_stride, const uint32_t *ahead,
                      int64_t ahead_stride, float *out, int64_t out_stride) {
     const active *a[TILE];
     UNROLL for (int i = 0; i < rows; i++) a[i] = first + i * a_stride;
@@ -70,19 +74,19 @@ INLINE void run_tile(const int rows, const int vecs, int add, int64_t steps, con
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vecs; j++)
             acc[i][j] = add ? vec_load(out + i * out_stride + VEC * j) : vec_set1(0.0f);
-    tile(rows, vecs, steps, a, w, w_stride, ahead, ahead_stride, acc);
+    tile(rows, vecs, lines, steps, a, w, w_stride, ahead, ahead_stride, acc);
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vecs; j++) vec_store(out + i * out_stride + VEC * j, acc[i][j]);
 }
 
-static __attribute__((noinline)) void multiply(int rows, int columns, int add, int64_t steps,
-                     const active *a, int64_t a_stride, const uint32_t *w, int64_t w_stride,
-                     const uint32_t *ahead, float *out, int64_t out_stride) {
-    int64_t ahead_stride = LINE; /* all of it is fetched with the first columns */
+INLINE void multiply_rows(const int lines, int rows, int columns, int add, int64_t steps,
+                          const active *a, int64_t a_stride, const uint32_t *w, int64_t w_stride,
+                          const uint32_t *ahead, float *out, int64_t out_stride) {
+    int64_t ahead_stride = lines * LINE; /* all of it is fetched with the first columns */
     int left = columns / VEC, most = most_vecs(rows);
     for (; left > 0; left -= most, w += most * VEC, out += most * VEC, ahead_stride = 0) {
 #define CASE(R, V) case R * 8 + V - 1: \
-    run_tile(R, V, add, steps, a, a_stride, w, w_stride, ahead, ahead_stride, out, out_stride); break;
+    run_tile(R, V, lines, add, steps, a, a_stride, w, w_stride, ahead, ahead_stride, out, out_stride); break;
         switch (rows * 8 + (left < most ? left : most) - 1) { FOR_SHAPES(CASE) }
 #undef CASE
     }
@@ -98,7 +102,7 @@ INLINE void run_tile_int8(const int rows, const int vecs, int64_t quads, const q
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vecs; j++) acc[i][j] = ints_zero();
     for (int64_t k = 0; k < quads; k++, w += PANEL, ahead += ahead_stride) {
-        fetch(ahead);
+        fetch(ahead, 1);
         bytes b[MOST_VECS];
         UNROLL for (int j = 0; j < vecs; j++) b[j] = bytes_load(w + VEC * j);
         UNROLL for (int i = 0; i < rows; i++)
@@ -126,5 +130,20 @@ static __attribute__((noinline)) void multiply_int8(int rows, int columns, int64
     }
 }
 #endif
+
+/* With the weights of one panel, a line of the next with each step: several calls fetch all of it. */
+static __attribute__((noinline)) void multiply(int rows, int columns, int add, int64_t steps,
+                     const active *a, int64_t a_stride, const uint32_t *w, int64_t w_stride,
+                     const uint32_t *ahead, float *out, int64_t out_stride) {
+    multiply_rows(1, rows, columns, add, steps, a, a_stride, w, w_stride, ahead, out, out_stride);
+}
+
+/* With the keys or values of one page, all of another's. */
+static __attribute__((noinline)) void multiply_page(int rows, int columns, int add, int64_t steps,
+                     const active *a, int64_t a_stride, const uint32_t *w, int64_t w_stride,
+                     const uint32_t *ahead, float *out, int64_t out_stride) {
+    multiply_rows(PAGE / LINE, rows, columns, add, steps, a, a_stride, w, w_stride, ahead, out,
+                  out_stride);
+}
 
 #endif

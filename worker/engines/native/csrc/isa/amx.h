@@ -94,8 +94,9 @@ INLINE void add_square(const int bytes, int wide, const struct operands *x) {
 }
 
 /* out[rows][columns] = a * w over so many tiles of k. With add, out is where the sum starts. */
-INLINE void multiply_tiles(const int bytes, int rows, int columns, int add, int64_t depth,
-                           struct operands from, const uint32_t *ahead, void *out, int64_t out_bytes) {
+INLINE void multiply_tiles(const int bytes, const int lines, int rows, int columns, int add,
+                           int64_t depth, struct operands from, const uint32_t *ahead, void *out,
+                           int64_t out_bytes) {
     int tall = rows > TILE_ROWS, most = tall ? 2 : 4;
     char *to = out;
     IN_MEMORY();
@@ -104,7 +105,7 @@ INLINE void multiply_tiles(const int bytes, int rows, int columns, int add, int6
         struct operands at = from;
         start_sums(add, tall, wide, to, out_bytes);
         for (int64_t k = 0; k < depth; k++, at.a += TILE_BYTES, at.w += TILE_STEPS * at.w_stride) {
-            for (int i = 0; i < TILE_STEPS && ahead; i++, ahead += LINE) fetch(ahead);
+            for (int i = 0; i < TILE_STEPS && ahead; i++, ahead += lines * LINE) fetch(ahead, lines);
             if (tall) add_square(bytes, wide, &at);
             else add_row(bytes, wide, &at);
         }
@@ -114,12 +115,12 @@ INLINE void multiply_tiles(const int bytes, int rows, int columns, int add, int6
     IN_MEMORY();
 }
 
-static __attribute__((noinline)) void multiply(int rows, int columns, int add, int64_t steps,
-                     const active *a, int64_t a_stride, const uint32_t *w, int64_t w_stride,
-                     const uint32_t *ahead, float *out, int64_t out_stride) {
+INLINE void multiply_rows(const int lines, int rows, int columns, int add, int64_t steps,
+                          const active *a, int64_t a_stride, const uint32_t *w, int64_t w_stride,
+                          const uint32_t *ahead, float *out, int64_t out_stride) {
     struct operands from = {(const char *)a, a_stride * (int64_t)sizeof(active), w, w_stride};
-    multiply_tiles(0, rows, columns, add, (steps + TILE_STEPS - 1) / TILE_STEPS, from, ahead, out,
-                   4 * out_stride);
+    multiply_tiles(0, lines, rows, columns, add, (steps + TILE_STEPS - 1) / TILE_STEPS, from, ahead,
+                   out, 4 * out_stride);
 }
 
 static __attribute__((noinline)) void multiply_int8(int rows, int columns, int64_t quads,
@@ -128,7 +129,7 @@ static __attribute__((noinline)) void multiply_int8(int rows, int columns, int64
     int32_t sums[TILE * PANEL] __attribute__((aligned(64)));
     int64_t depth = quads / TILE_STEPS, rest = quads % TILE_STEPS;
     struct operands from = {(const char *)a, a_stride, w, PANEL};
-    multiply_tiles(1, rows, columns, 0, depth, from, ahead, sums, 4 * PANEL);
+    multiply_tiles(1, 1, rows, columns, 0, depth, from, ahead, sums, 4 * PANEL);
     if (rest) {
         /* Behind a column's last words lies the next panel, or nothing. */
         char last_a[TILE * TILE_BYTES] __attribute__((aligned(64))) = {0};
@@ -138,7 +139,7 @@ static __attribute__((noinline)) void multiply_int8(int rows, int columns, int64
         for (int64_t k = 0; k < rest; k++)
             memcpy(last_w + k * PANEL, w + (depth * TILE_STEPS + k) * PANEL, 4 * (size_t)columns);
         struct operands last = {last_a, TILE_BYTES, last_w, PANEL};
-        multiply_tiles(1, rows, columns, 1, 1, last, NULL, sums, 4 * PANEL);
+        multiply_tiles(1, 1, rows, columns, 1, 1, last, NULL, sums, 4 * PANEL);
     }
     for (int j = 0; j < columns; j += VEC) {
         struct scaling by = column_scaling(scale + j, sum + j);
