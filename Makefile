@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help install install-api install-worker dev demo up dist test check format chaos mutations fuzz \
-	bench bench-queue bench-batches bench-lengths bench-engine bench-sampling bench-prefix-cache bench-vote page-libraries \
-	audit clean
+	bench bench-queue bench-batches bench-lengths bench-engine bench-sampling bench-limits bench-prefix-cache \
+	bench-vote page-libraries audit clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -105,6 +105,9 @@ bench-engine: dev ## the engine alone and end to end, on the batch file WORKLOAD
 
 bench-sampling: dev ## what drawing the next token of 64 rows costs, in the kernels and in torch
 	$(BIN)/python -m bench.sampling
+
+bench-limits: dev ## a decode step of 64 rows beside what matrix units and memory could do at most
+	$(BIN)/python -m bench.limits $(ARGS)
 
 bench-prefix-cache: dev ## what the prefix cache saves where prompts repeat, and what it costs elsewhere
 	$(BIN)/python -m bench.prefix_cache $(ARGS)
