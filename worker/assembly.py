@@ -73,6 +73,7 @@ def worker_engine(
         memory_share=settings.memory_share,
         max_batched_tokens=settings.max_batched_tokens,
         prefix_cache_tokens=settings.prefix_cache_tokens,
+        speculative_tokens=settings.speculative_tokens,
         weights=settings.weights,
         cpu_isa=settings.cpu_isa,
         cache_dir=settings.cache_dir,

@@ -19,6 +19,7 @@ from prometheus_client import (
 from millpond.errors import MillpondError
 from millpond.messages import JobResult, JobStatus
 from millpond.queue.claims import Commit
+from worker.engines.base import RowStats
 from worker.jobs.in_flight import InFlightJob
 
 # The conventions' own, but for the last ones: jobs may wait for long.
@@ -106,6 +107,18 @@ class WorkerMetrics:
             buckets=ROWS_BUCKETS,
             registry=self.registry,
         )
+        self._drafted = Counter(
+            "millpond_draft_tokens_total",
+            "Tokens drafted ahead of rows that have ended.",
+            own,
+            registry=self.registry,
+        )
+        self._accepted = Counter(
+            "millpond_accepted_tokens_total",
+            "Drafted tokens that were the row's next ones.",
+            own,
+            registry=self.registry,
+        )
         self._attempts = Counter(
             "millpond_attempts_total",
             "Attempts of this worker: how the job ended, or retry, or given_back, or lost.",
@@ -139,6 +152,11 @@ class WorkerMetrics:
         """The engine took a step with these rows."""
         if rows:
             self._batch.labels(self._queue).observe(rows)
+
+    def ended(self, stats: RowStats) -> None:
+        """A row has ended."""
+        self._drafted.labels(self._queue).inc(stats.drafted_tokens)
+        self._accepted.labels(self._queue).inc(stats.accepted_tokens)
 
     def claimed(self, jobs: Sequence[InFlightJob]) -> None:
         if jobs:

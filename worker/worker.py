@@ -261,7 +261,10 @@ class Worker:
             return
         self._engine_failures = 0
         self._capacity = turn.capacity
-        self._num_ended = sum(isinstance(event, Finished) for event in turn.events)
+        ended = [event for event in turn.events if isinstance(event, Finished)]
+        self._num_ended = len(ended)
+        for end in ended:
+            self._metrics.ended(end.stats)
         self._rates.stepped(turn.stepped_rows, self._info.slots)
         self._metrics.stepped(turn.stepped_rows)
         read_tokens = self._jobs.take_in(turn)

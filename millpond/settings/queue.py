@@ -32,6 +32,10 @@ class QueueSettings(BaseModel):
         default=32_768,
         description="Keys and values kept for rows that begin alike; 0 shares nothing.",
     )
+    speculative_tokens: Annotated[int, Field(ge=0, le=48)] = Field(
+        default=16,
+        description="The most that is drafted for a row and verified in one step; 0 drafts nothing.",
+    )
     group_padded_tokens: Count = Field(
         default=4096, description="Prefill budget of one group, padding included."
     )

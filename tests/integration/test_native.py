@@ -269,13 +269,17 @@ def test_a_shared_system_prompt_changes_no_bit(
         [*prefix[:-1], 7, 8, 9],
     ]
     rows = [request(f"{i}", p, 40, temperature=i % 2) for i, p in enumerate(prompts)]
-    engine = engine_of(loaded, len(rows), system_prompt, prefix_cache_tokens=0)
+    engine = engine_of(
+        loaded, len(rows), system_prompt, prefix_cache_tokens=0, speculative_tokens=0
+    )
     read: list[int] = []
     run = engine._runner._run
     monkeypatch.setattr(
         engine._runner,
         "_run",
-        lambda rows, ids, *rest: (read.append(len(ids)), run(rows, ids, *rest))[1],
+        lambda rows, ids, *rest, **ended: (read.append(len(ids)), run(rows, ids, *rest, **ended))[
+            1
+        ],
     )
     for _ in range(2):
         read.clear()

@@ -31,6 +31,7 @@ class EngineConfig:
     ``memory_share`` is the part of the free memory that this engine may plan with.
     ``max_batched_tokens`` is the most that is prefilled between two decode steps. Up to
     ``prefix_cache_tokens`` of keys and values are kept when their rows have ended, for rows that begin alike.
+    Up to ``speculative_tokens`` are drafted for a row and verified in one step.
     """
 
     engine: str
@@ -43,6 +44,7 @@ class EngineConfig:
     memory_share: float = 1.0
     max_batched_tokens: int = 512
     prefix_cache_tokens: int = 32_768
+    speculative_tokens: int = 16
     weights: Weights = "auto"
     cpu_isa: CpuIsa = "auto"
     cache_dir: Path = Path.home() / ".cache" / "millpond"
@@ -166,11 +168,14 @@ class EngineInfo:
 @dataclass(frozen=True, slots=True)
 class RowStats:
     """How a row was made. ``batch_rows`` is the mean batch over this row's decode steps, ``cached_tokens`` is
-    how many of its prompt were not read, since the prefix cache had them."""
+    how many of its prompt were not read, since the prefix cache had them. Of the ``drafted_tokens`` that were
+    read ahead of the row, ``accepted_tokens`` were its next ones."""
 
     group_rows: int
     batch_rows: float
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class RejectionCode(StrEnum):

@@ -1,6 +1,6 @@
 """A backend: the KV cache, and the runner that fills and reads it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -70,6 +70,15 @@ class Runner(Protocol):
 
     def trim(self) -> None:
         """Give back memory that only saves time."""
+
+
+class Verifier(Runner, Protocol):
+    """A runner that can read several tokens of a row in one decode step."""
+
+    def verify(self, rows: Sequence[Row], drafts: Mapping[str, Sequence[int]]) -> Output:
+        """Read the newest token of each row and its draft, found by its id, for which it has room in its
+        reservation. The output has a place for each token read, row by row: what comes after it. What is
+        read of a draft beyond the row's tokens is overwritten by what comes in its place."""
 
 
 def prefill(

@@ -1,6 +1,7 @@
 """The engine of a model in this process, over either backend."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -21,11 +22,14 @@ from worker.engines.base import (
 )
 from worker.engines.model import loading, self_check
 from worker.engines.model.backend import build_backend, build_sampler
+from worker.engines.model.drafting import DraftedStep, measure_steps
 from worker.engines.model.passed_checks import PassedCheck
-from worker.engines.sampling.sampling import NextTokens, needs_logits, next_tokens
+from worker.engines.native.runner import NativeRunner
+from worker.engines.sampling.sampling import NextTokens, Output, needs_logits, next_tokens
 from worker.engines.scheduling.mask_thread import MaskThread
 from worker.engines.scheduling.row import Row
 from worker.engines.scheduling.scheduler import Scheduler
+from worker.engines.speculation.speculator import Speculator
 from worker.engines.torch.memory import OutOfMemory, affordable, attempt
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinity) for this row"
@@ -64,6 +68,8 @@ class TransformersEngine:
             prefix=shared_prefix(config.preset, tokenizer),
         )
         self._sampler = build_sampler(loaded)
+        self._verifier = self._runner if isinstance(self._runner, NativeRunner) else None
+        self._speculator = Speculator(config.speculative_tokens if self._verifier else 0)
         self._masks = MaskThread()
         self._info = EngineInfo(
             engine="transformers",
@@ -97,6 +103,10 @@ class TransformersEngine:
     def warm_up(self) -> None:
         assert self.num_rows == 0
         self._runner.warm_up()
+        if self._verifier is not None and self._speculator.most_tokens:
+            limit = self._scheduler.row_limit_tokens
+            measured = measure_steps(self._verifier, self._cache, most_tokens=limit)
+            self._speculator.costs = measured or self._speculator.costs
         rows = [
             GenerationRequest(
                 f"warm-up-{i}", [0] * 8, Sampling(4, i, temperature=i, ignore_eos=True)
@@ -195,22 +205,65 @@ class TransformersEngine:
             return []
         for row in self._scheduler.make_room():
             self._cache.free(row)
+        running = self._scheduler.running
+        drafts = self._speculator.drafts(running, self._scheduler.room_tokens)
+        if drafts and (verified := self._verify(drafts)) is not None:
+            return verified
         stepped = attempt(self._decode_step)
         if isinstance(stepped, OutOfMemory):
             return self._shed_youngest(stepped)
         rows, drawn = stepped
+        self._stepped(rows, drawn)
+        return rows
+
+    def _stepped(self, rows: list[Row], drawn: NextTokens) -> None:
         self._scheduler.step_worked()
         for row in rows:
             row.decode_steps += 1
             row.decode_rows += len(rows)
         _append(rows, drawn)
-        return rows
 
     def _decode_step(self) -> tuple[list[Row], NextTokens]:
         self._cache.make_room()
         with self._masks.beside(self._scheduler.running):
             rows, output = self._runner.decode(self._scheduler.running)
         return rows, next_tokens(output, rows, self._sampler)
+
+    def _verify(self, drafts: Mapping[str, Sequence[int]]) -> list[Row] | None:
+        """As many more tokens for each running row as its draft foresaw, and one. None: out of memory, for
+        which a step without drafts may have enough."""
+        stepped = attempt(lambda: self._verify_step(drafts))
+        if isinstance(stepped, OutOfMemory):
+            return None
+        step, drawn = stepped
+        self._stepped(step.rows, drawn)
+        for rows, output in step.further():
+            further = attempt(partial(self._draw, rows, output))
+            if isinstance(further, OutOfMemory):
+                break
+            _append(rows, further)
+        for row, drafted, accepted in step.accepted():
+            row.drafted_tokens += drafted
+            row.accepted_tokens += accepted
+            self._speculator.verified(row, drafted=drafted, accepted=accepted)
+        for row in step.spoiled:
+            self._cache.free(row, scrub=True)
+            self._scheduler.preempt(row)
+            self._speculator.leave_alone(row)
+        return step.rows
+
+    def _verify_step(self, drafts: Mapping[str, Sequence[int]]) -> tuple[DraftedStep, NextTokens]:
+        assert self._verifier is not None
+        rows = self._scheduler.running
+        self._cache.make_room()
+        with self._masks.beside(rows):
+            step = DraftedStep(rows, drafts, self._verifier.verify(rows, drafts))
+        return step, next_tokens(step.output, step.rows, self._sampler)
+
+    def _draw(self, rows: list[Row], output: Output) -> NextTokens:
+        with self._masks.beside(rows):
+            pass  # the model has run already
+        return next_tokens(output, rows, self._sampler)
 
     def _shed_youngest(self, failure: OutOfMemory) -> list[Row]:
         row = self._scheduler.youngest
@@ -236,6 +289,8 @@ class TransformersEngine:
     def _release(self, rows: list[Row]) -> None:
         for row in rows:
             self._cache.free(row, scrub=row.finish_reason is FinishReason.ERROR)
+            if row.finish_reason is not None:
+                self._speculator.ended(row)
         if rows:
             self._scheduler.retire()
 

@@ -1,7 +1,7 @@
 """Calls the compiled forward pass: prefill of a group, a decode step of the batch."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,22 +40,18 @@ class NativeRunner:
             [row for row, _, _ in chunk.pieces],
             chunk.token_ids,
             [(start, stop - start) for _, start, stop in chunk.pieces],
-            chunk.ended,
             addresses,
+            ended=chunk.ended,
         )
         return _output(best, scores)
 
     def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
-        rows = list(rows)
-        scores, addresses = self._logits.places(rows, every=logits)
-        best = self._run(
-            rows,
-            [row.next_token_id for row in rows],
-            [(row.read_tokens, 1) for row in rows],
-            list(range(len(rows))),
-            addresses,
-        )
-        return rows, _output(best, scores)
+        return list(rows), self._step(rows, {}, logits=logits)
+
+    def verify(self, rows: Sequence[Row], drafts: Mapping[str, Sequence[int]]) -> Output:
+        for row in rows:
+            self._cache.reach(row, row.num_tokens + len(drafts.get(row.id, ())))
+        return self._step(rows, drafts, logits=False)
 
     def warm_up(self) -> None:
         """Nothing is prepared."""
@@ -64,16 +60,33 @@ class NativeRunner:
         self._scratch.clear()
         self._logits.clear()
 
+    def _step(
+        self, rows: Sequence[Row], drafts: Mapping[str, Sequence[int]], *, logits: bool
+    ) -> Output:
+        """The output has a place for each token read: the newest of each row and those of its draft."""
+        read = [[row.next_token_id, *drafts.get(row.id, ())] for row in rows]
+        places = [row for row, token_ids in zip(rows, read, strict=True) for _ in token_ids]
+        scores, addresses = self._logits.places(places, every=logits)
+        best = self._run(
+            rows,
+            [token_id for token_ids in read for token_id in token_ids],
+            [(row.read_tokens, len(token_ids)) for row, token_ids in zip(rows, read, strict=True)],
+            addresses,
+        )
+        return _output(best, scores)
+
     def _run(
         self,
         rows: Sequence[Row],
         token_ids: Sequence[int],
         spans: Sequence[tuple[int, int]],
-        ended: Sequence[int],
         logits: npt.NDArray[np.uint64],
+        *,
+        ended: Sequence[int] | None = None,
     ) -> list[int]:
-        """One call; the likeliest token after each of the segments ``ended``, -1 where logits are not
-        finite. ``spans`` are first positions and counts; ``logits`` the addresses for the logits."""
+        """One call; the likeliest token after each of the segments ``ended``, or after every token; -1 where
+        logits are not finite. ``spans`` are first positions and counts; ``logits`` the addresses for the
+        logits."""
         counts = np.array([count for _, count in spans], dtype=np.int32)
         starts = np.zeros(len(spans) + 1, dtype=np.int32)
         np.cumsum(counts, out=starts[1:])
@@ -82,13 +95,14 @@ class NativeRunner:
         positions = np.arange(len(token_ids), dtype=np.int32) + firsts[segment_of]
         ids = np.array(token_ids, dtype=np.int32)
         pages = np.array([self._cache.table_of(r).address for r in rows], dtype=np.uint64)
-        outputs = starts[1:][list(ended)] - 1
-        best = np.empty(len(ended), dtype=np.int32)
+        last = starts[1:] - 1
+        outputs = np.arange(len(ids), dtype=np.int32) if ended is None else last[list(ended)]
+        best = np.empty(len(outputs), dtype=np.int32)
         batch = structs.Batch(
             threads=torch.get_num_threads(),
             tokens=len(ids),
             segments=len(spans),
-            outputs=len(ended),
+            outputs=len(outputs),
             token_ids=ids.ctypes.data,
             positions=positions.ctypes.data,
             segment_of=segment_of.ctypes.data,
@@ -98,7 +112,7 @@ class NativeRunner:
             pool=self._cache.pool.address,
             logits=logits.ctypes.data,
             best=best.ctypes.data,
-            **self._scratch_for(len(ids), len(ended)),
+            **self._scratch_for(len(ids), len(outputs)),
         )
         self._forward(ctypes.byref(self._model.struct), ctypes.byref(batch))
         found: list[int] = best.tolist()

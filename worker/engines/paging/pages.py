@@ -105,7 +105,7 @@ class PagedCache(Generic[Pool]):
                 self._tables[row.id] = table = PageTable(row, self.page_tokens)
                 self.rows.append(row)
                 self._borrow_prefix(row, table)
-                self._extend(row)
+                self.reach(row, row.num_tokens)
         except MemoryError:
             for row in rows:
                 self.free(row)
@@ -159,9 +159,16 @@ class PagedCache(Generic[Pool]):
     def make_room(self) -> None:
         """Give each row a place for its newest token."""
         for row in self.rows:
-            if row.num_tokens % self.page_tokens == 1:
-                self._extend(row)
+            self.reach(row, row.num_tokens)
+            if self._shares and self._tables[row.id].offered < row.read_tokens // self.page_tokens:
                 self.offer([row])
+
+    def reach(self, row: Row, num_tokens: int) -> None:
+        """Give the row places for so many tokens, at most those of its reservation."""
+        table = self._tables[row.id]
+        while table.used * self.page_tokens < num_tokens:
+            table.numbers[table.used] = self._pages.take()
+            table.used += 1
 
     def free(self, row: Row, *, scrub: bool = False) -> None:
         """Take the row's pages back; unknown rows are ignored.
@@ -216,7 +223,7 @@ class PagedCache(Generic[Pool]):
         table.offered = full
         row.read_tokens = table.given_tokens = size
         if size % self.page_tokens:
-            self._extend(row)
+            self.reach(row, row.num_tokens)
             self.pool.copy(self._prefix_pages[full], int(table.numbers[full]))
 
     def _put(self, table: PageTable, place: int, page: int) -> None:
@@ -227,12 +234,6 @@ class PagedCache(Generic[Pool]):
             table.used = place + 1
         self._pages.acquire(page)
         table.numbers[place] = page
-
-    def _extend(self, row: Row) -> None:
-        table = self._tables[row.id]
-        while table.used * self.page_tokens < row.num_tokens:
-            table.numbers[table.used] = self._pages.take()
-            table.used += 1
 
 
 def pages_for(num_tokens: int, page_tokens: int) -> int:

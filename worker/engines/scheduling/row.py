@@ -29,8 +29,9 @@ class Row:
     Tokens that were kept of it are there from the beginning, and may have ended it. More go in by `append`
     until `finish_reason` is set, by a token or by `end`; after every step `take_delta` gives what is new.
     ``decode_steps`` and ``decode_rows`` count the steps that this row took part in and the rows of all those
-    steps. ``counts`` is kept for rows with penalties, ``matcher`` for constrained ones; ``arrival`` is the
-    row's place in the order of admission, which the scheduler gives it.
+    steps; of its ``drafted_tokens``, ``accepted_tokens`` were right. ``counts`` is kept for rows with
+    penalties, ``matcher`` for constrained ones; ``arrival`` is the row's place in the order of admission,
+    which the scheduler gives it.
     ``cached_tokens`` of its prompt were there already when it was first read, by the engine's account.
     ``read_tokens`` are in the KV cache: some of them while the row is prefilled, then all but the newest.
     """
@@ -45,6 +46,7 @@ class Row:
         "_split",
         "_taken_tokens",
         "_tokenizer",
+        "accepted_tokens",
         "adapter",
         "adjusts_logits",
         "arrival",
@@ -53,6 +55,7 @@ class Row:
         "counts",
         "decode_rows",
         "decode_steps",
+        "drafted_tokens",
         "error",
         "finish_reason",
         "group_rows",
@@ -86,6 +89,8 @@ class Row:
         self.cached_tokens = 0
         self.decode_steps = 0
         self.decode_rows = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
         self.counts = _counts(request)
         self.adjusts_logits = self.counts is not None or bool(sampling.logit_bias)
         self._grammar = request.grammar
@@ -260,6 +265,8 @@ class Row:
                 cached_tokens=min(self.cached_tokens, len(self.prompt_token_ids))
                 if self.usage is None
                 else self.usage.cached,
+                drafted_tokens=self.drafted_tokens,
+                accepted_tokens=self.accepted_tokens,
             ),
             error=self.error,
             retryable=self.retryable,

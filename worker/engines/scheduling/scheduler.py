@@ -189,6 +189,10 @@ class Scheduler:
                     break
         return losers
 
+    def room_tokens(self, row: Row) -> int:
+        """Tokens that the row's reservation has room for beside those that it has."""
+        return self._budget.of(row.id) - row.num_tokens
+
     @property
     def youngest(self) -> Row:
         """Of the rows that take memory: those that run or are being read."""
