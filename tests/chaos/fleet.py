@@ -35,6 +35,32 @@ from worker.engines.simulated import SimulatedConfig, SimulatedCosts, SimulatedE
 
 QUEUE = "chaos"
 
+# Counts, in a file that outlives the worker, what it generates and does not only take over.
+COUNTING = """
+import mmap
+from worker.engines.scheduling.row import Row
+file = open({path!r}, "r+b")
+number = mmap.mmap(file.fileno(), 8)
+append, replay = Row.append, Row._replay
+
+def count(more):
+    number[:] = (int.from_bytes(number[:], "little") + more).to_bytes(8, "little")
+
+def append_and_count(row, *args):
+    append(row, *args)
+    count(1)
+
+def replay_uncounted(row, request):
+    before = number[:]
+    replay(row, request)
+    number[:] = before
+
+Row.append, Row._replay = append_and_count, replay_uncounted
+"""
+RUN = """
+import runpy
+runpy.run_module("worker", run_name="__main__", alter_sys=True)
+"""
 # Runs the worker with a wall clock that is off by its argument.
 WRONG_CLOCK = """
 import runpy, sys, time
@@ -58,12 +84,22 @@ class HasUrl(Protocol):
 class Fleet:
     """``number`` workers on one server. Those that die by themselves are started again.
 
-    ``clocks_off_s``: how far the wall clock of each is off.
+    ``clocks_off_s``: how far the wall clock of each is off. ``prelude`` is run in each before anything else.
+    Not ``forked`` are those of a real model, whose threads no fork takes over.
     """
 
     def __init__(
-        self, settings: Settings, number: int, log: Path, clocks_off_s: Sequence[float] = ()
+        self,
+        settings: Settings,
+        number: int,
+        log: Path,
+        clocks_off_s: Sequence[float] = (),
+        *,
+        prelude: str = "",
+        forked: bool = True,
     ) -> None:
+        self._prelude = prelude
+        self._forked = forked and not clocks_off_s
         self._settings = settings
         self._number = number
         self._log = log
@@ -77,7 +113,9 @@ class Fleet:
     async def __aenter__(self) -> "Fleet":
         sink = self._open.enter_context(self._log.open("ab"))
         environment = {**os.environ, **self._settings.environment()}
-        self._zygote = await self._running.enter_async_context(Zygote(environment, sink))
+        self._zygote = await self._running.enter_async_context(
+            Zygote(environment, sink, self._prelude)
+        )
         for place in range(self._number):
             self.processes.append(await self._start(place))
             self._watchers.append(asyncio.create_task(self._watch(place)))
@@ -97,9 +135,11 @@ class Fleet:
 
     async def _start(self, place: int) -> Process:
         self.starts += 1
-        if not self._clocks_off_s:
+        if self._forked:
             return await self._zygote.fork()
-        arguments = ["-c", WRONG_CLOCK, str(self._clocks_off_s[place])]
+        arguments = ["-c", self._prelude + RUN]
+        if self._clocks_off_s:
+            arguments = ["-c", WRONG_CLOCK, str(self._clocks_off_s[place])]
         with self._log.open("ab") as sink:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, *arguments),
@@ -146,7 +186,8 @@ def expected_text(request: JobRequest, id: str) -> str:
     engine = SimulatedEngine(EngineConfig("simulated", None, preset, slots=1), tokenizer, free)
     sampling = Sampling(
         max_tokens=prompt.max_tokens,
-        seed=seed_from_id(id),
+        temperature=request.temperature or 0.0,
+        seed=seed_from_id(id) if request.seed is None else request.seed,
         ignore_eos=request.ignore_eos,
     )
     engine.admit([GenerationRequest(id, prompt.token_ids, sampling)])
@@ -192,7 +233,7 @@ class Ledger:
                 if message is GAP:
                     continue
                 event = orjson.loads(message)
-                if event["type"] == EventType.RESET:
+                if event["type"] in (EventType.RESET, EventType.REQUEUED):
                     self.resets[event["reason"]] += 1
                     self.reset_s.setdefault(event["id"], []).append(time.monotonic())
                 if event["type"] != EventType.FINISHED:

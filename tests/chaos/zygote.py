@@ -85,9 +85,10 @@ class Forked:
 
 
 class Zygote:
-    """``async with`` it; `fork` as often as needed. All of them die with it."""
+    """``async with`` it; `fork` as often as needed. All of them die with it. ``prelude`` is run first."""
 
-    def __init__(self, environment: dict[str, str], log: IO[bytes]) -> None:
+    def __init__(self, environment: dict[str, str], log: IO[bytes], prelude: str = "") -> None:
+        self._source = prelude + SOURCE
         self._environment = environment
         self._log = log
         self._forked: dict[int, Forked] = {}
@@ -96,7 +97,7 @@ class Zygote:
 
     async def __aenter__(self) -> "Zygote":
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", SOURCE),
+            *(sys.executable, "-c", self._source),
             env=self._environment,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -63,7 +63,8 @@ class SimulatedFaults:
     first token. ``flaky_marker``: likewise, with a retryable error, and only the first time that this
     engine gets the prompt. ``loop_marker``: the row writes one word for ever. ``echo_marker``: the row
     writes what stands between two markers, as if a model could be made to say it. ``kill_marker``: the
-    process dies of SIGKILL in the row's prefill. ``hang_marker``: the row's prefill takes ``hang_s``
+    process dies of SIGKILL in the row's prefill, or, with ``kill_at_tokens``, when it has so many.
+    ``hang_marker``: the row's prefill takes ``hang_s``
     seconds more. ``raise_at_step``: that step (from 1) raises RuntimeError instead of running.
     """
 
@@ -73,6 +74,7 @@ class SimulatedFaults:
     loop_marker: str | None = None
     echo_marker: str | None = None
     kill_marker: str | None = None
+    kill_at_tokens: int | None = None
     hang_marker: str | None = None
     hang_s: float = 60.0
     raise_at_step: int | None = None
@@ -219,6 +221,8 @@ class SimulatedEngine:
                     return
                 token_id = _allowed(row.matcher, token_id)
             row.append(token_id, _certain(token_id, row.sampling.logprobs))
+            if len(row.token_ids) == self._simulated.faults.kill_at_tokens:
+                self._kill_for(row)
             if row.finish_reason is not None:
                 return
 
@@ -229,8 +233,8 @@ class SimulatedEngine:
     def _act_out_faults(self, row: Row) -> None:
         faults = self._simulated.faults
         prompt = row.prompt_token_ids
-        if faults.kill_marker is not None and self._contains(prompt, faults.kill_marker):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if faults.kill_at_tokens is None:
+            self._kill_for(row)
         if faults.hang_marker is not None and self._contains(prompt, faults.hang_marker):
             self._simulated.sleep(faults.hang_s)
         if faults.error_marker is not None and self._contains(prompt, faults.error_marker):
@@ -240,6 +244,11 @@ class SimulatedEngine:
             if key not in self._failed_once:
                 self._failed_once.add(key)
                 row.end(FinishReason.ERROR, "the simulated engine stumbles", retryable=True)
+
+    def _kill_for(self, row: Row) -> None:
+        marker = self._simulated.faults.kill_marker
+        if marker is not None and self._contains(row.prompt_token_ids, marker):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _plan(self, row: Row) -> bytes:
         faults = self._simulated.faults
