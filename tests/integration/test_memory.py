@@ -281,14 +281,14 @@ def torch_engine(kv_tokens: int = 600) -> Build:
 
 
 def rows_that_meet_every_allocation() -> list[GenerationRequest]:
-    """One moves to the next bucket, or page, within its five tokens; one is sampled."""
+    """One goes on in its next page within its five tokens; one is sampled."""
 
     def sampling(seed: int, **values: Any) -> Sampling:
         return Sampling(max_tokens=5, seed=seed, ignore_eos=True, **values)
 
     drawn = sampling(1, temperature=0.7, top_p=0.9, repetition_penalty=1.2, logprobs=2)
     return [
-        GenerationRequest("moves", [1] * 126, sampling(0)),
+        GenerationRequest("grows", [1] * 126, sampling(0)),
         GenerationRequest("drawn", [2, 3], drawn),
         GenerationRequest("plain", [5] * 9, sampling(2, temperature=0.7)),
     ]
@@ -324,7 +324,7 @@ def check_every_allocation(build: Build) -> None:
             assert finished[row_id].token_ids == end.token_ids, k
         # It still serves, and in time forgets.
         again, _ = run(engine, requests[:1])
-        assert again["moves"].token_ids == expected["moves"].token_ids
+        assert again["grows"].token_ids == expected["grows"].token_ids
 
 
 def check_several_allocations(build: Build) -> None:
@@ -370,11 +370,11 @@ def test_a_row_that_cannot_run_alone_is_told_what_would_fit() -> None:
     engine = torch_engine()()
     [request, *_] = rows_that_meet_every_allocation()
     finished, _ = run(engine, [request], range(1, 10_000))
-    error = finished["moves"].error or ""
+    error = finished["grows"].error or ""
     assert "out of memory at 126 tokens with nothing else running" in error
     assert "63 tokens together should fit" in error
     again, _ = run(engine, [request])
-    assert again["moves"].error is None
+    assert again["grows"].error is None
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
