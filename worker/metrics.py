@@ -186,7 +186,8 @@ class WorkerMetrics:
             return
         self._first_token.labels(*labels).observe(job.first_token_s - job.accepted_s)
         assert result.usage is not None, "it succeeded"
-        later_tokens = result.usage.completion_tokens / len(job.rows) - 1
+        own_tokens = result.usage.completion_tokens - job.resumed_tokens
+        later_tokens = own_tokens / len(job.rows) - 1
         if later_tokens > 0:
             decoding_s = job.ended_s - job.first_token_s
             self._output_token.labels(*labels).observe(decoding_s / later_tokens)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,32 @@ def test_a_row_makes_the_same_tokens_in_any_company(weights: str, load: Any) -> 
             assert end.logprobs is None
         else:
             assert end.logprobs == expected.logprobs[:count]
+    _go_on_behind_some_of_their_tokens(engine, wanted, alone, rng)
+
+
+def _go_on_behind_some_of_their_tokens(
+    engine: TransformersEngine,
+    wanted: dict[str, GenerationRequest],
+    alone: dict[str, Finished],
+    rng: random.Random,
+) -> None:
+    """As after the death of their workers."""
+    again: dict[str, Finished] = {}
+    for row in wanted.values():
+        end = alone[row.id]
+        cut = rng.randint(1, len(end.token_ids))
+        kept = replace(
+            row,
+            kept_token_ids=end.token_ids[:cut],
+            kept_logprobs=None if end.logprobs is None else end.logprobs[:cut],
+        )
+        while engine.capacity().free_slots == 0:
+            again.update({e.id: e for e in engine.step() if isinstance(e, Finished)})
+        assert engine.admit([kept]) == []
+    again.update(drain(engine))
+    for row_id, end in alone.items():
+        assert (again[row_id].token_ids, again[row_id].text) == (end.token_ids, end.text)
+        assert again[row_id].logprobs == end.logprobs
 
 
 def test_prefill_in_pieces_and_decode_give_the_same_bits(

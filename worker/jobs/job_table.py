@@ -179,7 +179,7 @@ class JobTable:
                 if job.done:
                     self._rates.job_ended(
                         now_s,
-                        sum(end.completion_tokens for end in job.ends),
+                        sum(end.completion_tokens for end in job.ends) - job.resumed_tokens,
                         wait_s=job.claimed.queue_wait_ms / 1000,
                         latency_s=now_s - job.accepted_s,
                     )

@@ -132,7 +132,8 @@ export function Receipt({ result }) {
   if (!receipt) return null;
   const decoding_s = (receipt.run_ms - receipt.first_token_ms) / 1000;
   const written = usage?.completion_tokens ?? 0;
-  const tokens_per_s = written > 1 && decoding_s > 0 ? (written - 1) / decoding_s : null;
+  const here = written - (receipt.resumed_tokens ?? 0);
+  const tokens_per_s = here > 1 && decoding_s > 0 ? (here - 1) / decoding_s : null;
   const facts = [
     ["Waited", duration(receipt.queue_wait_ms)],
     written > 0 && ["First token", duration(receipt.first_token_ms)],
@@ -140,6 +141,7 @@ export function Receipt({ result }) {
     tokens_per_s && ["Speed", `${rate(tokens_per_s)} tok/s`],
     ["Window", plural(receipt.window_jobs, "job")],
     receipt.batch_rows > 0 && ["Batch", plural(receipt.batch_rows, "row")],
+    receipt.resumed_tokens > 0 && ["Went on behind", plural(receipt.resumed_tokens, "token")],
     receipt.attempt > 1 && ["Attempt", String(receipt.attempt)],
   ].filter(Boolean);
   const long = [
