@@ -9,8 +9,9 @@ import numpy as np
 
 from tests.emulation.image import Image
 from worker.engines.native import structs
+from worker.engines.native.panels import PANEL
 from worker.engines.native.runner import SPARE_ROWS
-from worker.engines.native.weights import PANEL, NativeModel
+from worker.engines.native.weights import NativeModel
 from worker.engines.paging.pages import PAGE_TOKENS
 
 _FORWARD, _SAMPLE = 0, 1
@@ -18,6 +19,7 @@ _TIMEOUT_S = 60
 _LINEARS = ("qkv", "out", "gate_up", "down")
 _NORMS = ("attention_norm", "mlp_norm", "query_norm", "key_norm")
 _LINEAR_ARRAYS = ("weight", "bias", "scale", "sum")
+_LORA_ARRAYS = ("a", "b", "scale", "first", "steps")
 
 
 class EmulatedFunctions:
@@ -26,6 +28,7 @@ class EmulatedFunctions:
     def __init__(self, command: Sequence[str], model: NativeModel, *, float32: bool) -> None:
         self._command = list(command)
         self._sizes = {t.data_ptr(): t.nbytes for t in model._kept}
+        self._num_adapters = len(model.adapter_numbers)
         self._stored_bytes = 4 if float32 else 2
 
     def millpond_active_bytes(self) -> int:
@@ -93,7 +96,14 @@ class EmulatedFunctions:
         return placed
 
     def _linear(self, image: Image, place: int, linear: structs.Linear) -> None:
-        image.fill(place, linear, **self._kept(image, linear, _LINEAR_ARRAYS))
+        adapters = 0
+        if linear.lora:
+            adapters = image.reserve(ctypes.sizeof(structs.Lora) * self._num_adapters)
+            for i in range(self._num_adapters):
+                lora, start = linear.lora[i], adapters + i * ctypes.sizeof(structs.Lora)
+                image.fill(start, lora, **self._kept(image, lora, _LORA_ARRAYS))
+        arrays = self._kept(image, linear, _LINEAR_ARRAYS)
+        image.fill(place, linear, lora=adapters, **arrays)
 
     def _kept(self, image: Image, owner: Any, names: Sequence[str]) -> dict[str, int]:
         addresses = {name: getattr(owner, name) for name in names}
@@ -117,6 +127,7 @@ class EmulatedFunctions:
             "segment_of": image.copy(b.segment_of, 4 * b.tokens),
             "segment_start": image.copy(b.segment_start, 4 * (b.segments + 1)),
             "pages": image.pointers(pages),
+            "adapter_of": image.copy(b.adapter_of, 4 * b.tokens),
             "output_tokens": image.copy(b.output_tokens, 4 * b.outputs),
             "pool": image.copy(b.pool, (most + 1) * page_bytes),
             "logits": image.pointers([image.copy(address, 4 * m.vocab) for address in logits]),
@@ -125,6 +136,7 @@ class EmulatedFunctions:
             "wide": image.reserve(4 * b.tokens * m.layer[0].qkv.n),
             **{n: image.reserve(4 * rows * widest) for n in ("input", "queries", "quantized")},
             "quant_scale": image.reserve(4 * rows),
+            "low": image.reserve(4 * rows * b.low_stride),
             **{n: image.reserve(4 * b.outputs * panels) for n in ("best_value", "best_index")},
         }
 

@@ -15,6 +15,7 @@ from millpond.errors import ModelLoadError
 from millpond.models.presets import Preset
 from millpond.models.tokenization import ByteTokenizer
 from tests.integration.test_exactness import CONTEXT_TOKENS, build_model, generate_alone
+from worker.engines.adapters.reading import read_adapters
 from worker.engines.base import EngineConfig, Finished, GenerationRequest, Sampling
 from worker.engines.model.engine import TransformersEngine
 from worker.engines.model.loading import adopt, with_adapters
@@ -77,7 +78,8 @@ def row(id: str, length: int, adapter: str | None) -> GenerationRequest:
 def engine_of(model: Any, adapters: dict[str, str], slots: int = 16) -> TransformersEngine:
     preset = Preset(name="tiny", source="", context_tokens=CONTEXT_TOKENS)
     config = EngineConfig("transformers", None, preset, slots=slots, adapters=adapters)
-    return TransformersEngine(with_adapters(adopt(model), adapters), config, ByteTokenizer())
+    loaded = with_adapters(adopt(model), read_adapters(model, adapters))
+    return TransformersEngine(loaded, config, ByteTokenizer())
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3", "phi3"])

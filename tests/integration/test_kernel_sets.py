@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers as tf
 
 from millpond.models.tokenization import ByteTokenizer
 from tests.integration import test_native as tiny
+from tests.integration.test_adapters import EVERYTHING, write_adapter
 from worker.engines.base import EngineConfig
 from worker.engines.model import loading, self_check
 from worker.engines.model.backend import prefill
@@ -28,16 +30,22 @@ Load = Callable[..., loading.LoadedModel]
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """A random model whose sizes leave every kernel a rest, as a kernel set runs it."""
+    """A random model whose sizes leave every kernel a rest, as a kernel set runs it, with two adapters."""
     folder: Path = tmp_path_factory.mktemp("model")
     torch.manual_seed(11)
     sizes = {"sliding_window": 70, "num_attention_heads": 7, "num_key_value_heads": 1}
-    tf.MistralForCausalLM(tf.MistralConfig(**tiny.COMMON | sizes)).save_pretrained(folder)
+    model = tf.MistralForCausalLM(tf.MistralConfig(**tiny.COMMON | sizes))
+    model.save_pretrained(folder)
+    adapters = {
+        "small": str(write_adapter(folder / "small", model, "[qv]_proj", 3, seed=1)),
+        "large": str(write_adapter(folder / "large", model, EVERYTHING, 33, seed=2)),
+    }
 
     def load(isa: Any, **config: Any) -> loading.LoadedModel:
         if isa not in USABLE:
             pytest.skip(f"this processor has no {isa}")
-        chosen = EngineConfig("transformers", folder, tiny.preset(), slots=7, cpu_isa=isa, **config)
+        fixed = {"slots": 7, "cpu_isa": isa, "adapters": adapters}
+        chosen = EngineConfig("transformers", folder, tiny.preset(), **fixed, **config)
         loaded = loading.load(chosen, ByteTokenizer())
         assert loaded.backend == f"native {isa}"
         return loaded
@@ -46,14 +54,20 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
 
 LENGTHS = (1, 2, 3, 16, 63, 65, 150)
+ADAPTERS = (None, "large", "small", None, "large", "large", "small")
 
 
 def logits_of(
     loaded: loading.LoadedModel, lengths: Sequence[int] = LENGTHS, *, chunk_tokens: int = 40
 ) -> torch.Tensor:
-    """``[steps, rows, vocab]``: after prefills of these lengths together, and decode steps behind them."""
+    """``[steps, rows, vocab]``: after prefills of these lengths together, and decode steps behind them, of
+    rows with different adapters and with none."""
     prompts = [[random.Random(n * i).randrange(256) for i in range(n)] for n in lengths]
-    rows = [Row(tiny.request(f"{i}", p, 9), ByteTokenizer()) for i, p in enumerate(prompts)]
+    requests = [
+        replace(tiny.request(f"{i}", prompt, 9), adapter=ADAPTERS[i % len(ADAPTERS)])
+        for i, prompt in enumerate(prompts)
+    ]
+    rows = [Row(request, ByteTokenizer()) for request in requests]
     assert loaded.native is not None
     pages = PagedCache(loaded.native.pool, kv_tokens=1000, slots=len(rows))
     pages.allocate(rows)

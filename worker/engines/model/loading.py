@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from millpond.errors import InvalidRequestError, ModelLoadError, UnsupportedMode
 from millpond.models.architecture import SIZE_NAMES, Architecture
 from millpond.models.memory_plan import CARD_PAGE_TOKENS, Footprint
 from millpond.models.tokenization import Tokenizer
+from worker.engines.adapters.reading import Adapter, read_adapters
 from worker.engines.base import Device, DType, EngineConfig
 from worker.engines.model.probe_text import probe_tokens
 from worker.engines.native.compiling import NoKernelsError
@@ -51,7 +51,7 @@ class LoadedModel:
 
     With ``native``, the kernels compute; ``model`` is then only what they are checked against. ``flash`` is
     the attention kernel on cards that have it.
-    ``adapters`` says to the model's layers which tokens are whose, if adapters are loaded.
+    ``adapters`` says to the layers of ``model`` which tokens are whose, if adapters are loaded.
     """
 
     model: Any
@@ -93,7 +93,7 @@ class LoadedModel:
 
     def without_reference(self) -> "LoadedModel":
         """Drop transformers' copy of the weights if the kernels compute."""
-        return self if self.native is None else replace(self, model=None)
+        return self if self.native is None else replace(self, model=None, adapters=None)
 
 
 def choose_device(device: Device) -> torch.device:
@@ -150,19 +150,18 @@ def load(engine: EngineConfig, tokenizer: Tokenizer) -> LoadedModel:
     except Exception as error:  # transformers raises many kinds
         raise ModelLoadError(f"{folder}: {error}") from error
     loaded = adopt(model.to(device))
+    adapters = read_adapters(model, engine.adapters)
     if library is not None:
-        return replace(loaded, native=_pack(loaded, library, engine, tokenizer))
-    pack_linears(model)
-    fuse_linears(model)
-    return with_adapters(loaded, engine.adapters)
+        loaded = replace(loaded, native=_pack(loaded, library, engine, tokenizer, adapters))
+    else:
+        pack_linears(model)
+        fuse_linears(model)
+    return with_adapters(loaded, adapters)
 
 
-def with_adapters(loaded: LoadedModel, adapters: Mapping[str, str]) -> LoadedModel:
-    """With these adapters, by name, beside the model's layers. Raises ModelLoadError."""
-    if not adapters:
-        return loaded
-    folders = {name: Path(folder) for name, folder in adapters.items()}
-    return replace(loaded, adapters=attach(loaded.model, folders))
+def with_adapters(loaded: LoadedModel, adapters: Mapping[str, Adapter]) -> LoadedModel:
+    """With these adapters beside the layers of transformers' model."""
+    return replace(loaded, adapters=attach(loaded.model, adapters)) if adapters else loaded
 
 
 def _find_kernels(config: Any, device: torch.device, engine: EngineConfig) -> Library | None:
@@ -172,8 +171,6 @@ def _find_kernels(config: Any, device: torch.device, engine: EngineConfig) -> Li
     """
     float32 = engine.dtype == "float32" and engine.weights != "int8"
     try:
-        if engine.adapters:
-            raise NotNativeError("the kernels have no adapters")
         if device.type != "cpu" or engine.dtype == "float16":
             raise NotNativeError("the kernels are for float32, bfloat16 and int8 on the CPU")
         check_native(config)
@@ -186,7 +183,11 @@ def _find_kernels(config: Any, device: torch.device, engine: EngineConfig) -> Li
 
 
 def _pack(
-    loaded: LoadedModel, library: Library, engine: EngineConfig, tokenizer: Tokenizer
+    loaded: LoadedModel,
+    library: Library,
+    engine: EngineConfig,
+    tokenizer: Tokenizer,
+    adapters: Mapping[str, Adapter],
 ) -> NativeKernels:
     weights: Weights = "float32" if library.float32 else "bfloat16"
     return NativeKernels.load(
@@ -196,6 +197,7 @@ def _pack(
         context_tokens=min(loaded.context_tokens, engine.preset.context_tokens),
         weights="int8" if engine.weights == "int8" else weights,
         calibration=probe_tokens(tokenizer, loaded.architecture.vocab_size),
+        adapters=adapters,
     )
 
 

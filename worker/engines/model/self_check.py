@@ -10,6 +10,7 @@ of them.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,8 @@ from worker.engines.torch.attention import ATTENTION_NAME
 
 # Short rows, both sides of a page, several pages, and past the longest chunk of a prefill.
 _PROBE_TOKENS = (5, 29, 63, 64, 65, 127, 200, 2100)
+# Of each adapter, beside those of the model as it is.
+_ADAPTER_PROBE_TOKENS = (5, 65)
 # Less than is served with, so that rows of all lengths are cut: in a long one a lost token hardly shows.
 _CHUNK_TOKENS = 150
 _DECODE_STEPS = 4
@@ -105,28 +108,39 @@ class _Probes:
         text = repeated(probe_tokens(tokenizer, vocab_size), lengths[-1] + self.decode_steps)
         self.token_ids = [*self.prefix, *text][: len(text)]
         sampling = Sampling(max_tokens=self.decode_steps + 1, seed=0, ignore_eos=True)
-        self.rows = [
-            Row(GenerationRequest(f"probe-{n}", self.token_ids[:n], sampling), ByteTokenizer())
-            for n in lengths
-        ]
-        ends = {n + step for n in lengths for step in range(self.decode_steps + 1)}
-        self._reference = _reference(loaded, self.token_ids, sorted(ends))
+        probes: dict[str | None, list[int]] = {None: lengths}
+        if loaded.adapters is not None:
+            of_each = sorted({min(length, most) for length in _ADAPTER_PROBE_TOKENS})
+            probes |= dict.fromkeys(loaded.adapters.names, of_each)
+        self.rows: list[Row] = []
+        self._reference: dict[tuple[str | None, int], torch.Tensor] = {}
+        for adapter, some in probes.items():
+            for n in some:
+                name, prompt = f"probe-{n}-{adapter}", self.token_ids[:n]
+                request = GenerationRequest(name, prompt, sampling, adapter=adapter)
+                self.rows.append(Row(request, ByteTokenizer()))
+            ends = sorted({n + step for n in some for step in range(self.decode_steps + 1)})
+            logits = _reference(loaded, self.token_ids[: ends[-1]], ends, adapter)
+            self._reference |= {(adapter, end): row for end, row in logits.items()}
         self._divergences: list[float] = []
         self._same: list[bool] = []
 
     def compare(self, rows: Sequence[Row], logits: torch.Tensor | None, phase: str) -> None:
         """Raises UnsupportedModelError for a position at which they do not agree."""
         assert logits is not None
-        theirs = torch.stack([self._reference[row.num_tokens] for row in rows]).double()
+        theirs = torch.stack(
+            [self._reference[row.adapter, row.num_tokens] for row in rows]
+        ).double()
         ours = logits.double()
         agreements = torch.nn.functional.cosine_similarity(
             ours - ours.mean(-1, keepdim=True), theirs - theirs.mean(-1, keepdim=True)
         )
         for row, agreement in zip(rows, agreements.tolist(), strict=True):
             if not agreement >= self._criterion.agreement:  # NaN too
+                beside = f" of adapter {row.adapter!r}" if row.adapter is not None else ""
                 self._refuse(
-                    f"in {phase}, after {row.num_tokens} tokens, this engine's logits agree with "
-                    f"transformers' own only to {agreement:.4f}"
+                    f"in {phase}, after {row.num_tokens} tokens{beside}, this engine's logits agree "
+                    f"with transformers' own only to {agreement:.4f}"
                 )
         wanted, found = theirs.log_softmax(-1), ours.log_softmax(-1)
         self._divergences += (wanted.exp() * (wanted - found)).sum(-1).tolist()
@@ -148,18 +162,23 @@ class _Probes:
 
 
 def _reference(
-    loaded: LoadedModel, token_ids: list[int], ends: Iterable[int]
+    loaded: LoadedModel, token_ids: list[int], ends: Iterable[int], adapter: str | None = None
 ) -> dict[int, torch.Tensor]:
     """Transformers' logits after so many of these tokens, for each of ``ends``."""
     model, device = loaded.model, loaded.device
     places = list(ends)
+    of_adapter: AbstractContextManager[None] = nullcontext()
+    if loaded.adapters is not None:
+        number = loaded.adapters.number(adapter)
+        of_adapter = loaded.adapters.of(torch.full((len(token_ids),), number, device=device))
     model.set_attn_implementation("sdpa")
     try:
-        logits = model(
-            input_ids=torch.tensor([token_ids], device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor([end - 1 for end in places], device=device),
-        ).logits[0]
+        with of_adapter:
+            logits = model(
+                input_ids=torch.tensor([token_ids], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor([end - 1 for end in places], device=device),
+            ).logits[0]
     finally:
         model.set_attn_implementation(ATTENTION_NAME)
     return dict(zip(places, logits, strict=True))

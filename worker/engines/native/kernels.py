@@ -1,11 +1,12 @@
 """The compiled kernels together with a model packed for them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from worker.engines.adapters.reading import Adapter
 from worker.engines.native.byte_pool import BytePool
 from worker.engines.native.library import Library
 from worker.engines.native.weights import NativeModel, Weights
@@ -28,13 +29,14 @@ class NativeKernels:
         context_tokens: int,
         weights: Weights,
         calibration: Sequence[int],
+        adapters: Mapping[str, Adapter],
     ) -> "NativeKernels":
         """``calibration`` is text as the model's tokens, for int8.
 
         Raises NotNativeError where the kernels cannot compute this model."""
         assert library.float32 == (weights == "float32")
         with torch.inference_mode():
-            packed = NativeModel(model, windows, context_tokens, weights, calibration)
+            packed = NativeModel(model, windows, context_tokens, weights, calibration, adapters)
         return cls(packed, library, weights)
 
     def pool(self, num_pages: int) -> BytePool:

@@ -12,7 +12,8 @@ from worker.engines.native import structs
 from worker.engines.native.byte_pool import BytePool
 from worker.engines.native.library import Library
 from worker.engines.native.logits import LogitsBuffer
-from worker.engines.native.weights import PANEL, NativeModel
+from worker.engines.native.panels import PANEL
+from worker.engines.native.weights import NativeModel
 from worker.engines.paging.pages import PagedCache
 from worker.engines.sampling.sampling import Output
 from worker.engines.scheduling.prefill import Chunk
@@ -46,7 +47,9 @@ class NativeRunner:
         return _output(best, scores)
 
     def decode(self, rows: Sequence[Row], *, logits: bool = False) -> tuple[list[Row], Output]:
-        return list(rows), self._step(rows, {}, logits=logits)
+        # Rows of one adapter beside each other are multiplied together.
+        rows = sorted(rows, key=lambda row: row.adapter or "")
+        return rows, self._step(rows, {}, logits=logits)
 
     def verify(self, rows: Sequence[Row], drafts: Mapping[str, Sequence[int]]) -> Output:
         for row in rows:
@@ -95,6 +98,7 @@ class NativeRunner:
         positions = np.arange(len(token_ids), dtype=np.int32) + firsts[segment_of]
         ids = np.array(token_ids, dtype=np.int32)
         pages = np.array([self._cache.table_of(r).address for r in rows], dtype=np.uint64)
+        adapter_of = self._adapters_of(rows, counts)
         last = starts[1:] - 1
         outputs = np.arange(len(ids), dtype=np.int32) if ended is None else last[list(ended)]
         best = np.empty(len(outputs), dtype=np.int32)
@@ -108,6 +112,7 @@ class NativeRunner:
             segment_of=segment_of.ctypes.data,
             segment_start=starts.ctypes.data,
             pages=pages.ctypes.data,
+            adapter_of=None if adapter_of is None else adapter_of.ctypes.data,
             output_tokens=outputs.ctypes.data,
             pool=self._cache.pool.address,
             logits=logits.ctypes.data,
@@ -117,6 +122,16 @@ class NativeRunner:
         self._forward(ctypes.byref(self._model.struct), ctypes.byref(batch))
         found: list[int] = best.tolist()
         return found
+
+    def _adapters_of(
+        self, rows: Sequence[Row], counts: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.int32] | None:
+        """Each token's adapter by number, -1 for none; None where no token has one."""
+        if all(row.adapter is None for row in rows):
+            return None
+        numbers = self._model.adapter_numbers
+        each = [-1 if row.adapter is None else numbers[row.adapter] for row in rows]
+        return np.repeat(np.array(each, dtype=np.int32), counts)
 
     def _scratch_for(self, tokens: int, outputs: int) -> dict[str, int]:
         m = self._model
@@ -131,6 +146,7 @@ class NativeRunner:
             "wide": (tokens * (attention + 2 * m.num_kv_heads * m.head_dim), np.float32),
             "quantized": (rows * widest, self._library.quant_type),
             "quant_scale": (rows, np.float32),
+            "low": (rows * m.adapter_columns, self._library.active_type),
             "best_value": (outputs * panels, np.float32),
             "best_index": (outputs * panels, np.int32),
         }
@@ -138,7 +154,8 @@ class NativeRunner:
             held = self._scratch.get(name)
             if held is None or held.size < size:
                 self._scratch[name] = np.empty(size, dtype=kind)
-        return {name: array.ctypes.data for name, array in self._scratch.items()}
+        addresses = {name: array.ctypes.data for name, array in self._scratch.items()}
+        return addresses | {"low_stride": m.adapter_columns}
 
 
 def _output(best: list[int], logits: torch.Tensor | None) -> Output:

@@ -8,12 +8,25 @@ _F64 = ctypes.c_double
 _POINTER = ctypes.c_void_p
 
 
+class Lora(ctypes.Structure):
+    _fields_ = (
+        ("a", _POINTER),
+        ("b", _POINTER),
+        ("scale", _POINTER),
+        ("first", _POINTER),
+        ("steps", _POINTER),
+        ("columns", _I64),
+        ("most_steps", _I64),
+    )
+
+
 class Linear(ctypes.Structure):
     _fields_ = (
         ("weight", _POINTER),
         ("bias", _POINTER),
         ("scale", _POINTER),
         ("sum", _POINTER),
+        ("lora", ctypes.POINTER(Lora)),
         ("n", _I64),
         ("k", _I64),
     )
@@ -65,6 +78,7 @@ class Batch(ctypes.Structure):
         ("segment_of", _POINTER),
         ("segment_start", _POINTER),
         ("pages", _POINTER),
+        ("adapter_of", _POINTER),
         ("output_tokens", _POINTER),
         ("pool", _POINTER),
         ("logits", _POINTER),
@@ -75,6 +89,8 @@ class Batch(ctypes.Structure):
         ("wide", _POINTER),
         ("quantized", _POINTER),
         ("quant_scale", _POINTER),
+        ("low", _POINTER),
+        ("low_stride", _I64),
         ("best_value", _POINTER),
         ("best_index", _POINTER),
     )

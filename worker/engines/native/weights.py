@@ -1,18 +1,20 @@
 """A transformers model's weights, laid out once for the kernels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
+from worker.engines.adapters.reading import Adapter
 from worker.engines.native import structs
 from worker.engines.native.arena import Arena
+from worker.engines.native.lora import LoraPacker
+from worker.engines.native.panels import pad, panels
 from worker.engines.native.smoothing import ChannelPeaks
 
 Weights = Literal["float32", "bfloat16", "int8"]
 
-PANEL = 64
 _GATES = 32
 _MAX_HEAD_DIM = 256
 # Families whose layers are what csrc/forward.c computes; the self-check confirms it at each load.
@@ -46,7 +48,7 @@ def check_native(config: Any) -> None:
 class NativeModel:
     """Owns the packed weights and the struct that points to them.
 
-    ``context_tokens`` is how far the rotary tables reach.
+    ``context_tokens`` is how far the rotary tables reach. ``adapters`` by name.
     """
 
     def __init__(
@@ -56,12 +58,14 @@ class NativeModel:
         context_tokens: int,
         weights: Weights,
         calibration: Sequence[int] = (),
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
         config = model.config
         self._arena = Arena()
         self._kept: list[torch.Tensor] = []
         self._stored = torch.float32 if weights == "float32" else torch.bfloat16
         self._peaks = ChannelPeaks(model, calibration) if weights == "int8" else None
+        self._adapters = LoraPacker(adapters or {}, self._stored, self._place)
         base = model.model
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
@@ -72,8 +76,8 @@ class NativeModel:
         self.num_layers = int(config.num_hidden_layers)
         cosine, sine = _rotary_tables(base, context_tokens, self.hidden_size)
         layers = (structs.Layer * self.num_layers)()
-        for target, layer, window in zip(layers, base.layers, windows, strict=True):
-            self._fill_layer(target, layer, window)
+        for i, (target, layer, window) in enumerate(zip(layers, base.layers, windows, strict=True)):
+            self._fill_layer(target, layer, window, f"model.layers.{i}")
         final_norm, head = base.norm.weight, model.lm_head.weight
         if self._peaks is not None:
             by = self._peaks.factors(model.lm_head, head)
@@ -97,33 +101,49 @@ class NativeModel:
             head=self._linear(head, model.lm_head.bias),
         )
 
-    def _fill_layer(self, target: structs.Layer, layer: Any, window: int | None) -> None:
+    @property
+    def adapter_numbers(self) -> Mapping[str, int]:
+        """By which the kernels know them."""
+        return self._adapters.numbers
+
+    @property
+    def adapter_columns(self) -> int:
+        """The most that any adapter keeps of a token beside a product: about its ranks together."""
+        return self._adapters.most_columns
+
+    def _fill_layer(self, target: structs.Layer, layer: Any, window: int | None, path: str) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         if hasattr(attention, "qkv_proj"):
-            reads_norm, reads_mlp_norm = attention.qkv_proj, mlp.gate_up_proj
-            qkv, qkv_bias = attention.qkv_proj.weight, attention.qkv_proj.bias
-            gate, up = mlp.gate_up_proj.weight.chunk(2)
+            qkv_names, gate_up_names = ["self_attn.qkv_proj"], ["mlp.gate_up_proj"]
         else:
-            reads_norm, reads_mlp_norm = attention.q_proj, mlp.gate_proj
-            parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-            qkv = torch.cat([p.weight for p in parts])
-            biases = [p.bias for p in parts if p.bias is not None]
-            qkv_bias = torch.cat(biases) if len(biases) == len(parts) else None
-            gate, up = mlp.gate_proj.weight, mlp.up_proj.weight
-            assert mlp.gate_proj.bias is None
+            qkv_names = [f"self_attn.{name}_proj" for name in "qkv"]
+            gate_up_names = ["mlp.gate_proj", "mlp.up_proj"]
+        qkv, qkv_bias = _joined(layer, qkv_names)
+        gate_up, gate_up_bias = _joined(layer, gate_up_names)
+        assert gate_up_bias is None
         norm, mlp_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        by = mlp_by = None
         if self._peaks is not None:
-            by = self._peaks.factors(reads_norm, qkv)
+            by = self._peaks.factors(layer.get_submodule(qkv_names[0]), qkv)
             norm, qkv = norm / by, qkv * by
-            by = self._peaks.factors(reads_mlp_norm, gate, up)
-            mlp_norm, gate, up = mlp_norm / by, gate * by, up * by
+            mlp_by = self._peaks.factors(layer.get_submodule(gate_up_names[0]), gate_up)
+            mlp_norm, gate_up = mlp_norm / mlp_by, gate_up * mlp_by
         # 32 gates and their 32 ups share a panel, so that one kernel call has both.
-        pairs = (gate.unflatten(0, (-1, _GATES)), up.unflatten(0, (-1, _GATES)))
+        places = torch.arange(len(gate_up)).view(2, -1, _GATES).transpose(0, 1).flatten()
+
+        def beside(names: Sequence[str], **options: Any) -> Any:
+            outputs = {f"{path}.{n}": layer.get_submodule(n).out_features for n in names}
+            return self._adapters.beside(outputs, **options)
+
         target.qkv = self._linear(qkv, qkv_bias)
+        target.qkv.lora = beside(qkv_names, input_factors=by)
         target.out = self._linear(attention.o_proj.weight, attention.o_proj.bias)
-        target.gate_up = self._linear(torch.cat(pairs, dim=1).flatten(0, 1), None)
+        target.out.lora = beside(["self_attn.o_proj"])
+        target.gate_up = self._linear(gate_up[places], None)
+        target.gate_up.lora = beside(gate_up_names, order=places, input_factors=mlp_by)
         # What it reads is too uneven for a byte, even in int8.
         target.down = self._linear(mlp.down_proj.weight, mlp.down_proj.bias, rounded=False)
+        target.down.lora = beside(["mlp.down_proj"])
         target.attention_norm = self._floats(norm)
         target.mlp_norm = self._floats(mlp_norm)
         if hasattr(attention, "q_norm"):
@@ -143,17 +163,21 @@ class NativeModel:
         if rounded and self._peaks is not None:
             scale = weight.float().abs().amax(dim=1).clamp_(min=1e-12) / 127
             whole = (weight.float() / scale[:, None]).round_().to(torch.int8)
-            linear.scale = self._keep(_pad(scale))
-            linear.sum = self._keep(_pad(whole.sum(dim=1, dtype=torch.int32)))
-            packed = _panels(whole, 4)
+            linear.scale = self._keep(pad(scale))
+            linear.sum = self._keep(pad(whole.sum(dim=1, dtype=torch.int32)))
+            packed = panels(whole, 4)
         else:
             together = 4 // self._stored.itemsize
-            packed = _panels(weight.to(self._stored), together)
-        linear.weight = self._keep(self._arena.copy(packed))
+            packed = panels(weight.to(self._stored), together)
+        linear.weight = self._place(packed)
         return linear
 
     def _floats(self, tensor: torch.Tensor) -> int:
         return self._keep(tensor.detach().float())
+
+    def _place(self, tensor: torch.Tensor) -> int:
+        """Copy the tensor to the memory that the kernels read at each step, and return its address."""
+        return self._keep(self._arena.copy(tensor))
 
     def _keep(self, tensor: torch.Tensor) -> int:
         """Hold on to the tensor's memory and return its address."""
@@ -162,18 +186,12 @@ class NativeModel:
         return tensor.data_ptr()
 
 
-def _pad(tensor: torch.Tensor) -> torch.Tensor:
-    """Zeros up to the next multiple of a panel in the first dimension."""
-    missing = -tensor.shape[0] % PANEL
-    return torch.cat((tensor, tensor.new_zeros((missing, *tensor.shape[1:]))))
-
-
-def _panels(weight: torch.Tensor, together: int) -> torch.Tensor:
-    """From [n, k] to panels of 64 outputs: [n / 64, k / together, 64, together]."""
-    padded = _pad(weight)
-    n, k = padded.shape
-    panels = padded.view(n // PANEL, PANEL, k // together, together)
-    return panels.permute(0, 2, 1, 3)
+def _joined(layer: Any, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weights of linear layers that read the same, and their biases, one after another."""
+    parts = [layer.get_submodule(name) for name in names]
+    biases = [part.bias for part in parts if part.bias is not None]
+    weight = torch.cat([part.weight.detach() for part in parts])
+    return weight, torch.cat(biases) if len(biases) == len(parts) else None
 
 
 def _rotary_tables(

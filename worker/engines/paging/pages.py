@@ -215,7 +215,12 @@ class PagedCache(Generic[Pool]):
     def _borrow_prefix(self, row: Row, table: PageTable) -> None:
         """Share the prefix's full pages and copy its last, which the row goes on to fill."""
         size = len(self._prefix)
-        if size == 0 or row.prompt_token_ids[:size] != self._prefix or row.num_tokens == size:
+        if (
+            size == 0
+            or row.adapter is not None
+            or row.prompt_token_ids[:size] != self._prefix
+            or row.num_tokens == size
+        ):
             return
         full = size // self.page_tokens
         for place in range(full):

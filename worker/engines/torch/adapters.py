@@ -1,40 +1,19 @@
 """LoRA adapters beside the model's linear layers, chosen for each row of one batch.
 
 A row of the adapter gets ``y + B(A(x)) * scale`` where the model alone gives ``y``; rows of different
-adapters, and of none, share the forward pass. Folders are in the format that the `peft` library
-writes: ``adapter_config.json`` and ``adapter_model.safetensors``.
+adapters, and of none, share the forward pass.
 """
 
-import json
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import linear
 
-from millpond.errors import ModelLoadError
+from worker.engines.adapters.reading import Adapter, Pair
 from worker.engines.torch.batch import NO_ADAPTER
-from worker.engines.torch.fusing import FusedPart
-from worker.engines.torch.linear import PackedLinear
-
-_PREFIX = "base_model.model."
-_TENSOR = re.compile(r"(.+)\.lora_([AB])\.weight")
-# Each of these, set to anything true, makes more of an adapter than two matrices and a scale.
-_REFUSED_SETTINGS = (
-    "use_dora",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "lora_bias",
-    "alora_invocation_tokens",
-)
 
 
 class RowAdapters:
@@ -44,6 +23,10 @@ class RowAdapters:
         self._numbers = {name: number for number, name in enumerate(names)}
         self._of_tokens: torch.Tensor | None = None
         self._shares: dict[tuple[tuple[int, int, float], ...], torch.Tensor] = {}
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._numbers
 
     def number(self, adapter: str | None) -> int:
         return NO_ADAPTER if adapter is None else self._numbers[adapter]
@@ -73,7 +56,7 @@ class RowAdapters:
 class Columns:
     """Whose are the columns between a layer's two stacked matrices. ``pairs`` by the adapter's number."""
 
-    def __init__(self, pairs: Mapping[int, "Pair"]) -> None:
+    def __init__(self, pairs: Mapping[int, Pair]) -> None:
         a = next(iter(pairs.values())).a
         self.key = tuple((n, pair.a.shape[0], pair.scale) for n, pair in pairs.items())
         ranks = torch.tensor([rank for _, rank, _ in self.key])
@@ -81,15 +64,6 @@ class Columns:
         scales = torch.tensor([scale for _, _, scale in self.key])
         self.adapters = numbers.repeat_interleave(ranks).to(a.device)
         self.scales = scales.repeat_interleave(ranks).to(a.device, a.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One adapter's matrices for one layer: ``a`` is ``[rank, in]``, ``b`` is ``[out, rank]``."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-    scale: float
 
 
 class AdaptedLinear(nn.Module):
@@ -115,82 +89,15 @@ class AdaptedLinear(nn.Module):
         return y if shares is None else y + linear(linear(x, self._a) * shares, self._b)
 
 
-def attach(model: Any, folders: Mapping[str, Path]) -> RowAdapters:
-    """Load the adapters and put them beside the model's layers, in place.
-
-    Raises ModelLoadError for a folder that is not a plain LoRA adapter of this model.
-    """
-    row_adapters = RowAdapters(folders)
+def attach(model: Any, adapters: Mapping[str, Adapter]) -> RowAdapters:
+    """Put the adapters beside the model's layers, in place."""
+    row_adapters = RowAdapters(adapters)
     layers: dict[str, dict[int, Pair]] = {}
-    for name, folder in folders.items():
-        for path, pair in _read(folder.expanduser(), model).items():
+    for name, adapter in adapters.items():
+        for path, pair in adapter.items():
             layers.setdefault(path, {})[row_adapters.number(name)] = pair
     for path, pairs in layers.items():
         parent, _, child = path.rpartition(".")
         adapted = AdaptedLinear(model.get_submodule(path), row_adapters, pairs)
         setattr(model.get_submodule(parent), child, adapted)
     return row_adapters
-
-
-def _read(folder: Path, model: Any) -> dict[str, Pair]:
-    """An adapter's matrices by the path of the layer they belong to, in the model's own type."""
-    config = _config(folder)
-    file = folder / "adapter_model.safetensors"
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelLoadError(f"{file}: {error}") from error
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = _TENSOR.fullmatch(key.removeprefix(_PREFIX))
-        if match is None:
-            raise ModelLoadError(f"{file}: {key} is no matrix of a LoRA adapter")
-        halves.setdefault(match[1], {})[match[2]] = tensor.to(model.device, model.dtype)
-    return {
-        path: Pair(half["A"], half["B"], _scale(config, path, half["A"].shape[0]))
-        for path, half in halves.items()
-        if _fits(model, path, half, file)
-    }
-
-
-def _fits(model: Any, path: str, half: dict[str, torch.Tensor], file: Path) -> bool:
-    try:
-        layer = model.get_submodule(path)
-    except AttributeError:
-        raise ModelLoadError(f"{file}: this model has no layer {path}") from None
-    if not isinstance(layer, nn.Linear | PackedLinear | FusedPart) or path == "lm_head":
-        raise ModelLoadError(f"{file}: adapters of {path} are not supported")
-    if half.keys() != {"A", "B"}:
-        raise ModelLoadError(f"{file}: {path} has one matrix without the other")
-    a, b = half["A"].shape, half["B"].shape
-    if (a[-1], b[0], a[0]) != (layer.in_features, layer.out_features, b[-1]):
-        raise ModelLoadError(
-            f"{file}: {path} is {layer.in_features} to {layer.out_features} in this model, and "
-            f"{a[-1]} to {b[0]} over ranks {a[0]} and {b[-1]} in the adapter"
-        )
-    return True
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "adapter_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file}: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelLoadError(f"{file}: is no LoRA adapter's")
-    for setting in _REFUSED_SETTINGS:
-        if config.get(setting):
-            raise ModelLoadError(f"{file}: {setting} is not supported")
-    if config.get("bias", "none") != "none":
-        raise ModelLoadError(f"{file}: bias {config['bias']!r} is not supported")
-    return config
-
-
-def _scale(config: dict[str, Any], path: str, rank: int) -> float:
-    alpha = float(config.get("lora_alpha", rank))
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", path):
-            alpha = float(value)
-            break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

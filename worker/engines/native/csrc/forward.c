@@ -26,18 +26,39 @@ INLINE void quantize_row(const struct batch *b, const active *x, int64_t row, in
     b->quant_scale[row] = top / 127.0f;
 }
 
-static void quantize(const struct batch *b, const struct linear *l, int64_t rows) {
-    if (!l->scale) return;
-    FOR_EACH(row, rows) quantize_row(b, b->input + row * l->k, row, l->k);
+/* What a product needs of rows of its input beside themselves. */
+INLINE void prepare(const struct batch *b, const struct linear *l, int64_t row, int rows) {
+    if (l->scale)
+        for (int i = 0; i < rows; i++) quantize_row(b, b->input + (row + i) * l->k, row + i, l->k);
+    if (adapts(b, l)) shrink(b, l, b->input, row, rows);
+}
+
+/* How many rows are prepared together: adapters multiply several at once. */
+INLINE int rows_together(const struct batch *b, const struct linear *l, int64_t left) {
+    int most = adapts(b, l) ? TILE : 1;
+    return left < most ? (int)left : most;
+}
+
+static void prepare_rows(const struct batch *b, const struct linear *l, int64_t rows) {
+    if (!l->scale && !adapts(b, l)) return;
+    int most = rows_together(b, l, TILE);
+    FOR_EACH(some_rows, (rows + most - 1) / most) {
+        int64_t row = some_rows * most;
+        prepare(b, l, row, rows_together(b, l, rows - row));
+    }
     meet();
 }
 
 static void norm_rows(const struct model *m, const struct batch *b, const float *weight,
                       const struct linear *next, int64_t rows, const int32_t *picked) {
-    FOR_EACH(row, rows) {
-        active *out = b->input + row * m->hidden;
-        norm(m, b->residual + (picked ? picked[row] : row) * m->hidden, weight, out);
-        if (next->scale) quantize_row(b, out, row, m->hidden);
+    int most = rows_together(b, next, TILE);
+    FOR_EACH(some_rows, (rows + most - 1) / most) {
+        int64_t first = some_rows * most;
+        int count = rows_together(b, next, rows - first);
+        for (int64_t row = first; row < first + count; row++)
+            norm(m, b->residual + (picked ? picked[row] : row) * m->hidden, weight,
+                 b->input + row * m->hidden);
+        prepare(b, next, first, count);
     }
     meet();
 }
@@ -83,11 +104,11 @@ static void forward(void *argument) {
         FOR_EACH(token, b->tokens) place_token(m, b, layer, token);
         meet();
         attend(m, b, layer);
-        quantize(b, &l->out, b->tokens);
+        prepare_rows(b, &l->out, b->tokens);
         matmul(b, &l->out, b->input, b->tokens, ADD, m->hidden);
         norm_rows(m, b, l->mlp_norm, &l->gate_up, b->tokens, NULL);
         matmul(&inner, &l->gate_up, b->input, b->tokens, SWIGLU, m->inner);
-        quantize(&inner, &l->down, b->tokens);
+        prepare_rows(&inner, &l->down, b->tokens);
         matmul(&inner, &l->down, inner.input, b->tokens, ADD, m->hidden);
     }
     norm_rows(m, b, m->final_norm, &m->head, b->outputs, b->output_tokens);

@@ -1,8 +1,8 @@
 /* Products of activations with packed weights, and what becomes of them. */
 #ifndef MILLPOND_MATMUL_H
 #define MILLPOND_MATMUL_H
+#include "lora.h"
 #include "team.h"
-#include "tiles.h"
 
 /* What becomes of a tile [rows][64 or 32] of products. */
 enum use {
@@ -96,6 +96,7 @@ static void matmul(const struct batch *b, const struct linear *l, const active *
             } else {
                 multiply(count, width, 0, steps, input + row * l->k, l->k, w, PANEL, ahead, tile, PANEL);
             }
+            if (adapts(b, l)) expand(b, l, row, count, at, width, tile);
             use_tile(b, l, use, count, width, row, at, tile, out_stride);
         }
     }

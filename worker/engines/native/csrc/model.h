@@ -5,12 +5,24 @@
 
 enum { PAGE = 64 };  /* tokens of keys and values in a page */
 enum { PANEL = 64 }; /* output columns of a packed weight that lie together */
+enum { VECTOR_ROWS = 6 }; /* rows whose sums fit the vector registers */
 #ifdef __AMX_TILE__
 enum { TILE = 32, BLOCK = 32 };
 #else
-enum { TILE = 6 };         /* rows that one matrix kernel call takes */
+enum { TILE = VECTOR_ROWS }; /* rows that one matrix kernel call takes */
 enum { BLOCK = 4 * TILE }; /* query rows of a task */
 #endif
+
+/* A LoRA adapter beside a packed matrix: a token of the adapter gets B (scale * A x) more. The outputs may
+ * come from several layers, each with matrices of its own: the A of all of them lie side by side. */
+struct lora {
+    const stored *a;     /* [k/T][columns][T], for T = TOGETHER */
+    const stored *b;     /* packed, n outputs and most_steps * T inputs */
+    const float *scale;  /* [columns] */
+    const int32_t *first, *steps; /* of each 32 outputs: which columns of A x they are summed over,
+                                   * from `first` on, T at a step */
+    int64_t columns, most_steps; /* columns: a multiple of 16; 0 where the adapter adds nothing */
+};
 
 /* A packed matrix of n outputs and k inputs: panels of 64 outputs, each [k/2][64][2] bf16, [k][64]
  * float, or [k/4][64][4] int8 with a scale and the column's sum for each output. */
@@ -19,6 +31,7 @@ struct linear {
     const float *bias;    /* [n] or NULL */
     const float *scale;   /* [n], NULL unless int8 */
     const int32_t *sum;   /* [n], NULL unless int8 */
+    const struct lora *lora; /* [adapters], or NULL where none adds anything */
     int64_t n, k;
 };
 
@@ -45,6 +58,7 @@ struct batch {
     const int32_t *token_ids, *positions, *segment_of; /* [tokens] */
     const int32_t *segment_start;                      /* [segments + 1] */
     const int32_t *const *pages;                       /* [segments] -> page numbers of the row */
+    const int32_t *adapter_of;                         /* [tokens], -1: none; NULL: no token has one */
     const int32_t *output_tokens;                      /* [outputs]: logits after these */
     stored *pool;                                      /* [pages][layer][kv_head][K, V][64 * head_dim] */
     float *const *logits;                              /* [outputs] -> [vocab], or NULL for not wanted */
@@ -56,6 +70,8 @@ struct batch {
     float *wide;      /* [tokens, max(qkv)] */
     quant *quantized; /* like input */
     float *quant_scale; /* [tokens] */
+    active *low;        /* [tokens, low_stride]: scale * A x of each token's own adapter */
+    int64_t low_stride;
     float *best_value;  /* [outputs, ceil(vocab / 64)] */
     int32_t *best_index;
 };

@@ -29,13 +29,6 @@ INLINE vec scale_sums(ints sums, struct scaling column, float row_scale) {
     return vec_mul(ints_to_floats(sums - column.offset), vec_mul(column.by, vec_set1(row_scale)));
 }
 
-#ifdef __AMX_TILE__
-#include "isa/amx.h"
-#else
-/* The processor multiplies without being made ready. */
-INLINE void begin_products(void) {}
-INLINE void end_products(void) {}
-
 /* Rows and columns are constants wherever a kernel is called, so the sums live in registers. */
 #define FOR_ROWS(CASE, vecs) CASE(1, vecs) CASE(2, vecs) CASE(3, vecs) CASE(4, vecs) \
     CASE(5, vecs) CASE(6, vecs)
@@ -43,7 +36,7 @@ INLINE void end_products(void) {}
 /* acc[rows][vecs] += a[row][steps] * w[steps][vecs], and fetch so many lines with each step. */
 INLINE void tile(const int rows, const int vecs, const int lines, int64_t steps, const active *const *a,
                  const uint32_t *w, int64_t w_stride, const uint32_t *ahead, int64_t ahead_stride,
-                 vec acc[TILE][MOST_VECS]) {
+                 vec acc[VECTOR_ROWS][MOST_VECS]) {
     for (int64_t k = 0; k < steps; k++, w += w_stride, ahead += ahead_stride) {
         fetch(ahead, lines);
 #ifdef MULTIPLIES_BF16
@@ -68,9 +61,9 @@ INLINE void tile(const int rows, const int vecs, const int lines, int64_t steps,
 INLINE void run_tile(const int rows, const int vecs, const int lines, int add, int64_t steps,
                      const active *first, int64_t a_stride, const uint32_t *w, int64_t w_stride, const uint32_t *ahead,
                      int64_t ahead_stride, float *out, int64_t out_stride) {
-    const active *a[TILE];
+    const active *a[VECTOR_ROWS];
     UNROLL for (int i = 0; i < rows; i++) a[i] = first + i * a_stride;
-    vec acc[TILE][MOST_VECS];
+    vec acc[VECTOR_ROWS][MOST_VECS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vecs; j++)
             acc[i][j] = add ? vec_load(out + i * out_stride + VEC * j) : vec_set1(0.0f);
@@ -79,9 +72,11 @@ INLINE void run_tile(const int rows, const int vecs, const int lines, int add, i
         UNROLL for (int j = 0; j < vecs; j++) vec_store(out + i * out_stride + VEC * j, acc[i][j]);
 }
 
-INLINE void multiply_rows(const int lines, int rows, int columns, int add, int64_t steps,
-                          const active *a, int64_t a_stride, const uint32_t *w, int64_t w_stride,
-                          const uint32_t *ahead, float *out, int64_t out_stride) {
+/* In vectors, at most VECTOR_ROWS rows. */
+INLINE void multiply_in_vectors(const int lines, int rows, int columns, int add, int64_t steps,
+                                const active *a, int64_t a_stride, const uint32_t *w,
+                                int64_t w_stride, const uint32_t *ahead, float *out,
+                                int64_t out_stride) {
     int64_t ahead_stride = lines * LINE; /* all of it is fetched with the first columns */
     int left = columns / VEC, most = most_vecs(rows);
     for (; left > 0; left -= most, w += most * VEC, out += most * VEC, ahead_stride = 0) {
@@ -92,13 +87,21 @@ INLINE void multiply_rows(const int lines, int rows, int columns, int add, int64
     }
 }
 
+#ifdef __AMX_TILE__
+#include "isa/amx.h"
+#else
+/* The processor multiplies without being made ready. */
+INLINE void begin_products(void) {}
+INLINE void end_products(void) {}
+#define multiply_rows multiply_in_vectors
+
 INLINE void run_tile_int8(const int rows, const int vecs, int64_t quads, const quant *first,
                           int64_t a_stride, const float *a_scale, const uint32_t *w,
                           const float *scale, const int32_t *sum, const uint32_t *ahead,
                           int64_t ahead_stride, float *out) {
-    const quant *a[TILE];
+    const quant *a[VECTOR_ROWS];
     UNROLL for (int i = 0; i < rows; i++) a[i] = first + i * a_stride;
-    ints acc[TILE][MOST_VECS];
+    ints acc[VECTOR_ROWS][MOST_VECS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vecs; j++) acc[i][j] = ints_zero();
     for (int64_t k = 0; k < quads; k++, w += PANEL, ahead += ahead_stride) {
@@ -145,5 +148,16 @@ static __attribute__((noinline)) void multiply_page(int rows, int columns, int a
     multiply_rows(PAGE / LINE, rows, columns, add, steps, a, a_stride, w, w_stride, ahead, out,
                   out_stride);
 }
+
+/* A product in vectors on every processor. */
+#ifdef __AMX_TILE__
+static __attribute__((noinline)) void multiply_few(int rows, int columns, int add, int64_t steps,
+                     const active *a, int64_t a_stride, const uint32_t *w, int64_t w_stride,
+                     const uint32_t *ahead, float *out, int64_t out_stride) {
+    multiply_in_vectors(1, rows, columns, add, steps, a, a_stride, w, w_stride, ahead, out, out_stride);
+}
+#else
+#define multiply_few multiply
+#endif
 
 #endif

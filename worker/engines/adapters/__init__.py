@@ -1,0 +1,1 @@
+"""LoRA adapters as their files have them, for every backend that computes them."""
