@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help install install-api install-worker dev demo up dist test check format chaos mutations fuzz \
 	bench bench-queue bench-batches bench-lengths bench-engine bench-sampling bench-limits bench-prefix-cache \
-	bench-vote page-libraries audit clean
+	bench-vote bench-adapters page-libraries audit clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -114,6 +114,9 @@ bench-prefix-cache: dev ## what the prefix cache saves where prompts repeat, and
 
 bench-vote: dev ## what ending a vote early saves, and that it answers as the full vote does
 	$(BIN)/python -m bench.vote $(ARGS)
+
+bench-adapters: dev ## what LoRA adapters cost, on the rows of the batch file WORKLOAD
+	$(BIN)/python -m bench.adapters $(WORKLOAD) $(ARGS)
 
 page-libraries: ## fetch the web page's libraries again, as api/page/libraries.json pins them
 	.ci/page-libraries

@@ -38,7 +38,8 @@ _UNITS = {"": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 class Footprint:
     """The memory of one model on one device; all sizes are upper bounds in bytes.
 
-    ``activation_bytes`` is for each number between the layers, by default as much as for each weight. What
+    ``activation_bytes`` is for each number between the layers, by default as much as for each weight;
+    ``adapter_bytes`` is what adapters keep of each token beside them. What
     ``gathers`` copies the pages of one layer together to read them. ``graphs`` keep their own memory for
     a step of all slots, beside that of a prefill. By default, a card that has either.
     """
@@ -47,6 +48,7 @@ class Footprint:
     bytes_each: int
     page_tokens: int = CARD_PAGE_TOKENS
     activation_bytes: int | None = None
+    adapter_bytes: int = 0
     gathers: bool = True
     graphs: bool = True
 
@@ -91,7 +93,8 @@ class Footprint:
         mlp = 4 * each * a.inner_size
         norm_in_float32 = 12 * a.hidden_size
         rotation = 2 * each * a.head_dim
-        return 5 * each * a.hidden_size + max(attention, mlp, norm_in_float32) + rotation
+        widest = max(attention, mlp, norm_in_float32)
+        return 5 * each * a.hidden_size + widest + rotation + self.adapter_bytes
 
     def _attention_bytes(self, longest_tokens: int) -> int:
         """For a chunk that is not its row's first: repeated keys and values, and a mask."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -124,6 +125,36 @@ def test_in_float32_each_row_is_token_for_token_that_of_merged_weights(
     for found_ids in ({id: list(e.token_ids) for id, e in some.items()} for some in ends):
         assert found_ids == expected
     assert len({tuple(expected[f"{name}-1"]) for name in NAMES}) == 3, "they all matter"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+def test_what_peft_saves_says_what_peft_says(
+    folders: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
+    """Its ranks and alphas by layer, merged and not."""
+    folder = folders("llama")["model"]
+    model = loading.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = peft.LoraConfig(
+        r=6,
+        lora_alpha=5,
+        target_modules="all-linear",
+        rank_pattern={"layers.1.mlp.down_proj": 20, "k_proj": 1},
+        alpha_pattern={"o_proj": 11},
+        use_rslora=True,
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(4)
+    theirs = peft.get_peft_model(model, config).eval()
+    theirs.save_pretrained(tmp_path)
+    chosen = EngineConfig(
+        *("transformers", folder, preset(), "float32"), slots=2, adapters={"a": str(tmp_path)}
+    )
+    engine = engine_of(loading.load(chosen, ByteTokenizer()), adapters={"a": ""})
+    end = run(engine, [adapted("a", 40)])["a-40"]
+    prompt = list(adapted("a", 40).prompt_token_ids)
+    assert list(end.token_ids) == generate_alone(theirs.get_base_model(), prompt, 20)
+    assert list(end.token_ids) == generate_alone(theirs.merge_and_unload(), prompt, 20)
 
 
 @pytest.mark.parametrize("weights", ["auto", "int8"])

@@ -69,13 +69,17 @@ class LoadedModel:
     def footprint(self) -> Footprint:
         """Its memory needs in addition to the weights."""
         native = self.native
+        activation_bytes = None if native is None else native.library.activation_bytes
+        columns = 0 if native is None else native.model.adapter_columns
         return Footprint(
             self.architecture,
             self.dtype.itemsize,
             page_tokens=self.layout.page_tokens,
-            activation_bytes=None if native is None else native.library.activation_bytes,
+            activation_bytes=activation_bytes,
+            adapter_bytes=columns * (activation_bytes or 0),
             gathers=native is None and self.flash is None,
             graphs=self.flash is not None,
+        )
         )
 
     @property

@@ -95,7 +95,7 @@ class LoraPacker:
 
 def _side_by_side(a: torch.Tensor, together: int) -> torch.Tensor:
     """From [columns, k] to [k / together, columns, together]."""
-    return a.unflatten(1, (-1, together)).transpose(0, 1)
+    return a.view(len(a), -1, together).transpose(0, 1)
 
 
 def _up(number: int, multiple: int) -> int:
