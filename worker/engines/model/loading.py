@@ -80,7 +80,6 @@ class LoadedModel:
             gathers=native is None and self.flash is None,
             graphs=self.flash is not None,
         )
-        )
 
     @property
     def backend(self) -> str:
