@@ -76,8 +76,8 @@ class Jobs:
         """Of all jobs, which have succeeded at their first attempt."""
         found = []
         for id in ids:
-            job: dict[str, Any] = {"result": None}
-            while job["result"] is None:
+            job: dict[str, Any] = {}
+            while "result" not in job:  # as long as it runs, or waits
                 job = (await self.http.get(f"/v1/jobs/{id}", params={"wait": 60})).json()
             result = job["result"]
             assert (job["status"], job["attempts"]) == ("succeeded", 1), job

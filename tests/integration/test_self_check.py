@@ -140,7 +140,7 @@ def test_a_page_that_is_wrong_in_decode_alone_is_refused(
                 table.used += 1
 
     monkeypatch.setattr(PagedCache, "make_room", never)
-    with pytest.raises(UnsupportedModelError, match=r"in decode, after (65|66|67|68) tokens"):
+    with pytest.raises(UnsupportedModelError, match="in decode"):
         check(loaded)
 
 

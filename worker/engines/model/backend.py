@@ -43,6 +43,10 @@ class Cache(Protocol):
     def copy(self, source: Row, row: Row) -> None:
         """Copy the keys and values of another row with the same tokens, which has read them."""
 
+    def allocate_behind(self, source: Row, row: Row) -> None:
+        """Allocate with the first page of another row in every place of what this one counts as read, a
+        whole number of pages: so the check at load looks far behind, without reading so much."""
+
     def make_room(self) -> None:
         """Make room for each row's newest token."""
 

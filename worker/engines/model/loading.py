@@ -41,7 +41,9 @@ _REFUSED_SETTINGS = (
     "attention_chunk_size",
     "alibi",
 )
-# These rotate by the longest row of the batch, so beyond this length a row would depend on company.
+# Rope that turns a token by its position alone.
+_ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
+# These rotate by the longest row of the batch, so beyond the original length a row would depend on company.
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
 
@@ -248,6 +250,10 @@ def check_config(config: Any) -> None:
         raise UnsupportedModelError(
             f"{name}: layers of type {', '.join(sorted(unknown))} are not supported"
         )
+    for rope in _ropes(config):
+        rope_type = rope.get("rope_type") or "default"
+        if rope_type not in _ROPE_TYPES | _LENGTH_DEPENDENT_ROPE:
+            raise UnsupportedModelError(f"{name}: rope of type {rope_type} is not supported")
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -271,14 +277,25 @@ def layer_windows(config: Any) -> tuple[int | None, ...]:
 
 def context_limit(config: Any) -> int:
     """The longest row that the model's positions allow."""
-    limit = int(config.max_position_embeddings)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
-        original = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        limit = min(limit, int(original or limit))
-    return limit
+    limits = [int(config.max_position_embeddings)]
+    original = original_context(config)
+    if any(rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE for rope in _ropes(config)):
+        limits += [original] if original is not None else []
+    return min(limits)
+
+
+def original_context(config: Any) -> int | None:
+    """How long rows were before the model's rope was scaled; None if the config does not say."""
+    named = [rope.get("original_max_position_embeddings") for rope in _ropes(config)]
+    named.append(getattr(config, "original_max_position_embeddings", None))
+    return next((int(length) for length in named if length), None)
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """The config's rope, or those of each type of layers."""
+    given: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    nested = [rope for rope in given.values() if isinstance(rope, dict)]
+    return nested or [given]
 
 
 def _name(config: Any) -> str:

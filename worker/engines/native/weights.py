@@ -48,7 +48,7 @@ def check_native(config: Any) -> None:
 class NativeModel:
     """Owns the packed weights and the struct that points to them.
 
-    ``context_tokens`` is how far the rotary tables reach. ``adapters`` by name.
+    ``context_tokens`` is how far the tables ``rotary``, cosine and sine, reach. ``adapters`` by name.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class NativeModel:
         self.head_dim = int(getattr(config, "head_dim", None) or self.hidden_size // self.num_heads)
         self.inner_size = int(config.intermediate_size)
         self.num_layers = int(config.num_hidden_layers)
-        cosine, sine = _rotary_tables(base, context_tokens, self.hidden_size)
+        self.rotary = cosine, sine = rotary_tables(base, range(context_tokens), self.hidden_size)
         layers = (structs.Layer * self.num_layers)()
         for i, (target, layer, window) in enumerate(zip(layers, base.layers, windows, strict=True)):
             self._fill_layer(target, layer, window, f"model.layers.{i}")
@@ -194,12 +194,11 @@ def _joined(layer: Any, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tenso
     return weight, torch.cat(biases) if len(biases) == len(parts) else None
 
 
-def _rotary_tables(
-    base: Any, context_tokens: int, hidden_size: int
+def rotary_tables(
+    base: Any, positions: range, hidden_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine for each position, ``[context_tokens, rotary_dim / 2]``, from the model."""
-    positions = torch.arange(context_tokens)[None]
+    """Cosine and sine for each position, ``[positions, rotary_dim / 2]``, from the model."""
     probe = torch.zeros((1, 1, hidden_size), dtype=torch.float32)
-    cosine, sine = base.rotary_emb(probe, positions)
+    cosine, sine = base.rotary_emb(probe, torch.arange(positions.start, positions.stop)[None])
     half = cosine.shape[-1] // 2
     return cosine[0, :, :half].float().contiguous(), sine[0, :, :half].float().contiguous()

@@ -111,6 +111,16 @@ class PagedCache(Generic[Pool]):
                 self.free(row)
             raise
 
+    def allocate_behind(self, source: Row, row: Row) -> None:
+        """Have the first page of another row in every place of what this row counts as read, a whole number
+        of pages, and own ones behind."""
+        self._tables[row.id] = table = PageTable(row, self.page_tokens)
+        self.rows.append(row)
+        page = int(self._tables[source.id].numbers[0])
+        for place in range(row.read_tokens // self.page_tokens):
+            self._put(table, place, page)
+        self._extend(row)
+
     def share(self, rows: Iterable[Row]) -> set[str]:
         """Let rows that are about to be read go on behind what others have read.
 
