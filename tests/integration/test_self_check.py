@@ -97,15 +97,15 @@ def test_rope_that_is_wrong_at_a_distance_is_refused(native: Load) -> None:
 def test_a_wrong_page_is_refused(native: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second page lies over the first: seen only past 64 tokens."""
     loaded = native()
-    extend = PagedCache._extend
+    reach = PagedCache.reach
 
-    def wrong(self: PagedCache, row: Any) -> None:
-        extend(self, row)
+    def wrong(self: PagedCache, row: Any, num_tokens: int) -> None:
+        reach(self, row, num_tokens)
         table = self.table_of(row)
         if table.used > table.borrowed + 1:
             table.numbers[table.used - 1] = table.numbers[table.used - 2]
 
-    monkeypatch.setattr(PagedCache, "_extend", wrong)
+    monkeypatch.setattr(PagedCache, "reach", wrong)
     with pytest.raises(UnsupportedModelError, match=r"after (65|127|200|2100) tokens"):
         check(loaded)
 

@@ -83,7 +83,7 @@ def page_off_by_one(_: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator
     def late(self: PagedCache[Any]) -> None:
         for row in self.rows:
             if row.num_tokens % self.page_tokens == 2:
-                self._extend(row)
+                self.reach(row, row.num_tokens)
 
     with monkeypatch.context() as patch:
         patch.setattr(PagedCache, "make_room", late)

@@ -95,3 +95,4 @@ def test_no_page_is_lost_or_given_twice() -> None:
             case 4 if busy and rng.random() < 0.1:
                 cache.withdraw([rng.choice(busy)])
         assert cache.num_used == sum(count > 0 for count in held.values())
+        assert cache.num_shared == sum(count - 1 for count in held.values() if count)

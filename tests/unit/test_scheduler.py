@@ -53,7 +53,7 @@ class Machine:
             scheduler.start(touched)
             self.prefilled_tokens += chunk.num_tokens
         else:
-            self.preempted += [s.id for s in scheduler.make_room()]
+            self.preempted += [s.id for s in scheduler.make_room(lambda row: None)]
             touched = list(scheduler.running)
             self._check()
         for row in touched:

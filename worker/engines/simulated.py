@@ -170,7 +170,7 @@ class SimulatedEngine:
         if scheduler.begin_prefill():
             touched = self._prefill()
         else:
-            scheduler.make_room()
+            scheduler.make_room(lambda row: None)
             touched = list(scheduler.running)
             self._decode(touched)
         scheduler.retire()

@@ -27,6 +27,10 @@ class Cache(Protocol):
     @property
     def allocated_tokens(self) -> int: ...
 
+    @property
+    def shared_tokens(self) -> int:
+        """Of what rows have, what they have in common: counted once for each row but the first."""
+
     def allocate(self, rows: list[Row]) -> None:
         """Allocate blocks for all of these rows, or, out of memory, for none."""
 

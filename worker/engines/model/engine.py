@@ -59,6 +59,7 @@ class TransformersEngine:
             context_tokens=context_tokens,
             max_batched_tokens=config.max_batched_tokens,
             adapters=config.adapters,
+            shared_tokens=lambda: self._cache.shared_tokens,
         )
         self._cache, self._runner = build_backend(
             loaded,
@@ -203,8 +204,7 @@ class TransformersEngine:
         """One more token for each running row. Out of memory, the youngest row is preempted."""
         if not self._scheduler.running:
             return []
-        for row in self._scheduler.make_room():
-            self._cache.free(row)
+        self._scheduler.make_room(self._cache.free)
         running = self._scheduler.running
         drafts = self._speculator.drafts(running, self._scheduler.room_tokens)
         if drafts and (verified := self._verify(drafts)) is not None:

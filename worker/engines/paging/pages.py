@@ -88,6 +88,10 @@ class PagedCache(Generic[Pool]):
     def allocated_tokens(self) -> int:
         return (self._pages.num_used - len(self._prefix_pages)) * self.page_tokens
 
+    @property
+    def shared_tokens(self) -> int:
+        return self._pages.num_shared * self.page_tokens
+
     def keep_prefix(self, row: Row) -> None:
         """Take over this row's pages, all of its tokens read: rows that begin alike share them."""
         self.offer([row])
@@ -119,7 +123,7 @@ class PagedCache(Generic[Pool]):
         page = int(self._tables[source.id].numbers[0])
         for place in range(row.read_tokens // self.page_tokens):
             self._put(table, place, page)
-        self._extend(row)
+        self.reach(row, row.num_tokens)
 
     def share(self, rows: Iterable[Row]) -> set[str]:
         """Let rows that are about to be read go on behind what others have read.

@@ -39,7 +39,10 @@ class PageKeys:
 
 
 class PrefixCache:
-    """Owns who has which page. At most ``most_idle`` pages that no row has are kept, the latest."""
+    """Owns who has which page. At most ``most_idle`` pages that no row has are kept, the latest.
+
+    ``num_shared`` counts, of each page, all rows that have it but one.
+    """
 
     def __init__(self, num_pages: int, *, most_idle: int) -> None:
         self._most_idle = most_idle
@@ -48,6 +51,7 @@ class PrefixCache:
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
+        self.num_shared = 0
 
     @property
     def num_used(self) -> int:
@@ -55,7 +59,12 @@ class PrefixCache:
         return len(self._holders) - len(self._free) - len(self._idle)
 
     def take(self) -> int:
-        """A page that no other row has: a free one, else the one that has been idle for longest."""
+        """A page that no other row has: a free one, else the one that has been idle for longest.
+
+        Raises MemoryError if rows have them all.
+        """
+        if not self._free and not self._idle:
+            raise MemoryError("no page of the KV cache is free")
         page = self._free.pop() if self._free else self._forget_oldest()
         self._holders[page] = 1
         return page
@@ -63,12 +72,14 @@ class PrefixCache:
     def acquire(self, page: int) -> None:
         """Share a page that others have, or had."""
         self._idle.pop(page, None)
+        self.num_shared += self._holders[page] > 0
         self._holders[page] += 1
 
     def release(self, page: int) -> bool:
         """Whether it is free now: no row has it, and it is not kept."""
         self._holders[page] -= 1
         if self._holders[page]:
+            self.num_shared -= 1
             return False
         if page not in self._key_of:
             self._free.append(page)

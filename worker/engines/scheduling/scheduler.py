@@ -12,7 +12,7 @@ so that no running row waits longer than that for its next token, whatever the p
 
 import bisect
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import chain
 
 from millpond.messages import FinishReason
@@ -45,14 +45,18 @@ class Scheduler:
         context_tokens: int,
         max_batched_tokens: int = 2048,
         adapters: Collection[str] = (),
+        shared_tokens: Callable[[], int] = lambda: 0,
     ) -> None:
+        """``shared_tokens`` are those of the KV cache that rows have in common, counted once for each row
+        but the first; less by a row's own as soon as its cache is freed."""
         self._adapters = frozenset(adapters)
         self._tokenizer = tokenizer
         self._slots = slots
         self._context_tokens = context_tokens
         self._max_batched_tokens = max_batched_tokens
         self._prefilled_tokens = 0  # since the last decode step
-        self._budget = KVBudget(kv_tokens)
+        self._shared_tokens = shared_tokens
+        self._budget = KVBudget(kv_tokens, shared_tokens)
         self._waiting: deque[list[Row]] = deque()
         self._preempted: list[Row] = []
         self._live: dict[str, Row] = {}
@@ -170,10 +174,10 @@ class Scheduler:
         self.running.extend(rows)
         assert len(self.running) <= self._slots
 
-    def make_room(self) -> list[Row]:
+    def make_room(self, free: Callable[[Row], None]) -> list[Row]:
         """Reserve a place for each running row's newest token, for the oldest row first.
 
-        Returns the rows that were preempted for it; the caller frees their caches.
+        Returns the rows that were preempted for it, of each of which the cache was freed by ``free``.
         """
         growing = [s for s in self.running if s.num_tokens > self._budget.of(s.id)]
         losers: list[Row] = []
@@ -184,6 +188,7 @@ class Scheduler:
             while not self._budget.reserve(row.id, min(wanted, row.most_tokens)):
                 youngest = max((*self._placed, *chain(*self._waiting)), key=_arrival)
                 losers.append(youngest)
+                free(youngest)
                 self.preempt(youngest)
                 if youngest is row:
                     break
@@ -220,7 +225,7 @@ class Scheduler:
 
     @property
     def placed_tokens(self) -> int:
-        return sum(row.num_tokens for row in self._placed)
+        return sum(row.num_tokens for row in self._placed) - self._shared_tokens()
 
     def retire(self) -> None:
         """Free the slots of the rows that have ended."""
