@@ -15,8 +15,8 @@ from worker.engines.torch.kv_pool import KVPool
 
 
 def page_class(num_pages: int) -> int:
-    """How many pages are read for a row that has so many: 1, 2, 3, 4, 6, 8, 12, ... Rows of one class are
-    read together, and none reads more than half as much again as it has."""
+    """The most pages of the rows that are read together with one that has so many: 1, 2, 3, 4, 6, 8, 12, ...
+    So no row reads more than half as much again as it has."""
     power = 1
     while power * 2 <= num_pages:
         power *= 2
@@ -41,7 +41,7 @@ class GatheredReading:
                     self._groups.append(_Piece(batch.table[row], token, start, stop))
                     row, token = row + 1, token + stop - start
             else:
-                self._groups.append(_Rows.of(batch, pool, row, token, spans, pages))
+                self._groups.append(_Rows.of(batch, pool, row, token, spans))
                 row, token = row + len(spans), token + len(spans)
 
     def __call__(
@@ -82,13 +82,9 @@ class _Rows:
         row: int,
         token: int,
         spans: Sequence[tuple[int, int]],
-        num_pages: int,
     ) -> "_Rows":
-        table = batch.table[row : row + len(spans), :num_pages]
-        missing = num_pages - table.shape[1]
-        if missing:
-            table = torch.nn.functional.pad(table, (0, missing), value=pool.spare)
         longest = max(stop for _, stop in spans)
+        table = batch.table[row : row + len(spans), : -(-longest // pool.layout.page_tokens)]
         tokens = slice(token, token + len(spans))
         return cls(
             tokens,
