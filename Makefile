@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help install install-api install-worker dev demo up dist test check format chaos mutations fuzz \
 	bench bench-queue bench-batches bench-lengths bench-engine bench-sampling bench-limits bench-prefix-cache \
-	bench-vote bench-adapters page-libraries audit clean
+	bench-speculation bench-vote bench-adapters page-libraries audit clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -111,6 +111,9 @@ bench-limits: dev ## a decode step of 64 rows beside what matrix units and memor
 
 bench-prefix-cache: dev ## what the prefix cache saves where prompts repeat, and what it costs elsewhere
 	$(BIN)/python -m bench.prefix_cache $(ARGS)
+
+bench-speculation: dev ## what drafts gain where texts repeat, and what they cost elsewhere
+	$(BIN)/python -m bench.speculation $(ARGS)
 
 bench-vote: dev ## what ending a vote early saves, and that it answers as the full vote does
 	$(BIN)/python -m bench.vote $(ARGS)

@@ -101,6 +101,12 @@ def test_nothing_is_drafted_where_each_token_costs_its_share() -> None:
     assert TILES.lengths(12, [0.2] * 12, [16] * 12) == [0] * 12
 
 
+def test_a_disturbed_measurement_makes_no_draft_seem_free() -> None:
+    disturbed = StepCost({1: 6.0, 12: 1.0, 96: 8.0})
+    assert disturbed.seconds(1) == disturbed.seconds(6) == 1.0
+    assert disturbed.lengths(1, [0.9], [16]) == TILES.lengths(1, [0.9], [16])
+
+
 def test_a_row_is_drafted_no_more_than_it_has_room_for_or_can_take() -> None:
     speculator = Speculator(16)
     prompt = [*range(20), *range(3)]

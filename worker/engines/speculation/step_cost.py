@@ -4,6 +4,7 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import accumulate
 
 # Drafted tokens of a step, over all rows.
 MOST_DRAFTED = 48
@@ -12,12 +13,16 @@ LEAST_GAIN = 1.1
 
 
 class StepCost:
-    """Seconds of a step by its tokens, between and beyond the sizes measured as on a line."""
+    """Seconds of a step by its tokens, between and beyond the sizes measured as on a line.
+
+    Where more tokens were faster than fewer, another program had disturbed those.
+    """
 
     def __init__(self, measured: Mapping[int, float]) -> None:
         assert len(measured) >= 2
         self._sizes = sorted(measured)
-        self._seconds = [measured[size] for size in self._sizes]
+        downwards = accumulate((measured[size] for size in reversed(self._sizes)), min)
+        self._seconds = [*downwards][::-1]
         self.can_gain = cache(self._can_gain)
 
     @classmethod
