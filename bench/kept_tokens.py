@@ -1,8 +1,9 @@
-"""What it costs to keep tokens: ``python -m bench.kept_tokens``.
+"""What it costs to keep tokens: ``python -m bench.kept_tokens [ENGINE]``.
 
-One worker with the simulated engine, which costs nothing itself, so that all that is measured is the worker
-and the server. Jobs without a stream and with one, with and without tokens kept, in turns; tokens a second,
-and bytes that the server was sent for each token.
+One worker with the simulated engine: ``free``, which costs nothing itself, so that all that is measured is
+the worker and the server, or ``usual``, whose steps take as long as those of a small model. Jobs without a
+stream and with one, with and without tokens kept, in turns; tokens a second, and bytes that the server was
+sent for each token.
 """
 
 import asyncio
@@ -23,12 +24,16 @@ from millpond.queue.subscriptions import Subscriptions
 from millpond.settings import load_settings
 
 ROUNDS = 5
-JOBS = 400
+JOBS = 200
 TOKENS = 256
 EVERY_TOKENS = (0, 32)
+ENGINES = {
+    "free": {"costs": {"decode_s_per_step": 0.0, "decode_s_per_row": 0.0}},
+    "usual": {},
+}
 
 
-async def measure(url: str, every_tokens: int, *, stream: bool) -> tuple[float, float]:
+async def measure(url: str, engine: str, every_tokens: int, *, stream: bool) -> tuple[float, float]:
     """Tokens a second, and bytes to the server for each."""
     settings = load_settings(
         redis_url=url,
@@ -37,7 +42,7 @@ async def measure(url: str, every_tokens: int, *, stream: bool) -> tuple[float, 
         slots=64,
         checkpoint_tokens=every_tokens,
         log_level="error",
-        simulated={"costs": {"decode_s_per_step": 0.0, "decode_s_per_row": 0.0}},
+        simulated=ENGINES[engine],
     )
     redis = connect(url, "kept")
     await redis.flushall()
@@ -68,7 +73,7 @@ async def measure(url: str, every_tokens: int, *, stream: bool) -> tuple[float, 
     return JOBS * TOKENS / took_s, sent / (JOBS * TOKENS)
 
 
-async def main() -> None:
+async def main(engine: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = ServerOptions(Path(folder), free_port())
         async with RedisServer(options, bundled_server()) as server:
@@ -77,7 +82,7 @@ async def main() -> None:
                 sizes: dict[int, float] = {}
                 for _ in range(ROUNDS):
                     for every in EVERY_TOKENS:
-                        rate, sizes[every] = await measure(server.url, every, stream=stream)
+                        rate, sizes[every] = await measure(server.url, engine, every, stream=stream)
                         rates[every].append(rate)
                 ratios = [b / a for a, b in zip(*rates.values(), strict=True)]
                 print(f"{'streamed' if stream else 'not streamed'}: ", end="")
@@ -90,4 +95,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(*(sys.argv[1:] or ["free"])))

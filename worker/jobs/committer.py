@@ -64,11 +64,11 @@ class Committer:
 
     def add(self, row: JobRow, delta: Delta) -> None:
         """Buffer what it brings; that is written soon, together with what follows until then."""
-        unwritten, least = row.unwritten, self._checkpoint_tokens
+        unwritten, least, streams = row.unwritten, self._checkpoint_tokens, row.job.request.stream
         # One that goes on is kept in any case: what is kept covers what has been streamed.
-        keeps = least > 0 or bool(row.kept.token_ids)
-        unwritten.add(delta, streams=row.job.request.stream, keeps=keeps)
-        if unwritten.has_text or (least and len(unwritten.tokens.waiting_ids) >= least):
+        unwritten.add(delta, streams=streams, keeps=least > 0 or bool(row.kept.token_ids))
+        enough = 0 < least <= len(unwritten.tokens.waiting_ids)
+        if enough or (streams and unwritten.has_text):
             self._rows[row.row] = row
             self._changed.set()
 

@@ -24,9 +24,11 @@ class UnwrittenText:
         self.written_chars = self.known_chars
 
     def add(self, text: str) -> None:
-        known = min(self.known_chars, len(text))
-        self.known_chars -= known
-        self.waiting += text[known:]
+        if self.known_chars:
+            known = min(self.known_chars, len(text))
+            self.known_chars -= known
+            text = text[known:]
+        self.waiting += text
 
     def send(self) -> None:
         self.sending, self.waiting = self.waiting, ""
@@ -52,11 +54,15 @@ class UnwrittenTokens:
         self.written_bytes = len(kept.pack(self.known.token_ids, self.known.logprobs))
 
     def add(self, delta: Delta) -> None:
-        known = min(self.known_tokens, len(delta.token_ids))
-        self.known_tokens -= known
-        self.waiting_ids += delta.token_ids[known:]
-        if delta.logprobs is not None:
-            self.waiting_logprobs += delta.logprobs[known:]
+        token_ids, logprobs = delta.token_ids, delta.logprobs
+        if self.known_tokens:
+            known = min(self.known_tokens, len(token_ids))
+            self.known_tokens -= known
+            token_ids = token_ids[known:]
+            logprobs = None if logprobs is None else logprobs[known:]
+        self.waiting_ids += token_ids
+        if logprobs is not None:
+            self.waiting_logprobs += logprobs
 
     def send(self) -> None:
         scored = self.waiting_logprobs or None
@@ -95,7 +101,8 @@ class UnwrittenRow:
 
     @property
     def has_text(self) -> bool:
-        return any(part.waiting or part.sending for part in self.texts)
+        text, reasoning = self.text, self.reasoning
+        return bool(text.waiting or text.sending or reasoning.waiting or reasoning.sending)
 
     @property
     def empty(self) -> bool:
