@@ -18,6 +18,7 @@ from tests.integration import test_exactness as exact
 from tests.integration.faults import failing_allocations
 from tests.integration.test_adapters import EVERYTHING, write_adapter
 from tests.integration.test_memory import FAMILIES, arrivals, check_tokens, drain, serve
+from worker.engines.adapters.reading import read_adapters
 from worker.engines.base import EngineConfig, GenerationRequest, Sampling
 from worker.engines.model import self_check
 from worker.engines.model.engine import TransformersEngine
@@ -143,7 +144,9 @@ def test_adapters_share_graphs(tmp_path: Path) -> None:
     folders = {"a": str(folder), "b": str(folder)}
     config = EngineConfig("transformers", None, exact.PRESET, slots=4, adapters=folders)
     engine = with_graphs(
-        TransformersEngine(with_adapters(adopt(model), folders), config, ByteTokenizer())
+        TransformersEngine(
+            with_adapters(adopt(model), read_adapters(model, folders)), config, ByteTokenizer()
+        )
     )
     [row] = rows_of(1, 40)
     for adapters in ((None, "a", "b"), ("b", None, "a")):

@@ -27,6 +27,7 @@ from tests.integration.test_memory import (
     drain,
     serve,
 )
+from worker.engines.adapters.reading import read_adapters
 from worker.engines.base import EngineConfig, GenerationRequest, Sampling
 from worker.engines.model import backend, loading, self_check
 from worker.engines.model.engine import TransformersEngine
@@ -166,7 +167,9 @@ def as_on_a_card(
 ) -> TransformersEngine:
     loaded = adopt(model)
     layout = replace(loaded.layout, page_tokens=CARD_PAGE_TOKENS)
-    loaded = with_adapters(replace(loaded, layout=layout, flash=kernel or Kernel()), adapters or {})
+    found = read_adapters(model, adapters or {})
+    fuse_all(model)
+    loaded = with_adapters(replace(loaded, layout=layout, flash=kernel or Kernel()), found)
     config = EngineConfig(
         "transformers",
         None,
@@ -194,7 +197,6 @@ def test_rows_come_and_go_and_graphs_stay(family: str) -> None:
         )
         for a in rows
     }
-    fuse_all(model)
     recorder, kernel = Recorder(), Kernel()
     engine = as_on_a_card(model, 6, recorder, kernel=kernel, kv_tokens=700, max_batched_tokens=100)
     finished, _ = serve(engine, rows)
@@ -229,7 +231,6 @@ def test_adapters_share_a_graph(tmp_path: Any) -> None:
     ]
     expected = [exact.generate_alone(model, list(rows[0].prompt_token_ids), 30)]
     recorder = Recorder()
-    fuse_all(model)
     engine = as_on_a_card(model, 4, recorder, adapters=folders)
     assert engine.admit(rows) == []
     together = drain(engine)
