@@ -146,6 +146,15 @@ def test_the_engine_takes_all_room_and_no_more() -> None:
     assert (plenty.slots, plenty.kv_tokens) == (4, 4000)
 
 
+def test_what_adapters_keep_of_each_token_is_working_memory() -> None:
+    architecture = Architecture.from_config(CONFIG)
+    without, beside = (Footprint(architecture, 2, adapter_bytes=n) for n in (0, 96))
+    tokens = 64 * 20
+    more = beside.workspace_bytes(64, 20) - without.workspace_bytes(64, 20)
+    assert more >= 96 * tokens
+    assert beside.kv_bytes(64, 1000) == without.kv_bytes(64, 1000)
+
+
 def test_little_room_means_fewer_slots_and_none_at_last() -> None:
     footprint = Footprint(vibethinker(), 2, page_tokens=64, gathers=False, graphs=False)
     slots = []
