@@ -58,10 +58,11 @@ async def test_the_first_steps_work_when_the_usual_ports_are_taken(
         assert '"status":"succeeded"' in out
         assert "event: finished" in out
 
-        completion, structured = blocks("With OpenAI's client")
+        completion, structured, vote = blocks("With OpenAI's client")
         assert len(await run(sys.executable, "-c", completion, cwd=tmp_path)) > 10
         asked = await run("bash", "-c", f"{address}\n{structured}", cwd=tmp_path)
         assert orjson.loads(asked)["status"] == "queued"
+        assert await run("bash", "-c", vote, cwd=tmp_path)
 
         subscriber, client = blocks("A first subscriber")
         listening = await asyncio.create_subprocess_exec(

@@ -31,7 +31,7 @@ local RECEIVER_BYTES = 400
 -- What the job's own receiver takes. It counts with the job's result and as long: a delivery is kept for 18
 -- hours at most while somebody tries, most are gone at once. Endpoints are the operator's and count nowhere.
 local function receiver_bytes(subject)
-  return redis.call('HSTRLEN', K.delivery .. 'url/' .. subject, 'url') + RECEIVER_BYTES
+  return #(redis.call('HGET', K.delivery .. 'url/' .. subject, 'url') or '') + RECEIVER_BYTES
 end
 
 -- `own`: the subject has a receiver of its own, whose url is in the delivery. The names of the deliveries.
