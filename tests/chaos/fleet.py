@@ -42,18 +42,17 @@ from worker.engines.scheduling.row import Row
 file = open({path!r}, "r+b")
 number = mmap.mmap(file.fileno(), 8)
 append, replay = Row.append, Row._replay
-
-def count(more):
-    number[:] = (int.from_bytes(number[:], "little") + more).to_bytes(8, "little")
+replayed = []
 
 def append_and_count(row, *args):
     append(row, *args)
-    count(1)
+    if not replayed:
+        number[:] = (int.from_bytes(number[:], "little") + 1).to_bytes(8, "little")
 
 def replay_uncounted(row, request):
-    before = number[:]
+    replayed.append(row)
     replay(row, request)
-    number[:] = before
+    replayed.pop()
 
 Row.append, Row._replay = append_and_count, replay_uncounted
 """
