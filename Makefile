@@ -73,8 +73,8 @@ format: dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-chaos: dev ## the faults of docs/reliability.md in full size, six side by side
-	MILLPOND_CHAOS=full $(BIN)/python -m pytest -n 6 --dist load --maxschedchunk 1 -rP tests/chaos \
+chaos: dev ## the faults of docs/reliability.md in full size, three side by side
+	MILLPOND_CHAOS=full $(BIN)/python -m pytest -n 3 --dist load --maxschedchunk 1 -rP tests/chaos \
 		tests/integration/test_failover.py tests/integration/test_mixed_workers.py tests/integration/test_starting.py \
 		tests/unit/test_preparing.py tests/contract/test_script_time.py
 

@@ -226,6 +226,7 @@ async def main_async(options: argparse.Namespace, console: Console) -> None:
                 jobs = round(rate * workers * options.seconds)
                 console.print(f"measuring: {workers} workers", style="dim")
                 runs.append(await measure(on, workers, jobs, options.seconds * 2))
+                console.print(f"  {runs[-1].rate:,.0f} jobs/s", style="dim")
             if options.jobs:
                 console.print(f"measuring: {options.jobs:,} jobs", style="dim")
                 runs.append(await measure(on, max(options.workers), options.jobs, options.limit))
