@@ -24,6 +24,7 @@ from rich.table import Table
 
 from bench.prompts import DEMO_PROMPTS
 from millpond.local.stack import Stack, running_stack
+from millpond.local.stack_events import StackEvent
 from millpond.messages import JobResult
 from millpond.messages.stored_results import unpack
 from millpond.queue.keys import Keys
@@ -178,10 +179,14 @@ def show_table(alone: Measured, together: Measured) -> None:
     )
 
 
+def tell(event: StackEvent) -> None:
+    console.print(f"[dim]{escape(event.message)}[/dim]")
+
+
 async def demo(settings: Settings) -> None:
     began = time.perf_counter()
     console.print("Starting Redis, the worker and the API (a first run converts the weights) ...")
-    async with running_stack(settings, embedded_server=True, api=True, say=console.print) as stack:
+    async with running_stack(settings, embedded_server=True, api=True, say=tell) as stack:
         worker = await stack.wait_ready(READY_TIMEOUT_S)
         console.print(
             f"Ready after {time.perf_counter() - began:.1f} s at {stack.api_url}: "
@@ -197,7 +202,9 @@ async def demo(settings: Settings) -> None:
 
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="millpond-demo-") as folder:
-        asyncio.run(demo(load_settings(data_dir=Path(folder), grace_s=2.0)))
+        # Answered a second time, the prompts would be drafted from their first answers.
+        settings = load_settings(data_dir=Path(folder), grace_s=2.0, speculative_tokens=0)
+        asyncio.run(demo(settings))
     return 0
 
 

@@ -97,3 +97,4 @@ async def test_the_demo_shows_every_kind_of_client() -> None:
     assert process.returncode == 0, out.decode()
     for shown in ("Live over SSE", "A Redis subscriber heard on", "windowed batch"):
         assert shown in out.decode()
+    assert "StackEvent" not in out.decode()
