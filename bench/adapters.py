@@ -83,13 +83,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--torch", action="store_true", help="measure the torch path, too")
     args = parser.parse_args()
-    # Each round reads its prompts anew.
+    # Each round reads its prompts anew, and drafts nothing from the round before.
     settings = load_settings(
         model=args.model,
         dtype=args.dtype,
         weights=args.weights,
         slots=args.rows,
         prefix_cache_tokens=0,
+        speculative_tokens=0,
     )
     lines = read_lines(args.workload, repeat=1)[: args.rows]
     runs: dict[str, list[Measured]] = {}

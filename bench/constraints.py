@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    settings = load_settings({"slots": given.rows})
+    settings = load_settings(slots=given.rows, speculative_tokens=0)
     preset = settings.preset()
     tokenizer, build = worker_engine(settings, preset, prepare_folder(settings, preset))
     engine = build()

@@ -168,7 +168,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     names = ("model", "dtype", "slots", "weights", "cpu_isa")
-    settings = load_settings(**{name: getattr(args, name) for name in names})
+    # The rounds repeat the rows, which would be drafted from the round before.
+    settings = load_settings(**{name: getattr(args, name) for name in names}, speculative_tokens=0)
     bench = Bench(settings)
     as_they_are = read_lines(args.workload, repeat=args.repeat)
     kinds = {

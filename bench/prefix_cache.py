@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    settings = load_settings(slots=64)
+    settings = load_settings(slots=64, speculative_tokens=0)
     engines = {kept: build(settings, kept) for kept in (32_768, 0)}
     table = Table("rows", "cache", "wall s", "CPU s", "CPU s of each round")
     for name, make in (("behind one prefix", shared), ("nothing in common", distinct)):

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--dtype")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    base = {"model": args.model, "dtype": args.dtype}
+    base = {"model": args.model, "dtype": args.dtype, "speculative_tokens": 0}
     settings = [load_settings(**base, max_batched_tokens=n) for n in args.tokens]
     engines = {s.max_batched_tokens: _build(s) for s in settings}
     table = Table("max_batched_tokens", "gap before", "gap", "first token of the long", "meanwhile")

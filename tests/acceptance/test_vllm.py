@@ -57,6 +57,10 @@ def command(tmp_path: Path) -> Path:
     return script
 
 
+# Of a minute each, for one job: a vLLM on a busy machine takes minutes to come back.
+MOST_WAITS = 10
+
+
 class Jobs:
     """The same jobs, put to the API as often as one likes."""
 
@@ -77,8 +81,10 @@ class Jobs:
         found = []
         for id in ids:
             job: dict[str, Any] = {}
-            while "result" not in job:  # as long as it runs, or waits
+            for _ in range(MOST_WAITS):
                 job = (await self.http.get(f"/v1/jobs/{id}", params={"wait": 60})).json()
+                if "result" in job:
+                    break
             result = job["result"]
             assert (job["status"], job["attempts"]) == ("succeeded", 1), job
             assert result["receipt"]["engine"] == "vllm"
